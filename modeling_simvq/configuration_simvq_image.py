@@ -1,0 +1,84 @@
+"""Configuration of the SimVQ image tokenizer."""
+
+import difflib
+
+from transformers import PretrainedConfig
+
+
+class SimVQImageConfig(PretrainedConfig):
+    """Sizes of a SimVQ image tokenizer. The defaults are the published ImageNet 128 x 128 model.
+
+    With these defaults the model has 64,281,987 parameters, 8 x down-sampling and 1,024 codes.
+
+    Args:
+        in_channels: channels of the pictures.
+        base_channels: channels of the first level, a multiple of 32 (GroupNorm has 32 groups).
+        channel_multipliers: width of each level in units of base_channels. Between levels the picture is
+            halved, so there are ``len(channel_multipliers) - 1`` halvings.
+        num_res_blocks: residual blocks per level, and in the middle.
+        codebook_size: K, number of codes.
+        codebook_dim: d, channels of the latents.
+        commitment_cost: beta of the paper's equation 7, weight of the encoder's side of the loss.
+
+    Raises:
+        ValueError: naming the field, if a value is impossible.
+        TypeError: if a field's name is misspelt.
+    """
+
+    model_type = "simvq_image"
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        base_channels: int = 128,
+        channel_multipliers: tuple[int, ...] = (1, 2, 2, 4),
+        num_res_blocks: int = 2,
+        codebook_size: int = 1024,
+        codebook_dim: int = 128,
+        commitment_cost: float = 0.25,
+        **kwargs,
+    ):
+        self.in_channels = _positive_int("in_channels", in_channels)
+        self.base_channels = _positive_int("base_channels", base_channels)
+        if not isinstance(channel_multipliers, (list, tuple)) or not channel_multipliers:
+            raise ValueError(
+                f"channel_multipliers must be a non-empty list, got {channel_multipliers!r}"
+            )
+        self.channel_multipliers = [
+            _positive_int("channel_multipliers", value) for value in channel_multipliers
+        ]
+        self.num_res_blocks = _positive_int("num_res_blocks", num_res_blocks)
+        self.codebook_size = _positive_int("codebook_size", codebook_size)
+        self.codebook_dim = _positive_int("codebook_dim", codebook_dim)
+        if isinstance(commitment_cost, bool) or not isinstance(commitment_cost, (int, float)):
+            raise ValueError(f"commitment_cost must be a number, got {commitment_cost!r}")
+        if not 0 <= commitment_cost < float("inf"):
+            raise ValueError(f"commitment_cost must be finite and >= 0, got {commitment_cost}")
+        self.commitment_cost = float(commitment_cost)
+        if self.base_channels % 32:
+            raise ValueError(
+                f"base_channels must be a multiple of 32 (GroupNorm has 32 groups), got {base_channels}"
+            )
+        _refuse_misspelt(kwargs, known=list(vars(self)))
+        super().__init__(**kwargs)
+
+    @property
+    def downsample_factor(self) -> int:
+        """Side of the square of pixels that one code stands for."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+
+def _positive_int(name: str, value) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return value
+
+
+def _refuse_misspelt(kwargs: dict, known: list[str]) -> None:
+    # transformers keeps unknown keys as attributes, so a misspelt field would silently do nothing.
+    for key in kwargs:
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+        if close:
+            raise TypeError(
+                f"unknown field {key!r} in the configuration: did you mean {close[0]!r}?"
+            )

@@ -1,0 +1,238 @@
+"""Convert a checkpoint of the SimVQ authors' trainer (Lightning .ckpt) to a model that AutoModel loads."""
+
+import argparse
+import json
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .configuration_simvq_image import SimVQImageConfig
+from .image_processing_simvq import SimVQImageProcessor
+from .modeling_simvq_image import SimVQImageModel
+
+_DROPPED = ("loss.",)  # discriminators and the perceptual network are not part of the tokenizer
+
+
+def convert_simvq_checkpoint(
+    checkpoint: str | Path,
+    output_dir: str | Path,
+    weights: str = "ema",
+    original_config: str | Path | None = None,
+) -> SimVQImageModel:
+    """Convert one original checkpoint and write model, processor and code to a folder.
+
+    Sizes are read off the tensors. The file is opened with ``weights_only=True``: no code in it runs.
+
+    Args:
+        checkpoint: the .ckpt file.
+        output_dir: where save_pretrained writes; made if missing.
+        weights: "ema", the averaged weights that the authors evaluate, or "raw".
+        original_config: the authors' config.yaml, for what tensors cannot tell (commitment cost beta and
+            training resolution). Without it the published values hold: 0.25 and 128.
+
+    Returns:
+        The converted model, in evaluation mode.
+
+    Raises:
+        ValueError: if the file is damaged, holds anything but tensors and plain values, is not a SimVQ
+            image checkpoint, or has no EMA weights when they are asked for.
+    """
+    if weights not in ("ema", "raw"):
+        raise ValueError(f'weights must be "ema" or "raw", got {weights!r}')
+    state = _read_state_dict(Path(checkpoint))
+    tensors = _select(state, weights, Path(checkpoint))
+    settings = _read_original_config(original_config)
+    config = _infer_config(tensors, settings)
+    model = SimVQImageModel(config)
+    renamed = {_rename(name, len(config.channel_multipliers)): t for name, t in tensors.items()}
+    _check(renamed, model)
+    model.load_state_dict(renamed)
+    size = settings.get("resolution", 128)
+    processor = SimVQImageProcessor(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        size_divisor=config.downsample_factor,
+    )
+    model.eval().save_pretrained(output_dir)
+    processor.save_pretrained(output_dir)
+    return model
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"Unsupported (?:global|class)[^\n]*|GLOBAL \S+[^\n]*", str(error))
+        detail = refused.group(0) if refused else str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} was refused: a checkpoint may hold only tensors and plain values, because anything "
+            f"else could run code when it is opened. {detail}"
+        ) from error
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        detail = (str(error) or repr(error)).splitlines()[0]
+        raise ValueError(f"{path} is truncated or no PyTorch checkpoint: {detail}") from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state:
+        raise ValueError(f"{path} holds no state_dict")
+    wrong = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise ValueError(f"{path}: entry {wrong[0]!r} of the state_dict is not a tensor")
+    return state
+
+
+def _select(state: dict[str, Tensor], weights: str, path: Path) -> dict[str, Tensor]:
+    """The tokenizer's tensors under their original names, raw or averaged."""
+    required = (
+        "quantize.embedding.weight",
+        "quantize.embedding_proj.weight",
+        "encoder.conv_in.weight",
+    )
+    missing = [name for name in required if name not in state]
+    if missing:
+        raise ValueError(
+            f"{path} is not a SimVQ image checkpoint: it has no {missing[0]!r} "
+            f"(its first entries: {', '.join(list(state)[:3])})"
+        )
+    kept = ("encoder.", "decoder.", "quantize.")
+    tensors = {name: value for name, value in state.items() if name.startswith(kept)}
+    foreign = [n for n in state if not n.startswith((*kept, *_DROPPED, "model_ema."))]
+    if foreign:
+        raise ValueError(f"{path} is not a SimVQ image checkpoint: unknown entry {foreign[0]!r}")
+    if weights == "ema":
+        # The original removes the dots from a name to make the name of its average. That cannot be
+        # undone by rule, so we go from the parameters' names to those of the averages.
+        for name in tensors:
+            if name == "quantize.embedding.weight":  # frozen, so it has no average
+                continue
+            average = "model_ema." + name.replace(".", "")
+            if average not in state:
+                raise ValueError(
+                    f'{path} has no averaged weights ({average!r} is missing): use weights="raw"'
+                )
+            tensors[name] = state[average]
+    return tensors
+
+
+def _read_original_config(path: str | Path | None) -> dict:
+    """Commitment cost and resolution from the authors' YAML."""
+    if path is None:
+        return {}
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+        arguments = content.get("model", content)["init_args"]
+        quantizer = arguments["quantconfig"]["params"]
+        settings = {"commitment_cost": float(quantizer.get("beta", 0.25))}
+        settings["resolution"] = int(arguments["ddconfig"]["resolution"])
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not the authors' config.yaml (model.init_args.ddconfig, .quantconfig): {error!r}"
+        ) from error
+    return settings
+
+
+def _infer_config(tensors: dict[str, Tensor], settings: dict) -> SimVQImageConfig:
+    def shape(name: str) -> torch.Size:
+        if name not in tensors:
+            raise ValueError(f"the checkpoint has no {name!r}")
+        return tensors[name].shape
+
+    def count(pattern: str) -> int:
+        found = [int(m.group(1)) for name in tensors if (m := re.match(pattern, name))]
+        return max(found, default=-1) + 1
+
+    levels = count(r"encoder\.down\.(\d+)\.")
+    base_channels, in_channels = shape("encoder.conv_in.weight")[:2]
+    widths = [shape(f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(levels)]
+    codebook_size, codebook_dim = shape("quantize.embedding.weight")
+    try:
+        return SimVQImageConfig(
+            in_channels=in_channels,
+            base_channels=base_channels,
+            channel_multipliers=[width // base_channels for width in widths],
+            num_res_blocks=count(r"encoder\.down\.0\.block\.(\d+)\."),
+            codebook_size=codebook_size,
+            codebook_dim=codebook_dim,
+            commitment_cost=settings.get("commitment_cost", 0.25),
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"the checkpoint's tensors describe no SimVQ image model: {error}"
+        ) from error
+
+
+def _rename(name: str, levels: int) -> str:
+    name = re.sub(r"^quantize\.embedding\.weight$", "quantizer.basis", name)
+    name = re.sub(r"^quantize\.embedding_proj\.", "quantizer.projection.", name)
+    name = re.sub(r"^encoder\.down\.(\d+)\.", r"encoder.levels.\1.", name)
+    # The original numbers the decoder's levels from the highest resolution, we in the order they run.
+    name = re.sub(
+        r"^decoder\.up\.(\d+)\.", lambda m: f"decoder.levels.{levels - 1 - int(m.group(1))}.", name
+    )
+    name = name.replace(".mid_block.", ".mid.").replace(".block.", ".blocks.")
+    return name.replace(".nin_shortcut.", ".shortcut.").replace(
+        ".upsample.conv1.", ".upsample.conv."
+    )
+
+
+def _check(renamed: dict[str, Tensor], model: SimVQImageModel) -> None:
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for name, shape in expected.items():
+        if name not in renamed:
+            raise ValueError(f"the checkpoint lacks the tensor that becomes {name!r}")
+        if renamed[name].shape != shape:
+            raise ValueError(
+                f"{name!r} has shape {tuple(renamed[name].shape)} in the checkpoint, "
+                f"but {tuple(shape)} follows from its other tensors"
+            )
+        if not renamed[name].isfinite().all():
+            raise ValueError(f"{name!r} holds NaN or infinite values in the checkpoint")
+    extra = sorted(set(renamed) - set(expected))
+    if extra:
+        raise ValueError(
+            f"the checkpoint has a tensor that the model has no place for: {extra[0]!r}"
+        )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line: see --help."""
+    parser = argparse.ArgumentParser(
+        prog="python -m modeling_simvq.convert_simvq_checkpoint", description=__doc__
+    )
+    parser.add_argument("checkpoint", help="the original .ckpt file")
+    parser.add_argument("output_dir", help="folder for the converted model")
+    parser.add_argument(
+        "--weights",
+        choices=("ema", "raw"),
+        default="ema",
+        help="averaged weights, which the authors evaluate (default), or raw ones",
+    )
+    parser.add_argument(
+        "--original-config", help="the authors' config.yaml, for what tensors cannot tell"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        model = convert_simvq_checkpoint(
+            options.checkpoint, options.output_dir, options.weights, options.original_config
+        )
+    except ValueError as error:
+        parser.exit(1, f"error: {error}\n")
+    summary = {
+        "output": options.output_dir,
+        "weights": options.weights,
+        "parameters": model.num_parameters(),
+        "codebook_size": model.config.codebook_size,
+        "downsample_factor": model.config.downsample_factor,
+    }
+    print(json.dumps(summary, indent=2))
+
+
+if __name__ == "__main__":
+    main()

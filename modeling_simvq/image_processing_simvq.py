@@ -1,0 +1,212 @@
+"""Image processor of the SimVQ image tokenizer: pictures to pixel_values in [-1, 1] and back."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+from transformers import BatchFeature
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
+from transformers.processing_utils import ImagesKwargs
+
+
+class SimVQImageProcessorKwargs(ImagesKwargs, total=False):
+    """size_divisor: pictures are padded to multiples of this, the tokenizer's down-sampling factor."""
+
+    size_divisor: int
+
+
+class SimVQImageProcessor(PilBackend):
+    """Resizes the short side, crops the centre, rescales to [-1, 1] and pads to whole tokens.
+
+    The defaults are the paper's protocol on ImageNet at 128 pixels (fixture ``data``). To tokenise whole
+    pictures at their own size: ``processor(images, do_resize=False, do_center_crop=False)``.
+
+    PIL pictures and uint8 arrays (H, W, C) or tensors (C, H, W) are resized by PIL, exactly as in training;
+    floating-point arrays and tensors, which must lie in [0, 1], are resized by torch with antialiasing.
+    Grey pictures become RGB; transparency is dropped.
+    """
+
+    valid_kwargs = SimVQImageProcessorKwargs
+    model_input_names = ["pixel_values"]
+
+    do_resize = True
+    size = {"shortest_edge": 128}
+    default_to_square = False
+    resample = Image.Resampling.BILINEAR
+    do_center_crop = True
+    crop_size = {"height": 128, "width": 128}
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = [0.5, 0.5, 0.5]
+    image_std = [0.5, 0.5, 0.5]
+    do_pad = True
+    size_divisor = 8
+
+    def _prepare_image_like_inputs(self, images, *args, **kwargs) -> list:
+        if isinstance(images, (list, tuple)) and len(images) == 0:
+            raise ValueError("the processor got an empty list of images")
+        return super()._prepare_image_like_inputs(images, *args, **kwargs)
+
+    def process_image(self, image, input_data_format=None, **kwargs) -> Image.Image | torch.Tensor:
+        """One picture as RGB: a PIL image, or a float tensor (3, H, W) in [0, 255]."""
+        if isinstance(image, Image.Image):
+            return _pil_to_rgb(image)
+        array = (
+            image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+        )
+        if array.ndim not in (2, 3):
+            raise ValueError(f"an image must have 2 or 3 dimensions, got shape {array.shape}")
+        if array.size == 0:
+            raise ValueError(f"an image is empty: shape {array.shape}")
+        if array.ndim == 3:
+            array = _channels_last(array, input_data_format)
+        if array.dtype == np.uint8:
+            return _pil_to_rgb(Image.fromarray(array))
+        if not np.issubdtype(array.dtype, np.floating):
+            raise ValueError(f"an array image must be uint8 or floating point, got {array.dtype}")
+        if not np.isfinite(array).all():
+            raise ValueError("an image holds NaN or infinite values")
+        low, high = float(array.min()), float(array.max())
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"a floating-point image must lie in [0, 1], found {low:g} to {high:g}: "
+                "give uint8 in [0, 255], or rescale it"
+            )
+        tensor = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(array), dtype=np.float32))
+        return tensor.permute(2, 0, 1)[:3].expand(3, -1, -1) * 255
+
+    def _preprocess(self, images: list, return_tensors=None, **settings) -> BatchFeature:
+        pictures = [self._prepare(image, **settings) for image in images]
+        shapes = sorted({tuple(picture.shape[1:]) for picture in pictures})
+        if len(shapes) > 1:
+            raise ValueError(
+                f"the images of one batch came out in different sizes {shapes}: keep do_resize and "
+                "do_center_crop on, or process them one at a time"
+            )
+        return BatchFeature({"pixel_values": torch.stack(pictures)}, tensor_type=return_tensors)
+
+    def _prepare(
+        self,
+        image: Image.Image | torch.Tensor,
+        do_resize: bool,
+        size,
+        resample,
+        do_center_crop: bool,
+        crop_size,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean,
+        image_std,
+        do_pad: bool,
+        size_divisor: int,
+        **kwargs,
+    ) -> torch.Tensor:
+        if do_resize:
+            image = F.resize(image, _target_size(size), _interpolation(resample), antialias=True)
+        if do_center_crop:
+            image = F.center_crop(image, [crop_size.height, crop_size.width])
+        width, height = _width_height(image)
+        if min(width, height) < size_divisor:
+            raise ValueError(
+                f"an image of {height} x {width} pixels is smaller than one token "
+                f"({size_divisor} x {size_divisor}): keep do_resize on, or enlarge it"
+            )
+        if isinstance(image, Image.Image):
+            image = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+        if do_rescale:
+            image = image * rescale_factor
+        if do_normalize:
+            image = F.normalize(image, image_mean, image_std)
+        if do_pad:
+            # Repeating the border costs the fewest artificial edges.
+            image = F.pad(
+                image, [0, 0, -width % size_divisor, -height % size_divisor], padding_mode="edge"
+            )
+        return image
+
+    def post_process(
+        self, pixel_values: torch.Tensor, target_sizes: list[tuple[int, int]] | None = None
+    ) -> list[Image.Image]:
+        """Pixel values to PIL pictures.
+
+        Args:
+            pixel_values: (B, 3, H, W), clamped to [-1, 1] here.
+            target_sizes: (height, width) of every picture as the processor saw it, after resize and crop:
+                crops away what padding added at the bottom and on the right.
+
+        Raises:
+            ValueError: on a wrong shape, values that are not finite, or a target larger than the picture.
+        """
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
+            raise ValueError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}")
+        if target_sizes is not None and len(target_sizes) != len(pixel_values):
+            raise ValueError(f"{len(target_sizes)} target_sizes for {len(pixel_values)} pictures")
+        values = pixel_values.detach().float().cpu()
+        if not values.isfinite().all():
+            raise ValueError("pixel_values holds NaN or infinite values")
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.image_mean, self.image_std))
+        values = ((values * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+        height, width = values.shape[-2:]
+        pictures = []
+        for index, value in enumerate(values):
+            if target_sizes is not None:
+                rows, cols = (int(side) for side in target_sizes[index])
+                if not (0 < rows <= height and 0 < cols <= width):
+                    raise ValueError(
+                        f"target size {rows} x {cols} does not fit in the picture of {height} x {width}: "
+                        "target_sizes crops what padding added, it does not resize"
+                    )
+                value = value[:, :rows, :cols]
+            pictures.append(Image.fromarray(value.permute(1, 2, 0).contiguous().numpy()))
+        return pictures
+
+
+def _pil_to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(
+        "I;16"
+    ):  # convert("RGB") would clip 16 bits to white instead of scaling
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _channels_last(array: np.ndarray, data_format: str | ChannelDimension | None) -> np.ndarray:
+    try:
+        data_format = data_format or infer_channel_dimension_format(array, num_channels=(1, 3, 4))
+    except ValueError:
+        raise ValueError(
+            f"an image must have 1, 3 or 4 channels, first or last, got shape {array.shape}"
+        ) from None
+    if ChannelDimension(data_format) == ChannelDimension.FIRST:
+        array = np.moveaxis(array, 0, -1)
+    if array.shape[-1] not in (1, 3, 4):
+        raise ValueError(f"an image must have 1, 3 or 4 channels, got {array.shape[-1]}")
+    return array[..., 0] if array.shape[-1] == 1 else array
+
+
+def _target_size(size) -> list[int] | int:
+    if size.shortest_edge:
+        return [size.shortest_edge]
+    if size.height and size.width:
+        return [size.height, size.width]
+    raise ValueError(f"size must hold shortest_edge, or height and width, got {dict(size)}")
+
+
+def _interpolation(resample) -> InterpolationMode:
+    if isinstance(resample, InterpolationMode):
+        return resample
+    return {
+        Image.Resampling.NEAREST: InterpolationMode.NEAREST,
+        Image.Resampling.BILINEAR: InterpolationMode.BILINEAR,
+        Image.Resampling.BICUBIC: InterpolationMode.BICUBIC,
+        Image.Resampling.LANCZOS: InterpolationMode.LANCZOS,
+        Image.Resampling.BOX: InterpolationMode.BOX,
+        Image.Resampling.HAMMING: InterpolationMode.HAMMING,
+    }[Image.Resampling(resample)]
+
+
+def _width_height(image: Image.Image | torch.Tensor) -> tuple[int, int]:
+    return image.size if isinstance(image, Image.Image) else (image.shape[-1], image.shape[-2])
