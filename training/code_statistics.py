@@ -1,0 +1,139 @@
+"""Which codes are used, and what the latents look like: the figures that show a collapse early."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+class CodeCounter:
+    """Counts codes on the device, over a window of batches; ranks are summed only when it is read."""
+
+    def __init__(self, codebook_size: int, device: torch.device):
+        self.counts = torch.zeros(codebook_size, dtype=torch.int64, device=device)
+
+    def update(self, codes: Tensor) -> None:
+        """Add a batch of codes of any shape."""
+        self.counts += torch.bincount(codes.flatten(), minlength=len(self.counts))
+
+    def read(self, accelerator: Accelerator) -> "CodeUsage":
+        """Usage over all ranks since the last reset."""
+        return CodeUsage.from_counts(accelerator.reduce(self.counts.clone(), reduction="sum"))
+
+    def reset(self) -> None:
+        """Start a new window."""
+        self.counts.zero_()
+
+
+@dataclass
+class CodeUsage:
+    """Usage of a codebook over some tokens.
+
+    Attributes:
+        utilisation: used codes / K, the paper's figure.
+        perplexity: exp of the entropy of the code frequencies, in nats; K if all are used equally.
+        tokens: tokens counted.
+        ceiling: the most that utilisation could be with so few tokens.
+    """
+
+    utilisation: float
+    perplexity: float
+    tokens: int
+    ceiling: float
+
+    @classmethod
+    def from_counts(cls, counts: Tensor) -> "CodeUsage":
+        """From occurrences per code, (K,) integers."""
+        tokens = int(counts.sum())
+        if tokens == 0:
+            return cls(0.0, 0.0, 0, 0.0)
+        used = counts[counts > 0].double() / tokens
+        return cls(
+            utilisation=len(used) / len(counts),
+            perplexity=math.exp(-float((used * used.log()).sum())),
+            tokens=tokens,
+            ceiling=min(1.0, tokens / len(counts)),
+        )
+
+
+@torch.no_grad()
+def effective_rank(rows: Tensor) -> float:
+    """Dimensions that vectors really span: exp of the entropy of the normalised singular values.
+
+    Args:
+        rows: (N, d). They are centred first. The result lies between 1 and min(N, d), and is 0 if all
+            rows are equal or one is not finite. Source: Roy and Vetterli, "The effective rank", EUSIPCO 2007.
+    """
+    rows = rows.double() - rows.double().mean(dim=0)
+    if not rows.isfinite().all():
+        return 0.0
+    # The square roots of the covariance's eigenvalues: d x d, where the SVD would be N x d.
+    values = torch.linalg.eigvalsh(rows.T @ rows).clamp(min=0).sqrt()
+    total = values.sum()
+    if total <= 0:
+        return 0.0
+    shares = values[values > 0] / total
+    return math.exp(-float((shares * shares.log()).sum()))
+
+
+@torch.no_grad()
+def latent_statistics(latents: Tensor, codebook: Tensor, most_rows: int = 4096) -> dict[str, float]:
+    """Scale of the latents against that of the codes, and their effective rank.
+
+    Args:
+        latents: (B, d, *spatial), the encoder's output.
+        codebook: (K, d), the effective codebook.
+        most_rows: rows beyond this are left out, evenly, to bound the cost.
+
+    Returns:
+        scale_ratio: root mean square of the latents about their mean, over that of the codes. Near 1 is
+            healthy; far above, the codes cannot reach the latents and few are used.
+        latent_effective_rank: see effective_rank.
+    """
+    rows = latents.float().movedim(1, -1).reshape(-1, latents.shape[1])
+    rows = rows[:: max(1, len(rows) // most_rows)]
+    codes = codebook[:: max(1, len(codebook) // most_rows)]
+    spread = [(x - x.mean(dim=0)).square().mean().sqrt() for x in (rows, codes)]
+    return {
+        "scale_ratio": float(spread[0] / spread[1].clamp(min=1e-12)),
+        "latent_effective_rank": effective_rank(rows),
+    }
+
+
+def diagnose_collapse(
+    usage: CodeUsage, scale_ratio: float, rank: float, codebook_dim: int
+) -> str | None:
+    """One sentence on why few codes are used and which setting to change; None while all is well.
+
+    The alarm is at a tenth of what the number of tokens allows. Causes in the order in which users met
+    them: latents that outgrew the codes, latents that shrank, latents that span few dimensions.
+    """
+    if usage.utilisation >= 0.1 * usage.ceiling:
+        return None
+    figures = (
+        f"only {usage.utilisation:.2%} of the codes are used (perplexity {usage.perplexity:.1f}, "
+        f"scale ratio {scale_ratio:.2g}, effective rank {rank:.1f} of {codebook_dim})"
+    )
+    if scale_ratio > 3:
+        cause = (
+            "the latents are much larger than the codes, so a few outer codes take them all: raise "
+            "commitment_weight or commitment_cost, or lower learning_rate"
+        )
+    elif scale_ratio < 1 / 3:
+        cause = (
+            "the latents are much smaller than the codes, so a few inner codes take them all: lower "
+            "commitment_weight, or train first without quantization (autoencoder_steps)"
+        )
+    elif rank < 0.1 * codebook_dim:
+        cause = (
+            "the latents span few dimensions: train first without quantization (autoencoder_steps), "
+            "or choose a smaller codebook_dim"
+        )
+    else:
+        cause = (
+            "scale and rank look sound, so it may only be early: if it stays, add warmup_steps, "
+            "lower learning_rate or commitment_weight"
+        )
+    return f"{figures}: {cause}"

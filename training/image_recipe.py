@@ -1,0 +1,198 @@
+"""Recipe of the image tokenizer: model, PatchGAN, losses, pictures, validation."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from skimage.metrics import structural_similarity
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.utils import make_grid
+from tqdm.auto import tqdm
+
+from modeling_simvq import SimVQImageConfig, SimVQImageModel, SimVQImageProcessor
+from training.code_statistics import CodeCounter
+from training.image_data import ImageDataConfig, build_image_dataloader
+from training.image_discriminator import PatchDiscriminator
+from training.image_losses import ImageLoss
+from training.perceptual import load_lpips
+from training.recipe import Validation
+from training.settings import SettingsError, at_least, one_of, setting
+
+
+@dataclass
+class ImageModelSettings:
+    """The tokenizer (SimVQImageConfig has the details)."""
+
+    base_channels: int = setting(128, "channels of the first level, a multiple of 32")
+    channel_multipliers: list[int] = setting(
+        [1, 2, 2, 4], "width of each level; halvings between them"
+    )
+    num_res_blocks: int = setting(2, "residual blocks per level")
+    codebook_size: int = setting(1024, "K, number of codes")
+    codebook_dim: int = setting(128, "d, width of a code")
+    commitment_cost: float = setting(0.25, "beta, weight of the encoder's side of the loss")
+
+    def __post_init__(self):
+        self.config()
+
+    def config(self) -> SimVQImageConfig:
+        """The model's configuration, validated."""
+        try:
+            return SimVQImageConfig(**{f.name: getattr(self, f.name) for f in fields(self)})
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+
+
+@dataclass
+class ImageLossSettings:
+    """The losses: L1 + LPIPS + adversarial + commitment."""
+
+    reconstruction_weight: float = setting(1.0, "weight of L1")
+    perceptual: str = setting("vgg", "LPIPS network: vgg, alex, or none to train without")
+    perceptual_weight: float = setting(1.0, "weight of LPIPS")
+    adversarial_weight: float | None = setting(0.1, "weight of the discriminator; null adapts it")
+    adaptive_scale: float = setting(1.0, "factor on the adaptive weight")
+    discriminator_start: int = setting(0, "step from which the discriminator takes part")
+    discriminator_channels: int = setting(64, "width of the PatchGAN's first layer")
+    discriminator_layers: int = setting(3, "strided layers of the PatchGAN")
+    lecam_weight: float = setting(0.0, "weight of LeCAM regularisation, for small data sets")
+    commitment_weight: float = setting(1.0, "weight of the quantizer's loss")
+
+    def __post_init__(self):
+        one_of(self, "perceptual", ("vgg", "alex", "none"))
+        at_least(self, 0, "reconstruction_weight", "perceptual_weight", "lecam_weight")
+        at_least(self, 0, "commitment_weight", "discriminator_start", "adaptive_scale")
+        at_least(self, 1, "discriminator_channels", "discriminator_layers")
+
+
+class ImageRecipe:
+    """See training.recipe.Recipe."""
+
+    batch_counts = ("unreadable",)
+
+    def __init__(
+        self,
+        model: ImageModelSettings,
+        data: ImageDataConfig,
+        loss: ImageLossSettings,
+        *,
+        batch_size: int,
+        seed: int,
+    ):
+        self.resolution = data.resolution
+        self.model = SimVQImageModel(model.config())
+        factor = self.model.config.downsample_factor
+        if data.resolution % factor:
+            raise SettingsError(
+                f"resolution must be a multiple of the down-sampling factor {factor}, "
+                f"got {data.resolution}"
+            )
+        self.discriminator = PatchDiscriminator(
+            base_channels=loss.discriminator_channels, num_layers=loss.discriminator_layers
+        )
+        self.perceptual = None if loss.perceptual == "none" else load_lpips(loss.perceptual)
+        self.loss = ImageLoss(
+            self.perceptual,
+            reconstruction_weight=loss.reconstruction_weight,
+            perceptual_weight=loss.perceptual_weight,
+            adversarial_weight=loss.adversarial_weight,
+            adaptive_scale=loss.adaptive_scale,
+            discriminator_start=loss.discriminator_start,
+            lecam_weight=loss.lecam_weight,
+            commitment_weight=loss.commitment_weight,
+        )
+        self.train_loader = build_image_dataloader(
+            data, data.train_split, batch_size=batch_size, train=True, seed=seed
+        )
+        self.validation_loader = None
+        if data.validation_split is not None:
+            self.validation_loader = build_image_dataloader(
+                data, data.validation_split, batch_size=batch_size, train=False, seed=seed
+            )
+
+    def inputs(self, batch: dict[str, Tensor]) -> Tensor:
+        return batch["pixel_values"]
+
+    def reconstruction(self, output) -> Tensor:
+        return output.pixel_values
+
+    def codes(self, output) -> Tensor:
+        return output.image_codes
+
+    def last_layer(self, model: nn.Module) -> Tensor:
+        return model.decoder.conv_out.weight
+
+    @torch.no_grad()
+    def validate(
+        self, model: nn.Module, loader: DataLoader, accelerator: Accelerator
+    ) -> Validation:
+        counter = CodeCounter(model.config.codebook_size, accelerator.device)
+        figures: dict[str, list[Tensor]] = {}
+        grid = None
+        hidden = not accelerator.is_local_main_process
+        for batch in tqdm(loader, desc="validating", unit="batch", leave=False, disable=hidden):
+            pixels = batch["pixel_values"]
+            output = model(pixels)
+            reconstruction = output.pixel_values.clamp(-1, 1)
+            per_image = picture_figures(pixels, reconstruction)
+            if self.perceptual is not None:
+                per_image["lpips"] = self.perceptual(reconstruction, pixels).flatten()
+            # gather_for_metrics drops the samples that fill up the last batch of all ranks.
+            gathered = accelerator.gather_for_metrics(
+                {**per_image, "codes": output.image_codes, "valid": batch["valid"]}
+            )
+            valid = gathered.pop("valid")
+            codes = gathered.pop("codes")[valid]
+            if accelerator.is_main_process:  # every rank has gathered the same codes
+                counter.update(codes)
+            for name, values in gathered.items():
+                figures.setdefault(name, []).append(values[valid])
+            if grid is None:
+                kept = batch["valid"]
+                grid = comparison_grid(pixels[kept][:8], reconstruction[kept][:8])
+        means = {name: float(torch.cat(values).mean()) for name, values in figures.items()}
+        usage = counter.read(accelerator)
+        means |= {"utilisation": usage.utilisation, "perplexity": usage.perplexity}
+        return Validation(means, {} if grid is None else {"reconstructions": grid})
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        model.save_pretrained(folder)
+        side = self.resolution
+        SimVQImageProcessor(
+            size={"shortest_edge": side},
+            crop_size={"height": side, "width": side},
+            size_divisor=model.config.downsample_factor,
+        ).save_pretrained(folder)
+
+
+def picture_figures(pixels: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
+    """L1, PSNR and SSIM of every picture, each (B,).
+
+    PSNR and SSIM are of 8-bit pictures with data range 1; SSIM with skimage's 7 x 7 uniform window, as in
+    the paper's evaluation, but per picture instead of per batch.
+
+    Args:
+        pixels, reconstruction: (B, 3, H, W) in [-1, 1].
+    """
+    l1 = (pixels - reconstruction).abs().mean(dim=(1, 2, 3))
+    original, decoded = (
+        ((x.float() + 1) * 127.5).round().clamp(0, 255) / 255 for x in (pixels, reconstruction)
+    )
+    error = F.mse_loss(decoded, original, reduction="none").mean(dim=(1, 2, 3))
+    psnr = -10 * torch.log10(error.clamp(min=1e-10))
+    pairs = zip(original.cpu().numpy(), decoded.cpu().numpy(), strict=True)
+    ssim = [structural_similarity(a, b, channel_axis=0, data_range=1.0) for a, b in pairs]
+    ssim = torch.tensor(np.array(ssim), dtype=torch.float32, device=pixels.device)
+    return {"l1": l1, "psnr": psnr, "ssim": ssim}
+
+
+def comparison_grid(pixels: Tensor, reconstruction: Tensor) -> Tensor:
+    """Originals above their reconstructions, (3, H, W) in [0, 1]."""
+    rows = torch.cat([pixels, reconstruction]).float().cpu()
+    return make_grid(
+        (rows.clamp(-1, 1) + 1) / 2, nrow=max(1, len(pixels)), padding=2, pad_value=1.0
+    )

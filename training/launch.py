@@ -1,0 +1,100 @@
+"""From a command line to a finished run; shared by the trainers."""
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    ProjectConfiguration,
+    set_seed,
+)
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from training.checkpoints import CheckpointError
+from training.loop import Trainer
+from training.recipe import Recipe
+from training.settings import LoopSettings, SettingsError, parse_settings
+from training.stepping import DivergedError
+
+logger = get_logger(__name__)
+
+
+def run(groups: dict[str, type], make_recipe: Callable[[dict], Recipe], description: str) -> None:
+    """Parse settings, train, save; mistakes of the user end in one line and exit status 1."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for chatty in ("httpx", "datasets", "accelerate", "transformers", "PIL"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        settings = parse_settings({**groups, "loop": LoopSettings}, description)
+        accelerator = make_accelerator(settings["loop"])
+        train(settings, make_recipe, accelerator)
+    except (SettingsError, CheckpointError, DivergedError, ValueError, OSError) as error:
+        if logging.getLogger().isEnabledFor(logging.DEBUG):
+            raise
+        sys.exit(f"error: {error}")
+
+
+def make_accelerator(settings: LoopSettings) -> Accelerator:
+    """Accelerate as every run here needs it."""
+    return Accelerator(
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        mixed_precision=settings.mixed_precision,
+        log_with=None if settings.tracker == "none" else settings.tracker,
+        project_config=ProjectConfiguration(settings.output_dir, settings.output_dir),
+        # Resuming gives the same order of samples only with this sampler.
+        dataloader_config=DataLoaderConfiguration(
+            use_seedable_sampler=True, data_seed=settings.seed
+        ),
+        step_scheduler_with_optimizer=False,
+        # The discriminator runs twice before its backward pass, and a broadcast of its batch-norm
+        # statistics in between would spoil the gradients of the first.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def train(
+    settings: dict, make_recipe: Callable[[dict], Recipe], accelerator: Accelerator
+) -> Trainer:
+    """Build the recipe, train it to the end and shut the processes down in order."""
+    loop = settings["loop"]
+    set_seed(loop.seed)
+    output_dir = Path(loop.output_dir)
+    flat = {k: v for group in settings.values() for k, v in dataclasses.asdict(group).items()}
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / "settings.json").write_text(json.dumps(flat, indent=2) + "\n")
+    recipe = make_recipe(settings)
+    if getattr(recipe, "perceptual", True) is None:
+        logger.warning("training without a perceptual loss (perceptual: none)")
+    if loop.tracker != "none":
+        scalars = {
+            k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in flat.items()
+        }
+        accelerator.init_trackers(
+            "tensorboard" if loop.tracker == "tensorboard" else "simvq", scalars
+        )
+    trainer = Trainer(recipe, loop, accelerator)
+    logger.info(
+        f"{recipe.model.num_parameters():,} parameters, {trainer.total_steps:,} steps, "
+        f"{accelerator.num_processes} process(es) on {accelerator.device.type}, "
+        f"{loop.batch_size * accelerator.num_processes * loop.gradient_accumulation_steps} "
+        "samples per step"
+    )
+    # Ranks differ from here on, so that each draws its own crops.
+    set_seed(loop.seed, device_specific=True)
+    with logging_redirect_tqdm():
+        trainer.train()
+    accelerator.end_training()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return trainer

@@ -1,0 +1,63 @@
+"""Figures and pictures of a run: means over a window, trackers, PNG files."""
+
+import json
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torchvision.utils import save_image
+
+
+class FigureMeans:
+    """Means of figures and sums of counts over a window, kept on the device until they are read."""
+
+    def __init__(self):
+        self._sums: dict[str, Tensor] = {}
+        self._numbers: dict[str, int] = {}
+        self._counts: dict[str, Tensor] = {}
+
+    def add(self, figures: dict[str, Tensor]) -> None:
+        """Add the figures of one forward pass."""
+        for name, value in figures.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._numbers[name] = self._numbers.get(name, 0) + 1
+
+    def count(self, name: str, number: Tensor) -> None:
+        """Add to a count."""
+        self._counts[name] = self._counts[name] + number if name in self._counts else number
+
+    def read(self, accelerator: Accelerator) -> tuple[dict[str, float], dict[str, int]]:
+        """Means and counts over all ranks since the last read."""
+        names = sorted(self._sums)
+        means = torch.stack([self._sums[name] / self._numbers[name] for name in names])
+        figures = dict(
+            zip(names, accelerator.reduce(means, reduction="mean").tolist(), strict=True)
+        )
+        counts = {
+            name: int(accelerator.reduce(number.clone(), reduction="sum"))
+            for name, number in sorted(self._counts.items())
+        }
+        self.__init__()
+        return figures, counts
+
+
+def write_figures(output_dir: Path, step: int, figures: dict[str, float]) -> None:
+    """Append a validation's figures to figures.jsonl."""
+    with (output_dir / "figures.jsonl").open("a") as lines:
+        lines.write(json.dumps({"step": step, **figures}) + "\n")
+
+
+def write_pictures(
+    output_dir: Path, step: int, pictures: dict[str, Tensor], trackers: list
+) -> None:
+    """Save pictures (3, H, W) in [0, 1] as PNG and hand them to the trackers that take pictures."""
+    for name, picture in pictures.items():
+        path = output_dir / name / f"step-{step:08d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_image(picture, path)
+        for tracker in trackers:
+            if hasattr(tracker, "log_images"):
+                channels_last = picture.permute(1, 2, 0).cpu().numpy()
+                tracker.log_images({name: channels_last[None]}, step=step)

@@ -1,0 +1,218 @@
+"""Settings of a training run: YAML files, `key=value` overrides, and a --help that teaches.
+
+Settings are flat. Each belongs to one group (a dataclass), and a name stands in one group only. The help
+text of a setting is its field's metadata.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+
+class SettingsError(ValueError):
+    """A setting is unknown or impossible. The message names it."""
+
+
+def setting(default, text: str):
+    """A dataclass field with a help text."""
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class LoopSettings:
+    """The run: how long, how fast, what is kept. Steps are optimiser steps of the generator."""
+
+    output_dir: str = setting(
+        "runs/simvq", "folder of checkpoints, pictures, logs and the final model"
+    )
+    seed: int = setting(0, "seed of weights, data order and crops")
+    batch_size: int = setting(64, "samples per process and forward pass")
+    gradient_accumulation_steps: int = setting(1, "forward passes per optimiser step")
+    mixed_precision: str = setting(
+        "no", "no, bf16 or fp16; the code search is float32 in all of them"
+    )
+    gradient_checkpointing: bool = setting(False, "recompute activations: less memory, slower")
+    epochs: int = setting(50, "passes over the training set, unless max_steps ends the run before")
+    max_steps: int | None = setting(None, "stop after this many steps (needed when streaming)")
+    learning_rate: float = setting(1e-4, "peak rate of both Adam optimisers")
+    adam_betas: list[float] = setting([0.5, 0.9], "Adam's betas, both optimisers")
+    lr_schedule: str = setting("constant", "constant or cosine, after the warm-up")
+    warmup_steps: int = setting(0, "linear warm-up from 0; helps against NaN")
+    min_learning_rate: float = setting(0.0, "floor of the cosine")
+    max_grad_norm: float | None = setting(None, "clip the gradients' norm, both optimisers")
+    ema_decay: float = setting(0.999, "average of the weights, which is validated and published")
+    autoencoder_steps: int = setting(0, "first train this many steps without quantization")
+    log_every: int = setting(50, "steps between two lines of figures")
+    validate_every: int = setting(
+        1000, "steps between two validations; there is one at the end too"
+    )
+    save_every: int = setting(1000, "steps between two checkpoints; there is one at the end too")
+    keep_checkpoints: int = setting(3, "checkpoints kept, the newest")
+    resume: str | None = setting(None, "latest, or the path of a checkpoint")
+    tracker: str = setting("tensorboard", "tensorboard, wandb, trackio or none")
+    max_bad_steps: int = setting(20, "stop after this many non-finite steps in a row")
+
+    def __post_init__(self):
+        one_of(self, "mixed_precision", ("no", "bf16", "fp16"))
+        one_of(self, "lr_schedule", ("constant", "cosine"))
+        one_of(self, "tracker", ("tensorboard", "wandb", "trackio", "none"))
+        at_least(self, 1, "batch_size", "gradient_accumulation_steps", "epochs", "log_every")
+        at_least(self, 1, "validate_every", "save_every", "keep_checkpoints", "max_bad_steps")
+        at_least(self, 0, "warmup_steps", "autoencoder_steps", "min_learning_rate")
+        if self.max_steps is not None:
+            at_least(self, 1, "max_steps")
+        if not 0 < self.learning_rate < 1:
+            raise SettingsError(f"learning_rate must lie in (0, 1), got {self.learning_rate}")
+        if not 0 <= self.ema_decay < 1:
+            raise SettingsError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise SettingsError(f"adam_betas must be two numbers in [0, 1), got {self.adam_betas}")
+        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+            raise SettingsError(f"max_grad_norm must be positive or null, got {self.max_grad_norm}")
+
+
+def one_of(settings, name: str, values: tuple[str, ...]) -> None:
+    """Raise SettingsError unless the setting is one of the values."""
+    value = getattr(settings, name)
+    if value not in values:
+        raise SettingsError(f"{name} must be one of {', '.join(values)}, got {value!r}")
+
+
+def at_least(settings, low: float, *names: str) -> None:
+    """Raise SettingsError unless every named setting is at least `low`."""
+    for name in names:
+        if not getattr(settings, name) >= low:
+            raise SettingsError(f"{name} must be at least {low}, got {getattr(settings, name)}")
+
+
+def parse_settings(
+    groups: dict[str, type], description: str, arguments: list[str] | None = None
+) -> dict:
+    """Read --config FILE and overrides (`key=value` or `--key value`).
+
+    Args:
+        groups: name to dataclass; the result has an instance under each name.
+        arguments: command line, sys.argv by default.
+
+    Raises:
+        SettingsError: naming the setting that is unknown, or whose value is impossible.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        usage="%(prog)s [--config FILE] [key=value | --key value ...]",
+        epilog=_help(groups),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file with settings, all at top level"
+    )
+    known, words = parser.parse_known_args(arguments)
+    values = _read_yaml(known.config) if known.config else {}
+    return build_settings(groups, values | _overrides(words))
+
+
+def build_settings(groups: dict[str, type], values: dict) -> dict:
+    """Sort flat values into the groups, convert them to the fields' types and check them."""
+    fields = {f.name: (group, f) for group, cls in groups.items() for f in dataclasses.fields(cls)}
+    sorted_values: dict[str, dict] = {group: {} for group in groups}
+    for name, value in values.items():
+        if name not in fields:
+            close = difflib.get_close_matches(name, fields, n=1)
+            hint = f": did you mean {close[0]!r}?" if close else "; --help lists all settings"
+            raise SettingsError(f"unknown setting {name!r}{hint}")
+        group, spec = fields[name]
+        hints = typing.get_type_hints(groups[group])
+        sorted_values[group][name] = _convert(name, value, hints[name])
+    return {group: cls(**sorted_values[group]) for group, cls in groups.items()}
+
+
+def _read_yaml(path: str) -> dict:
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise SettingsError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsError(
+            f"{path} must hold `setting: value` lines, got a {type(values).__name__}"
+        )
+    return values
+
+
+def _overrides(words: list[str]) -> dict:
+    """`key=value`, `--key=value` and `--key value` to a dict; values are read as YAML."""
+    values, index = {}, 0
+    while index < len(words):
+        word = words[index]
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not equals:
+            if not word.startswith("--") or index + 1 == len(words):
+                raise SettingsError(f"cannot read {word!r}: overrides are key=value or --key value")
+            index += 1
+            value = words[index]
+        try:
+            values[name.replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise SettingsError(f"{name}: {value!r} is not a valid value") from error
+        index += 1
+    return values
+
+
+def _convert(name: str, value, hint):
+    """Check a value against its type; numbers written like 1e-4 come out of YAML as strings."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None:
+        if type(None) in options:
+            return None
+        raise SettingsError(f"{name} must not be null")
+    options = tuple(option for option in options if option is not type(None))
+    for option in options:
+        origin = typing.get_origin(option) or option
+        if origin in (list, tuple) and isinstance(value, (list, tuple)):
+            (inner,) = set(typing.get_args(option)) - {Ellipsis}
+            return [_convert(name, item, inner) for item in value]
+        if origin is bool and isinstance(value, bool):
+            return value
+        if origin is int and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if origin is str and isinstance(value, str):
+            return value
+        if origin is float and not isinstance(value, (bool, list, dict)):
+            try:
+                return float(value)
+            except ValueError:
+                continue
+    if str in options and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    wanted = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+    raise SettingsError(f"{name} must be {wanted}, got {value!r}")
+
+
+def _help(groups: dict[str, type]) -> str:
+    lines = ["settings (in the YAML file, or as key=value on the command line):"]
+    for cls in groups.values():
+        lines += ["", f"  {(cls.__doc__ or cls.__name__).strip().splitlines()[0]}"]
+        for spec in dataclasses.fields(cls):
+            missing = spec.default is dataclasses.MISSING
+            default = (
+                spec.default_factory()
+                if missing and callable(spec.default_factory)
+                else spec.default
+            )
+            if default is dataclasses.MISSING:
+                default = "required"
+            text = spec.metadata.get("help", "")
+            lines.append(f"    {spec.name:<28} {text} [{'null' if default is None else default}]")
+    return "\n".join(lines)

@@ -1,0 +1,32 @@
+"""Train a SimVQ image tokenizer on ImageNet, an image folder or a parquet set.
+
+accelerate launch training/train_image.py --config training/configs/imagenet128_k65536.yaml
+accelerate launch training/train_image.py --config FILE dataset=path/to/photos output_dir=runs/mine
+"""
+
+import sys
+from pathlib import Path
+
+# `accelerate launch` puts this file's folder on the path, but training is imported from the one above.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from training.image_data import ImageDataConfig
+from training.image_recipe import ImageLossSettings, ImageModelSettings, ImageRecipe
+from training.launch import run
+
+
+def make_recipe(settings: dict) -> ImageRecipe:
+    """Recipe from parsed settings."""
+    loop = settings["loop"]
+    return ImageRecipe(
+        settings["model"],
+        settings["data"],
+        settings["loss"],
+        batch_size=loop.batch_size,
+        seed=loop.seed,
+    )
+
+
+if __name__ == "__main__":
+    groups = {"data": ImageDataConfig, "model": ImageModelSettings, "loss": ImageLossSettings}
+    run(groups, make_recipe, description=__doc__)
