@@ -76,43 +76,18 @@ class ImageRecipe:
 
     def __init__(
         self,
-        model: ImageModelSettings,
-        data: ImageDataConfig,
-        loss: ImageLossSettings,
-        *,
-        batch_size: int,
-        seed: int,
+        model: SimVQImageModel,
+        discriminator: nn.Module,
+        loss: ImageLoss,
+        perceptual: nn.Module | None,
+        train_loader: DataLoader,
+        validation_loader: DataLoader | None,
+        resolution: int,
     ):
-        self.resolution = data.resolution
-        self.model = SimVQImageModel(model.config())
-        factor = self.model.config.downsample_factor
-        if data.resolution % factor:
-            raise SettingsError(
-                f"resolution must be a multiple of the down-sampling factor {factor}, "
-                f"got {data.resolution}"
-            )
-        self.discriminator = PatchDiscriminator(
-            base_channels=loss.discriminator_channels, num_layers=loss.discriminator_layers
-        )
-        self.perceptual = None if loss.perceptual == "none" else load_lpips(loss.perceptual)
-        self.loss = ImageLoss(
-            self.perceptual,
-            reconstruction_weight=loss.reconstruction_weight,
-            perceptual_weight=loss.perceptual_weight,
-            adversarial_weight=loss.adversarial_weight,
-            adaptive_scale=loss.adaptive_scale,
-            discriminator_start=loss.discriminator_start,
-            lecam_weight=loss.lecam_weight,
-            commitment_weight=loss.commitment_weight,
-        )
-        self.train_loader = build_image_dataloader(
-            data, data.train_split, batch_size=batch_size, train=True, seed=seed
-        )
-        self.validation_loader = None
-        if data.validation_split is not None:
-            self.validation_loader = build_image_dataloader(
-                data, data.validation_split, batch_size=batch_size, train=False, seed=seed
-            )
+        self.model, self.discriminator = model, discriminator
+        self.loss, self.perceptual = loss, perceptual
+        self.train_loader, self.validation_loader = train_loader, validation_loader
+        self.resolution = resolution
 
     def inputs(self, batch: dict[str, Tensor]) -> Tensor:
         return batch["pixel_values"]
@@ -167,6 +142,55 @@ class ImageRecipe:
             crop_size={"height": side, "width": side},
             size_divisor=model.config.downsample_factor,
         ).save_pretrained(folder)
+
+
+def build_image_recipe(
+    model: ImageModelSettings,
+    data: ImageDataConfig,
+    loss: ImageLossSettings,
+    *,
+    batch_size: int,
+    seed: int,
+) -> ImageRecipe:
+    """Recipe from settings: opens the data set and the perceptual network.
+
+    Raises:
+        SettingsError: if the resolution is no multiple of the down-sampling factor.
+        PerceptualWeightsError: if LPIPS is asked for and its weights cannot be had.
+    """
+    config = model.config()
+    if data.resolution % config.downsample_factor:
+        raise SettingsError(
+            f"resolution must be a multiple of the down-sampling factor {config.downsample_factor}, "
+            f"got {data.resolution}"
+        )
+    perceptual = None if loss.perceptual == "none" else load_lpips(loss.perceptual)
+
+    def loader(split: str | None, train: bool) -> DataLoader | None:
+        if split is None:
+            return None
+        return build_image_dataloader(data, split, batch_size=batch_size, train=train, seed=seed)
+
+    return ImageRecipe(
+        SimVQImageModel(config),
+        PatchDiscriminator(
+            base_channels=loss.discriminator_channels, num_layers=loss.discriminator_layers
+        ),
+        ImageLoss(
+            perceptual,
+            reconstruction_weight=loss.reconstruction_weight,
+            perceptual_weight=loss.perceptual_weight,
+            adversarial_weight=loss.adversarial_weight,
+            adaptive_scale=loss.adaptive_scale,
+            discriminator_start=loss.discriminator_start,
+            lecam_weight=loss.lecam_weight,
+            commitment_weight=loss.commitment_weight,
+        ),
+        perceptual,
+        loader(data.train_split, train=True),
+        loader(data.validation_split, train=False),
+        data.resolution,
+    )
 
 
 def picture_figures(pixels: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:

@@ -11,14 +11,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from training.image_data import ImageDataConfig
-from training.image_recipe import ImageLossSettings, ImageModelSettings, ImageRecipe
+from training.image_recipe import (
+    ImageLossSettings,
+    ImageModelSettings,
+    ImageRecipe,
+    build_image_recipe,
+)
 from training.launch import run
 
 
 def make_recipe(settings: dict) -> ImageRecipe:
     """Recipe from parsed settings."""
     loop = settings["loop"]
-    return ImageRecipe(
+    return build_image_recipe(
         settings["model"],
         settings["data"],
         settings["loss"],
