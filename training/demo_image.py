@@ -9,6 +9,7 @@ and reconstructs a photograph that the training never saw.
 import argparse
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from PIL import Image
 
 TRAINING_PHOTOS = ("astronaut", "coffee", "rocket", "china", "flower")
 HELD_OUT = "chelsea"
-TILE = 96
+TILE = 40
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -41,12 +42,12 @@ def write_training_folder(folder: Path) -> int:
     count = 0
     for name in TRAINING_PHOTOS:
         photo = load_photo(name)
-        for short_side in (96, 160, 288):
+        for short_side in (128, 192, 288):
             scale = short_side / min(photo.size)
             size = [max(short_side, round(side * scale)) for side in photo.size]
             scaled = photo.resize(size, Image.Resampling.BICUBIC)
-            for top in range(0, scaled.height - TILE + 1, TILE // 2):
-                for left in range(0, scaled.width - TILE + 1, TILE // 2):
+            for top in range(0, scaled.height - TILE + 1, TILE):
+                for left in range(0, scaled.width - TILE + 1, TILE):
                     tile = scaled.crop((left, top, left + TILE, top + TILE))
                     tile.save(folder / "train" / f"{name}_{short_side}_{top}_{left}.png")
                     count += 1
@@ -61,6 +62,8 @@ def train(photos: Path, run: Path) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--num_processes", "1", "--num_machines", "1"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    # Accelerate gives a process one thread unless told otherwise.
+    command += ["--num_cpu_threads_per_process", str(os.cpu_count())]
     command += [str(REPOSITORY / "training" / "train_image.py")]
     command += ["--config", str(REPOSITORY / "training" / "configs" / "demo_image.yaml")]
     command += [f"dataset={photos}", f"output_dir={run}"]

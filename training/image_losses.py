@@ -54,8 +54,14 @@ class ImageLoss(nn.Module):
         return {name: value for name, value in state.items() if "perceptual." not in name}
 
     def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):
-        """Load what state_dict gave."""
-        return super().load_state_dict(state_dict, strict=False, assign=assign)
+        """Load what state_dict gave; the perceptual network keeps its weights.
+
+        Raises:
+            RuntimeError: if strict and a running mean is missing or a name is unknown.
+        """
+        own = super().state_dict()
+        kept = {name: value for name, value in own.items() if "perceptual." in name}
+        return super().load_state_dict({**kept, **state_dict}, strict=strict, assign=assign)
 
     def generator(
         self,
@@ -128,7 +134,8 @@ class ImageLoss(nn.Module):
         self, nll: Tensor, adversarial: Tensor, last_layer: Tensor | None
     ) -> Tensor:
         if self.adversarial_weight is not None:
-            return nll.new_tensor(self.adversarial_weight)
+            # Filled on the device: no copy from the host to wait for.
+            return nll.new_full((), self.adversarial_weight)
         if not torch.is_grad_enabled():
             return nll.new_zeros(())
         if last_layer is None:
@@ -141,7 +148,7 @@ class ImageLoss(nn.Module):
     def _lecam(self, real: Tensor, fake: Tensor) -> Tensor:
         if self.lecam_weight == 0:
             return real.new_zeros(())
-        if self.training:
+        if self.training:  # the original's means also move during validation
             self.lecam_real.lerp_(real.detach().mean(), 1 - self.lecam_decay)
             self.lecam_fake.lerp_(fake.detach().mean(), 1 - self.lecam_decay)
         above = F.relu(real - self.lecam_fake).square().mean()

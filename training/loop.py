@@ -8,12 +8,15 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from safetensors import SafetensorError
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from training.checkpoints import CheckpointError, find_checkpoint, save_checkpoint
 from training.code_statistics import CodeCounter, diagnose_collapse, latent_statistics
+from training.codebook_start import match_codes_to_latents
 from training.recipe import Recipe
 from training.reporting import FigureMeans, write_figures, write_pictures
 from training.schedule import make_scheduler
@@ -67,6 +70,7 @@ class Trainer:
         self._prepare()
         self.counter = CodeCounter(recipe.model.config.codebook_size, accelerator.device)
         self.means = FigureMeans()
+        self._codes_matched = False
 
     def _count_steps(self) -> int:
         settings = self.settings
@@ -171,6 +175,8 @@ class Trainer:
         recipe, settings, progress = self.recipe, self.settings, self.progress
         for name in recipe.batch_counts:
             self.means.count(name, batch[name].sum())
+        if progress.step == settings.autoencoder_steps > 0 and not self._codes_matched:
+            self._match_codes(recipe.inputs(batch))
         with self.accelerator.accumulate(self.model, self.discriminator):
             result = self.adversaries.step(
                 recipe.inputs(batch),
@@ -189,6 +195,15 @@ class Trainer:
             self.ema.update_parameters(self.accelerator.unwrap_model(self.model))
         progress.step += 1
         return True
+
+    @torch.no_grad()
+    def _match_codes(self, inputs: Tensor) -> None:
+        """End of the autoencoder phase: the codes start where the latents are."""
+        model = self.accelerator.unwrap_model(self.model)
+        latents = model(inputs, quantize=False).latents
+        quantizers = [model.quantizer, self.ema.module.quantizer]
+        match_codes_to_latents(quantizers, latents, self.accelerator)
+        self._codes_matched = True
 
     def _log(self) -> str:
         """Send the window's means to the trackers; returns the progress bar's line."""
@@ -247,7 +262,7 @@ class Trainer:
             return
         try:
             self.accelerator.load_state(str(checkpoint))
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError) as error:
             raise CheckpointError(f"cannot load the checkpoint {checkpoint}: {error}") from error
         logger.info(f"resumed from {checkpoint} at step {self.progress.step}")
 

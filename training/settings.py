@@ -49,7 +49,9 @@ class LoopSettings:
     min_learning_rate: float = setting(0.0, "floor of the cosine")
     max_grad_norm: float | None = setting(None, "clip the gradients' norm, both optimisers")
     ema_decay: float = setting(0.999, "average of the weights, which is validated and published")
-    autoencoder_steps: int = setting(0, "first train this many steps without quantization")
+    autoencoder_steps: int = setting(
+        0, "first train so long without quantization; the codes then start where the latents are"
+    )
     log_every: int = setting(50, "steps between two lines of figures")
     validate_every: int = setting(
         1000, "steps between two validations; there is one at the end too"

@@ -76,3 +76,25 @@ def test_few_tokens_are_no_collapse():
     usage = CodeUsage.from_counts(torch.cat([torch.ones(100), torch.zeros(65436)]).long())
     assert usage.utilisation < 0.002
     assert diagnose_collapse(usage, 1.0, 30, codebook_dim=64) is None
+
+
+def test_codes_start_where_the_latents_are():
+    from modeling_simvq import SimVQ
+    from training.codebook_start import match_codes_to_latents
+
+    torch.manual_seed(0)
+    mixing = torch.randn(8, 8) * 5
+    latents = (torch.randn(4, 100, 8) @ mixing + 3).view(4, 10, 10, 8).permute(0, 3, 1, 2)
+    quantizer, other = SimVQ(4096, 8), SimVQ(4096, 8)
+    used_before = quantizer(latents)[1].unique().numel()
+    match_codes_to_latents([quantizer, other], latents, Accelerator(cpu=True))
+    codes, rows = quantizer.codebook(), latents.movedim(1, -1).reshape(-1, 8)
+    assert torch.allclose(codes.mean(dim=0), rows.mean(dim=0), atol=0.1 * float(rows.std()))
+    difference = torch.cov(codes.T) - torch.cov(rows.T)
+    assert difference.norm() < 0.15 * torch.cov(rows.T).norm()
+    assert torch.equal(other.projection.weight, quantizer.projection.weight)
+    assert quantizer(latents)[1].unique().numel() > 3 * used_before
+    # Latents that are not finite change nothing.
+    before = quantizer.projection.weight.clone()
+    match_codes_to_latents([quantizer], latents * float("nan"), Accelerator(cpu=True))
+    assert torch.equal(quantizer.projection.weight, before)

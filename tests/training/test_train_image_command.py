@@ -1,0 +1,146 @@
+"""The real command in a subprocess: accelerate launch training/train_image.py."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+import modeling_simvq  # noqa: F401  (registers the Auto classes)
+
+REPOSITORY = Path(__file__).parents[2]
+TINY = """
+resolution: 32
+num_workers: 0
+base_channels: 32
+channel_multipliers: [1, 2]
+num_res_blocks: 1
+codebook_size: 64
+codebook_dim: 16
+discriminator_channels: 8
+batch_size: 4
+log_every: 1
+validate_every: 2
+save_every: 2
+tracker: none
+"""
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Real tiles of a photograph, one broken file among them, and the tiny configuration."""
+    astronaut = skimage.data.astronaut()
+    for split, count in (("train", 16), ("validation", 3)):
+        (tmp_path / "photos" / split).mkdir(parents=True)
+        for index in range(count):
+            top, left = 64 * (index // 4), 64 * (index % 4)
+            tile = Image.fromarray(astronaut[top : top + 64, left : left + 64])
+            tile.save(tmp_path / "photos" / split / f"{index}.png")
+    (tmp_path / "photos" / "train" / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return tmp_path / "photos"
+
+
+def launch(
+    photos: Path, *overrides: str, launcher: tuple = (), fails: bool = False, **environment
+) -> str:
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launcher]
+    if not launcher:
+        command += ["--num_processes", "1", "--num_machines", "1", "--dynamo_backend", "no"]
+        command += ["--mixed_precision", "no", "--num_cpu_threads_per_process", "2"]
+    command += [str(REPOSITORY / "training" / "train_image.py"), "--config"]
+    command += [str(photos.parent / "tiny.yaml"), f"dataset={photos}"]
+    command += [f"output_dir={photos.parent / 'run'}", *overrides]
+    cache = str(photos.parent / "cache")
+    result = subprocess.run(
+        command,
+        env=os.environ | {"HF_HOME": cache, "HF_HUB_OFFLINE": "1"} | environment,
+        cwd=photos.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (result.returncode != 0) == fails, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def test_train_with_lpips_resume_and_load(photos, tmp_path):
+    # With this seed the broken file comes first.
+    output = launch(photos, "perceptual=vgg", "max_steps=2", "tracker=tensorboard", "seed=4")
+    assert "broken.jpg" in output and "unreadable: 1 samples" in output
+    assert "Warning" not in output and "Traceback" not in output, output
+    run = tmp_path / "run"
+    output = launch(photos, "perceptual=vgg", "max_steps=4", "seed=4", "--resume", "latest")
+    assert "at step 2" in output
+    lines = [json.loads(line) for line in (run / "figures.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+    assert lines[0]["lpips"] > 0
+    assert list((run / "tensorboard").rglob("events*"))
+    grid = np.asarray(Image.open(run / "reconstructions" / "step-00000004.png"))
+    assert grid.shape == (2 * 34 + 2, 3 * 34 + 2, 3)
+
+    model = AutoModel.from_pretrained(run / "model").eval()
+    processor = AutoImageProcessor.from_pretrained(run / "model")
+    inputs = processor(Image.open(photos / "validation" / "0.png"), return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 3, 32, 32)
+    with torch.no_grad():
+        codes = model.encode(**inputs).image_codes
+        decoded = model.decode(image_codes=codes).pixel_values
+    assert codes.shape == (1, 16, 16) and decoded.isfinite().all()
+    assert not model.quantizer.basis.requires_grad
+
+
+def test_two_processes_share_the_work(photos, tmp_path):
+    launcher = ("--multi_gpu", "--num_processes", "2", "--num_machines", "1")
+    launcher += ("--mixed_precision", "no", "--dynamo_backend", "no")
+    output = launch(
+        photos,
+        "perceptual=none",
+        "max_steps=2",
+        "gradient_accumulation_steps=2",
+        "autoencoder_steps=1",
+        launcher=launcher,
+        ACCELERATE_USE_CPU="true",
+    )
+    assert "2 process(es) on cpu" in output
+    assert "16 samples per step" in output
+    lines = (tmp_path / "run" / "figures.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2]
+    AutoModel.from_pretrained(tmp_path / "run" / "model")
+
+
+def test_a_mistake_is_one_line(photos):
+    command = [sys.executable, str(REPOSITORY / "training" / "train_image.py")]
+    command += ["--config", str(photos.parent / "tiny.yaml"), f"dataset={photos}", "resolution=33"]
+    command += [f"output_dir={photos.parent / 'run'}", "perceptual=none"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: resolution") and "33" in last
+
+
+def test_help_teaches():
+    command = [sys.executable, str(REPOSITORY / "training" / "train_image.py"), "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0
+    for word in ("dataset", "codebook_size", "perceptual", "max_steps", "accelerate launch"):
+        assert word in result.stdout
+
+
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "training" / "configs").glob("*.yaml")))
+def test_shipped_configurations_are_valid(file):
+    from training.image_data import ImageDataConfig
+    from training.image_recipe import ImageLossSettings, ImageModelSettings
+    from training.settings import LoopSettings, parse_settings
+
+    groups = {"data": ImageDataConfig, "model": ImageModelSettings, "loss": ImageLossSettings}
+    settings = parse_settings({**groups, "loop": LoopSettings}, "", ["--config", str(file)])
+    assert settings["model"].config().codebook_size in (1024, 8192, 65536, 262144)
