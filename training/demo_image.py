@@ -20,7 +20,7 @@ from PIL import Image
 
 TRAINING_PHOTOS = ("astronaut", "coffee", "rocket", "china", "flower")
 HELD_OUT = "chelsea"
-TILE = 40
+TILE = 64
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -46,8 +46,8 @@ def write_training_folder(folder: Path) -> int:
             scale = short_side / min(photo.size)
             size = [max(short_side, round(side * scale)) for side in photo.size]
             scaled = photo.resize(size, Image.Resampling.BICUBIC)
-            for top in range(0, scaled.height - TILE + 1, TILE):
-                for left in range(0, scaled.width - TILE + 1, TILE):
+            for top in range(0, scaled.height - TILE + 1, TILE // 2):
+                for left in range(0, scaled.width - TILE + 1, TILE // 2):
                     tile = scaled.crop((left, top, left + TILE, top + TILE))
                     tile.save(folder / "train" / f"{name}_{short_side}_{top}_{left}.png")
                     count += 1

@@ -1,0 +1,105 @@
+"""Outputs, losses and gradients of the authors' code (fixtures image_*), with raw and with EMA weights."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from modeling_simvq.convert_simvq_checkpoint import convert_simvq_checkpoint
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+sys.path.insert(0, str(FIXTURES))
+from recipe import value  # noqa: E402
+
+NAMES = ["image_tiny1", "image_tiny2", "image_tiny2_wide", "image_real"]
+
+
+def checkpoint(name: str, folder: Path) -> Path:
+    """The stored checkpoint, or one made from the names and shapes of its tensors."""
+    stored = FIXTURES / name / "checkpoint.ckpt"
+    if stored.is_file():
+        return stored
+    state = {}
+    for key, shape, dtype in json.loads((FIXTURES / name / "keys.json").read_text()):
+        if key.startswith(("encoder.", "decoder.", "quantize.")) and dtype == "float32":
+            state[key] = torch.from_numpy(value(key, tuple(shape), 0))
+            if key != "quantize.embedding.weight":
+                average = "model_ema." + key.replace(".", "")
+                state[average] = torch.from_numpy(value(key, tuple(shape), 1))
+    made = folder / "made.ckpt"
+    torch.save({"state_dict": state}, made)
+    return made
+
+
+def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_equal_the_original(name, weights, tmp_path):
+    model = convert_simvq_checkpoint(checkpoint(name, tmp_path), tmp_path / "model", weights)
+    inputs = load_file(FIXTURES / name / "inputs.safetensors")
+    expected = load_file(FIXTURES / name / "outputs.safetensors")
+    for case, pixels in inputs.items():
+        key = f"{weights}.{case}."
+        with torch.no_grad():
+            encoded = model.encode(pixels)
+            decoded = model.decode(image_codes=encoded.image_codes)
+            whole = model(pixels)
+        assert torch.equal(encoded.image_codes.flatten(), expected[key + "indices"])
+        for ours, theirs in (("latents", "z"), ("quantized_latents", "z_q")):
+            if key + theirs in expected:
+                assert relative(encoded[ours], expected[key + theirs]) < 1e-5
+        assert relative(encoded.commitment_loss, expected[key + "commit_loss"]) < 1e-5
+        assert relative(whole.pixel_values, expected[key + "rec"]) < 1e-5
+        assert torch.equal(decoded.pixel_values, whole.pixel_values)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_equal_the_original(name, tmp_path):
+    expected = load_file(FIXTURES / name / "outputs.safetensors")
+    model = convert_simvq_checkpoint(checkpoint(name, tmp_path), tmp_path / "model", "raw")
+    # The fixture's first input, in the order in which it was made.
+    pixels = load_file(FIXTURES / name / "inputs.safetensors")
+    stats = json.loads((FIXTURES / name / "config.json").read_text())["stats"]
+    pixels = pixels[next(iter(stats)).split(".")[1]]
+    output = model(pixels)
+    error = F.mse_loss(output.pixel_values, pixels)
+    loss = error + output.commitment_loss
+    loss.backward()
+    ours = {
+        "loss": loss.detach(),
+        "mse": error.detach(),
+        "encoder.conv_in.weight": model.encoder.conv_in.weight.grad,
+        "decoder.conv_out.weight": model.decoder.conv_out.weight.grad,
+        "quantize.embedding_proj.weight": model.quantizer.projection.weight.grad,
+        "quantize.embedding_proj.bias": model.quantizer.projection.bias.grad,
+    }
+    checked = [key for key in expected if key.startswith("grad.")]
+    for key in checked:
+        assert relative(ours[key.removeprefix("grad.")], expected[key]) < 1e-4, key
+    assert len(checked) >= 4 or name == "image_tiny2_wide"
+    assert model.quantizer.basis.grad is None
+
+
+def test_published_size():
+    from modeling_simvq import SimVQImageConfig, SimVQImageModel
+
+    model = SimVQImageModel(SimVQImageConfig())
+    assert model.num_parameters() == 64_281_987
+    assert model.num_parameters(only_trainable=True) == 64_150_915
+    assert model.config.downsample_factor == 8
+
+
+def test_the_originals_lookup_without_projection_is_not_ours(tmp_path):
+    """original.md, fault 1: its get_codebook_entry forgets W, so its decoded codes are wrong."""
+    model = convert_simvq_checkpoint(checkpoint("image_tiny1", tmp_path), tmp_path / "model", "raw")
+    expected = load_file(FIXTURES / "image_tiny1" / "outputs.safetensors")
+    ours = model.quantizer.lookup(expected["raw.sq.indices"].view(2, 16, 16))
+    assert relative(ours, expected["raw.sq.z_q"]) < 1e-5
+    assert relative(ours, expected["buggy_get_codebook_entry"]) > 0.5
