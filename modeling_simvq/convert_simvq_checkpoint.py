@@ -139,19 +139,24 @@ def _read_original_config(path: str | Path | None) -> dict:
 
 
 def _infer_config(tensors: dict[str, Tensor], settings: dict) -> SimVQImageConfig:
-    def shape(name: str) -> torch.Size:
+    def shape(name: str, ndim: int) -> torch.Size:
         if name not in tensors:
             raise ValueError(f"the checkpoint has no {name!r}")
-        return tensors[name].shape
+        found = tensors[name].shape
+        if len(found) != ndim or 0 in found:
+            raise ValueError(
+                f"{name!r} has shape {tuple(found)} in the checkpoint, not {ndim} dimensions of at least 1"
+            )
+        return found
 
     def count(pattern: str) -> int:
         found = [int(m.group(1)) for name in tensors if (m := re.match(pattern, name))]
         return max(found, default=-1) + 1
 
     levels = count(r"encoder\.down\.(\d+)\.")
-    base_channels, in_channels = shape("encoder.conv_in.weight")[:2]
-    widths = [shape(f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(levels)]
-    codebook_size, codebook_dim = shape("quantize.embedding.weight")
+    base_channels, in_channels = shape("encoder.conv_in.weight", 4)[:2]
+    widths = [shape(f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(levels)]
+    codebook_size, codebook_dim = shape("quantize.embedding.weight", 2)
     try:
         return SimVQImageConfig(
             in_channels=in_channels,
@@ -191,6 +196,10 @@ def _check(renamed: dict[str, Tensor], model: SimVQImageModel) -> None:
             raise ValueError(
                 f"{name!r} has shape {tuple(renamed[name].shape)} in the checkpoint, "
                 f"but {tuple(shape)} follows from its other tensors"
+            )
+        if not renamed[name].is_floating_point():
+            raise ValueError(
+                f"{name!r} is {renamed[name].dtype} in the checkpoint, not floating point"
             )
         if not renamed[name].isfinite().all():
             raise ValueError(f"{name!r} holds NaN or infinite values in the checkpoint")

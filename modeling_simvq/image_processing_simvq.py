@@ -48,6 +48,11 @@ class SimVQImageProcessor(PilBackend):
     def _prepare_image_like_inputs(self, images, *args, **kwargs) -> list:
         if isinstance(images, (list, tuple)) and len(images) == 0:
             raise ValueError("the processor got an empty list of images")
+        # The base class counts a 2-D array as no image: a grey picture gets its axis of channels here.
+        if isinstance(images, (list, tuple)):
+            images = [_with_channels(image) for image in images]
+        else:
+            images = _with_channels(images)
         return super()._prepare_image_like_inputs(images, *args, **kwargs)
 
     def process_image(self, image, input_data_format=None, **kwargs) -> Image.Image | torch.Tensor:
@@ -171,6 +176,11 @@ def _pil_to_rgb(image: Image.Image) -> Image.Image:
     ):  # convert("RGB") would clip 16 bits to white instead of scaling
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     return image.convert("RGB")
+
+
+def _with_channels(image):
+    grey = isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 2
+    return image[None] if grey else image
 
 
 def _channels_last(array: np.ndarray, data_format: str | ChannelDimension | None) -> np.ndarray:

@@ -57,8 +57,15 @@ class SimVQImageOutput(ModelOutput):
     latents: torch.FloatTensor | None = None
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(num_groups=32, num_channels=channels, eps=1e-6)
+class Norm(nn.GroupNorm):
+    """GroupNorm with 32 groups. It accepts one value per group, as a picture of one token may give."""
+
+    def __init__(self, channels: int):
+        super().__init__(num_groups=32, num_channels=channels, eps=1e-6)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        # nn.GroupNorm refuses groups of one value, in evaluation too.
+        return torch.group_norm(hidden, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class ResidualBlock(GradientCheckpointingLayer):
@@ -66,9 +73,9 @@ class ResidualBlock(GradientCheckpointingLayer):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.norm1 = _norm(in_channels)
+        self.norm1 = Norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
-        self.norm2 = _norm(out_channels)
+        self.norm2 = Norm(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False)
         if in_channels == out_channels:
             self.shortcut = nn.Identity()
@@ -125,7 +132,7 @@ class ImageEncoder(nn.Module):
             self.levels.append(level)
             previous = width
         self.mid = _blocks(previous, previous, config.num_res_blocks)
-        self.norm_out = _norm(previous)
+        self.norm_out = Norm(previous)
         self.conv_out = nn.Conv2d(previous, config.codebook_dim, kernel_size=1)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -153,7 +160,7 @@ class ImageDecoder(nn.Module):
             level.upsample = nn.Identity() if last else Upsample(width)
             self.levels.append(level)
             previous = width
-        self.norm_out = _norm(previous)
+        self.norm_out = Norm(previous)
         self.conv_out = nn.Conv2d(previous, config.in_channels, kernel_size=3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:

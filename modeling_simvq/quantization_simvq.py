@@ -83,7 +83,8 @@ class SimVQ(nn.Module):
             # Straight-through. The value is q to the last bit, so that decoding the codes gives the
             # same picture; `z + (q - z).detach()` would round.
             quantized = q.detach() + (z - z.detach())
-        return quantized.movedim(-1, 1).to(latents.dtype), codes, commitment_loss
+        # One memory layout here and in lookup: convolutions round differently in different layouts.
+        return quantized.movedim(-1, 1).contiguous().to(latents.dtype), codes, commitment_loss
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Vectors of the given codes, through W and b.
@@ -108,7 +109,7 @@ class SimVQ(nn.Module):
                     f"0 to {self.codebook_size - 1}"
                 )
         with torch.autocast(device_type=codes.device.type, enabled=False):
-            return self._codes_to_vectors(codes.long()).movedim(-1, 1)
+            return self._codes_to_vectors(codes.long()).movedim(-1, 1).contiguous()
 
     def _codes_to_vectors(self, codes: Tensor) -> Tensor:
         if torch.is_grad_enabled() and self.projection.weight.requires_grad:
