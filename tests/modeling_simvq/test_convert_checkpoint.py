@@ -194,6 +194,8 @@ def test_every_wrong_shape_is_noticed(change, tokenizer, tmp_path):
         "another axis": lambda tensor: tensor[None],
     }
     for name, tensor in tokenizer.items():
+        if change == "cut" and name == "quantize.embedding.weight":
+            continue  # that is a codebook of one code less
         wrong = {**tokenizer, name: changes[change](tensor)}
         refuse_state(wrong, tmp_path, r"shape|multiple of 32|channel_multipliers|no place|lacks")
 

@@ -1,0 +1,134 @@
+"""Arithmetic and memory of the quantizer: what half precision, large values and gradients must not do."""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from modeling_simvq import SimVQ, nearest_code
+
+
+def margin_rule(queries: torch.Tensor, codes: torch.Tensor, found: torch.Tensor) -> float:
+    """Worst excess of a chosen distance over the best one, in float64, relative to the scores' scale."""
+    scores = queries.double() @ codes.double().T - codes.double().square().sum(dim=1) / 2
+    best, chosen = scores.max(dim=1).values, scores.gather(1, found[:, None])[:, 0]
+    scale = queries.double().norm(dim=1) * codes.double().norm(dim=1).max()
+    return float(((best - chosen) / scale).max())
+
+
+def test_large_norms_and_offsets_are_searched_within_rounding():
+    torch.manual_seed(0)
+    codes = torch.randn(300, 32)
+    far = torch.nn.functional.normalize(torch.randn(200, 32), dim=1) * 1e4
+    for queries, book in ((far, codes), (codes[:200] + 1e3, codes), (far + 50, codes + 50)):
+        assert margin_rule(queries, book, nearest_code(queries, book)) < 1e-6
+
+
+def test_a_code_is_its_own_nearest_code():
+    torch.manual_seed(0)
+    quantizer = SimVQ(2000, 16).eval()
+    codes = torch.arange(2000).view(2, 1000)
+    _, found, loss = quantizer(quantizer.lookup(codes))
+    assert torch.equal(found, codes) and loss == 0
+
+
+def test_duplicated_codes_give_the_lowest_index():
+    quantizer = SimVQ(40, 4).eval()
+    with torch.no_grad():
+        quantizer.basis[20:] = quantizer.basis[:20]
+    _, codes, _ = quantizer(torch.randn(3, 4, 50))
+    assert codes.max() < 20
+
+
+def test_half_precision_model_and_latents_use_float32_arithmetic():
+    torch.manual_seed(0)
+    for dtype in (torch.float16, torch.bfloat16):
+        quantizer = SimVQ(256, 8).eval()
+        quantizer.codebook()
+        quantizer.to(dtype)
+        latents = torch.randn(2, 8, 6, 6).to(dtype)
+        quantized, codes, loss = quantizer(latents)
+        reference = SimVQ(256, 8).eval()
+        reference.load_state_dict({k: v.float() for k, v in quantizer.state_dict().items()})
+        expected, expected_codes, expected_loss = reference(latents.float())
+        assert torch.equal(codes, expected_codes) and torch.equal(loss, expected_loss)
+        assert torch.equal(quantized, expected.to(dtype))
+
+
+def test_straight_through_passes_the_gradient_unchanged():
+    quantizer = SimVQ(64, 8)
+    latents = torch.randn(2, 8, 5, requires_grad=True)
+    upstream = torch.randn(2, 8, 5)
+    quantizer(latents)[0].backward(upstream)
+    assert torch.equal(latents.grad, upstream)
+    assert quantizer.projection.weight.grad is None  # only the loss trains W
+
+
+class SeenShapes(TorchDispatchMode):
+    """Collects the shapes of every tensor that an operation returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.shapes.add(tuple(tensor.shape))
+        return out
+
+
+def test_no_dense_gradient_of_the_codebook_is_ever_made():
+    quantizer = SimVQ(977, 8)
+    latents = torch.randn(2, 8, 5, requires_grad=True)
+    quantized, _, loss = quantizer(latents)
+    with SeenShapes() as backward:
+        (quantized.sum() + loss).backward()
+    assert latents.grad is not None and quantizer.projection.weight.grad is not None
+    assert not [shape for shape in backward.shapes if 977 in shape]
+
+
+def test_the_distance_matrix_never_exists(monkeypatch):
+    import sys
+
+    search = sys.modules["modeling_simvq.nearest_code"]
+    monkeypatch.setattr(search, "_TILE_CODES", 64)
+    monkeypatch.setattr(search, "_TILE_ELEMENTS", 1024)
+    with SeenShapes() as seen:
+        nearest_code(torch.randn(500, 4), torch.randn(300, 4))
+    tiles = [s for s in seen.shapes if len(s) == 2 and 4 not in s and 1 not in s]
+    assert tiles and max(a * b for a, b in tiles) <= 1024
+
+
+def test_codebook_kept_in_inference_mode_serves_autograd_later():
+    quantizer = SimVQ(64, 8).eval()
+    with torch.inference_mode():
+        kept = quantizer.codebook()
+        assert quantizer.codebook() is kept
+    latents = torch.randn(1, 8, 4, requires_grad=True)
+    quantized, _, loss = quantizer(latents)
+    (quantized.sum() + loss).backward()
+    assert latents.grad is not None
+
+
+def test_optimiser_step_in_evaluation_mode_is_seen_by_decoding():
+    quantizer = SimVQ(64, 8).eval()
+    codes = torch.arange(64).view(1, 64)
+    with torch.no_grad():
+        before = quantizer.lookup(codes)
+    for optimizer in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW):
+        step = optimizer([p for p in quantizer.parameters() if p.requires_grad], lr=0.1)
+        step.zero_grad()
+        quantizer(torch.randn(1, 8, 9))[2].backward()
+        step.step()
+        with torch.no_grad():
+            after = quantizer.lookup(codes)
+        assert (after != before).any(dim=1).all()
+        before = after
+
+
+def test_any_number_of_spatial_dimensions():
+    quantizer = SimVQ(16, 4).eval()
+    for spatial in ((), (7,), (2, 3), (2, 3, 4), (0,), (2, 0)):
+        quantized, codes, _ = quantizer(torch.randn(2, 4, *spatial))
+        assert quantized.shape == (2, 4, *spatial) and codes.shape == (2, *spatial)
+        assert torch.equal(quantizer.lookup(codes), quantized)
