@@ -1,9 +1,18 @@
 """SimVQ tokenizers as Hugging Face models. Importing this registers them with the Auto classes."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForAudioTokenization,
+)
 
+from .configuration_simvq_audio import SimVQAudioConfig
 from .configuration_simvq_image import SimVQImageConfig
+from .feature_extraction_simvq import SimVQAudioFeatureExtractor
 from .image_processing_simvq import SimVQImageProcessor
+from .modeling_simvq_audio import SimVQAudioModel
 from .modeling_simvq_image import SimVQImageModel
 from .nearest_code import nearest_code
 from .quantization_simvq import SimVQ
@@ -12,6 +21,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SimVQ",
+    "SimVQAudioConfig",
+    "SimVQAudioFeatureExtractor",
+    "SimVQAudioModel",
     "SimVQImageConfig",
     "SimVQImageModel",
     "SimVQImageProcessor",
@@ -26,7 +38,16 @@ AutoImageProcessor.register(
     image_processor_classes={"pil": SimVQImageProcessor, "torchvision": SimVQImageProcessor},
 )
 
+AutoConfig.register("simvq_audio", SimVQAudioConfig)
+AutoModel.register(SimVQAudioConfig, SimVQAudioModel)
+AutoModelForAudioTokenization.register(SimVQAudioConfig, SimVQAudioModel)
+AutoFeatureExtractor.register(SimVQAudioConfig, SimVQAudioFeatureExtractor)
+
 # save_pretrained then writes the code beside the weights, for trust_remote_code.
 SimVQImageConfig.register_for_auto_class()
 SimVQImageModel.register_for_auto_class("AutoModel")
 SimVQImageProcessor.register_for_auto_class("AutoImageProcessor")
+SimVQAudioConfig.register_for_auto_class()
+SimVQAudioModel.register_for_auto_class("AutoModel")
+SimVQAudioModel.register_for_auto_class("AutoModelForAudioTokenization")
+SimVQAudioFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")

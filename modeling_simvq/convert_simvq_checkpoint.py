@@ -5,15 +5,18 @@ import json
 import pickle
 import re
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from .configuration_simvq_image import SimVQImageConfig
-from .image_processing_simvq import SimVQImageProcessor
+from . import original_audio, original_image
+from .modeling_simvq_audio import SimVQAudioModel
 from .modeling_simvq_image import SimVQImageModel
 
-_DROPPED = ("loss.",)  # discriminators and the perceptual network are not part of the tokenizer
+# A marker in the checkpoint, and the module that knows the modality's layout.
+_MODALITIES = {"encoder.conv_in.weight": original_image, "backbone.embed.weight": original_audio}
 
 
 def convert_simvq_checkpoint(
@@ -21,45 +24,42 @@ def convert_simvq_checkpoint(
     output_dir: str | Path,
     weights: str = "ema",
     original_config: str | Path | None = None,
-) -> SimVQImageModel:
+) -> SimVQImageModel | SimVQAudioModel:
     """Convert one original checkpoint and write model, processor and code to a folder.
 
-    Sizes are read off the tensors. The file is opened with ``weights_only=True``: no code in it runs.
+    Modality and sizes are read off the tensors. The file is opened with ``weights_only=True``: no code in
+    it runs.
 
     Args:
         checkpoint: the .ckpt file.
         output_dir: where save_pretrained writes; made if missing.
         weights: "ema", the averaged weights that the authors evaluate, or "raw".
-        original_config: the authors' config.yaml, for what tensors cannot tell (commitment cost beta and
-            training resolution). Without it the published values hold: 0.25 and 128.
+        original_config: the authors' config.yaml, for what tensors cannot tell: the commitment cost beta,
+            for pictures the training resolution, for sound the sampling rate and whether the encoder pads
+            causally. Without it the published values hold: 0.25; 128; 24,000 Hz, causal.
 
     Returns:
         The converted model, in evaluation mode.
 
     Raises:
-        ValueError: if the file is damaged, holds anything but tensors and plain values, is not a SimVQ
-            image checkpoint, or has no EMA weights when they are asked for; if output_dir is a file.
+        ValueError: if the file is damaged, holds anything but tensors and plain values, is no SimVQ
+            checkpoint, or has no EMA weights when they are asked for; if output_dir is a file.
     """
     if weights not in ("ema", "raw"):
         raise ValueError(f'weights must be "ema" or "raw", got {weights!r}')
     if Path(output_dir).exists() and not Path(output_dir).is_dir():
         raise ValueError(f"output_dir {output_dir} exists and is not a folder")
     state = _read_state_dict(Path(checkpoint))
-    tensors = _select(state, weights, Path(checkpoint))
-    settings = _read_original_config(original_config)
-    config = _infer_config(tensors, settings)
-    model = SimVQImageModel(config)
-    renamed = {_rename(name, len(config.channel_multipliers)): t for name, t in tensors.items()}
+    modality = _modality(state, Path(checkpoint))
+    tensors = _select(state, modality, weights, Path(checkpoint))
+    settings = _read_original_config(original_config, modality)
+    config = _infer_config(tensors, settings, modality)
+    model = modality.MODEL(config)
+    renamed = {modality.rename(name, config): tensor for name, tensor in tensors.items()}
     _check(renamed, model)
     model.load_state_dict(renamed)
-    size = settings.get("resolution", 128)
-    processor = SimVQImageProcessor(
-        size={"shortest_edge": size},
-        crop_size={"height": size, "width": size},
-        size_divisor=config.downsample_factor,
-    )
     model.eval().save_pretrained(output_dir)
-    processor.save_pretrained(output_dir)
+    modality.processor(config, settings).save_pretrained(output_dir)
     return model
 
 
@@ -87,24 +87,35 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _select(state: dict[str, Tensor], weights: str, path: Path) -> dict[str, Tensor]:
-    """The tokenizer's tensors under their original names, raw or averaged."""
-    required = (
-        "quantize.embedding.weight",
-        "quantize.embedding_proj.weight",
-        "encoder.conv_in.weight",
-    )
-    missing = [name for name in required if name not in state]
+def _modality(state: dict[str, Tensor], path: Path) -> ModuleType:
+    found = [modality for marker, modality in _MODALITIES.items() if marker in state]
+    quantizer = ("quantize.embedding.weight", "quantize.embedding_proj.weight")
+    missing = [repr(name) for name in quantizer if name not in state]
+    if not found:
+        missing.append(" or ".join(map(repr, _MODALITIES)))
     if missing:
         raise ValueError(
-            f"{path} is not a SimVQ image checkpoint: it has no {missing[0]!r} "
+            f"{path} is no SimVQ checkpoint: it has no {missing[0]} "
             f"(its first entries: {', '.join(list(state)[:3])})"
         )
-    kept = ("encoder.", "decoder.", "quantize.")
-    tensors = {name: value for name, value in state.items() if name.startswith(kept)}
-    foreign = [n for n in state if not n.startswith((*kept, *_DROPPED, "model_ema."))]
+    return found[0]
+
+
+def _select(
+    state: dict[str, Tensor], modality: ModuleType, weights: str, path: Path
+) -> dict[str, Tensor]:
+    """The tokenizer's tensors under their original names, raw or averaged."""
+    known = (*modality.KEPT, *modality.DROPPED, "model_ema.")
+    foreign = [name for name in state if not name.startswith(known)]
     if foreign:
-        raise ValueError(f"{path} is not a SimVQ image checkpoint: unknown entry {foreign[0]!r}")
+        raise ValueError(
+            f"{path} is no SimVQ {modality.NAME} checkpoint: unknown entry {foreign[0]!r}"
+        )
+    tensors = {
+        name: value
+        for name, value in state.items()
+        if name.startswith(modality.KEPT) and not name.startswith(modality.DROPPED)
+    }
     if weights == "ema":
         # The original removes the dots from a name to make the name of its average. That cannot be
         # undone by rule, so we go from the parameters' names to those of the averages.
@@ -120,8 +131,8 @@ def _select(state: dict[str, Tensor], weights: str, path: Path) -> dict[str, Ten
     return tensors
 
 
-def _read_original_config(path: str | Path | None) -> dict:
-    """Commitment cost and resolution from the authors' YAML."""
+def _read_original_config(path: str | Path | None, modality: ModuleType) -> dict:
+    """Settings that tensors cannot tell, from the authors' YAML."""
     if path is None:
         return {}
     import yaml
@@ -131,15 +142,17 @@ def _read_original_config(path: str | Path | None) -> dict:
         arguments = content.get("model", content)["init_args"]
         quantizer = arguments["quantconfig"]["params"]
         settings = {"commitment_cost": float(quantizer.get("beta", 0.25))}
-        settings["resolution"] = int(arguments["ddconfig"]["resolution"])
+        return settings | modality.read_settings(arguments)
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} is not the authors' config.yaml (model.init_args.ddconfig, .quantconfig): {error!r}"
+            f"{path} is not the authors' {modality.NAME} config.yaml "
+            f"(model.init_args.ddconfig, .quantconfig): {error!r}"
         ) from error
-    return settings
 
 
-def _infer_config(tensors: dict[str, Tensor], settings: dict) -> SimVQImageConfig:
+def _infer_config(
+    tensors: dict[str, Tensor], settings: dict, modality: ModuleType
+) -> PreTrainedConfig:
     def shape(name: str, ndim: int) -> torch.Size:
         if name not in tensors:
             raise ValueError(f"the checkpoint has no {name!r}")
@@ -154,41 +167,23 @@ def _infer_config(tensors: dict[str, Tensor], settings: dict) -> SimVQImageConfi
         found = [int(m.group(1)) for name in tensors if (m := re.match(pattern, name))]
         return max(found, default=-1) + 1
 
-    levels = count(r"encoder\.down\.(\d+)\.")
-    base_channels, in_channels = shape("encoder.conv_in.weight", 4)[:2]
-    widths = [shape(f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(levels)]
     codebook_size, codebook_dim = shape("quantize.embedding.weight", 2)
     try:
-        return SimVQImageConfig(
-            in_channels=in_channels,
-            base_channels=base_channels,
-            channel_multipliers=[width // base_channels for width in widths],
-            num_res_blocks=count(r"encoder\.down\.0\.block\.(\d+)\."),
+        return modality.infer_config(
+            shape,
+            count,
+            settings,
             codebook_size=codebook_size,
             codebook_dim=codebook_dim,
             commitment_cost=settings.get("commitment_cost", 0.25),
         )
     except ValueError as error:
         raise ValueError(
-            f"the checkpoint's tensors describe no SimVQ image model: {error}"
+            f"the checkpoint's tensors describe no SimVQ {modality.NAME} model: {error}"
         ) from error
 
 
-def _rename(name: str, levels: int) -> str:
-    name = re.sub(r"^quantize\.embedding\.weight$", "quantizer.basis", name)
-    name = re.sub(r"^quantize\.embedding_proj\.", "quantizer.projection.", name)
-    name = re.sub(r"^encoder\.down\.(\d+)\.", r"encoder.levels.\1.", name)
-    # The original numbers the decoder's levels from the highest resolution, we in the order they run.
-    name = re.sub(
-        r"^decoder\.up\.(\d+)\.", lambda m: f"decoder.levels.{levels - 1 - int(m.group(1))}.", name
-    )
-    name = name.replace(".mid_block.", ".mid.").replace(".block.", ".blocks.")
-    return name.replace(".nin_shortcut.", ".shortcut.").replace(
-        ".upsample.conv1.", ".upsample.conv."
-    )
-
-
-def _check(renamed: dict[str, Tensor], model: SimVQImageModel) -> None:
+def _check(renamed: dict[str, Tensor], model: PreTrainedModel) -> None:
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     for name, shape in expected.items():
         if name not in renamed:
@@ -238,8 +233,8 @@ def main(arguments: list[str] | None = None) -> None:
         "output": options.output_dir,
         "weights": options.weights,
         "parameters": model.num_parameters(),
+        "model_type": model.config.model_type,
         "codebook_size": model.config.codebook_size,
-        "downsample_factor": model.config.downsample_factor,
     }
     print(json.dumps(summary, indent=2))
 

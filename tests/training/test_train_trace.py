@@ -14,7 +14,7 @@ from lpips_fixture import FIXTURES, narrow_lpips, value
 from safetensors.torch import load_file
 
 from modeling_simvq import SimVQImageConfig, SimVQImageModel
-from modeling_simvq.convert_simvq_checkpoint import _rename
+from modeling_simvq.original_image import rename
 from training.image_discriminator import PatchDiscriminator
 from training.image_losses import ImageLoss
 from training.image_recipe import ImageRecipe
@@ -23,7 +23,13 @@ from training.perceptual import PerceptualDistance
 from training.settings import LoopSettings
 
 TRACE = FIXTURES / "image_tiny1"
-LEVELS = 2
+CONFIG = SimVQImageConfig(
+    base_channels=32,
+    channel_multipliers=[1, 2],
+    num_res_blocks=1,
+    codebook_size=64,
+    codebook_dim=16,
+)
 
 
 def recipe_state(names_and_shapes: dict) -> dict[str, torch.Tensor]:
@@ -35,17 +41,9 @@ def trainer(tmp_path):
     keys = json.loads((TRACE / "keys.json").read_text())
     shapes = {n: s for n, s, dtype in keys if not n.startswith("model_ema") and dtype == "float32"}
     state = recipe_state(shapes)
-    model = SimVQImageModel(
-        SimVQImageConfig(
-            base_channels=32,
-            channel_multipliers=[1, 2],
-            num_res_blocks=1,
-            codebook_size=64,
-            codebook_dim=16,
-        )
-    )
+    model = SimVQImageModel(CONFIG)
     own = ("encoder.", "decoder.", "quantize.")
-    model.load_state_dict({_rename(n, LEVELS): t for n, t in state.items() if n.startswith(own)})
+    model.load_state_dict({rename(n, CONFIG): t for n, t in state.items() if n.startswith(own)})
     discriminator = PatchDiscriminator(base_channels=8)
     prefix = "loss.discriminator."
     discriminator.load_state_dict(
@@ -145,7 +143,7 @@ def test_three_steps_equal_the_original(trainer, monkeypatch):
             assert relative(ours, theirs) < 1e-4, key
         elif key.startswith("after.") and "model_ema" not in key:
             original = key.removeprefix("after.")
-            ours = _rename(original, LEVELS)
+            ours = rename(original, CONFIG)
             start = torch.from_numpy(value(original, tuple(theirs.shape)))
             assert relative(model[ours], theirs) < 1e-5, key
             # The weights hardly move in three steps, so their movement is compared too.

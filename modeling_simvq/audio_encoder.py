@@ -1,0 +1,206 @@
+"""Encoder of the audio tokenizer: SEANet (strided convolutions, then an LSTM), from waveform to latents.
+
+Layers as in the original (fixtures audio_*): ELU, weight-normalised convolutions, reflect padding. Every
+layer can be told the true lengths of a right-padded batch. It then pads each clip where that clip ends,
+so that no clip sees what it was batched with.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import weight_norm
+
+from .configuration_simvq_audio import SimVQAudioConfig
+
+
+def reflect_pad(hidden: Tensor, left: int, right: Tensor, most: int, lengths: Tensor) -> Tensor:
+    """Pad every clip of a batch by reflection at its own two ends.
+
+    A clip too short to be reflected is first extended by zeros, and the extension is cut off again, as
+    the original does.
+
+    Args:
+        hidden: (B, C, T); clip b occupies the first lengths[b] positions, the rest is ignored.
+        left: number of positions to add at the start.
+        right: (B,) number of positions to add at the end of each clip.
+        most: the largest that right can be.
+        lengths: (B,), at least 1 and at most T.
+
+    Returns:
+        (B, C, left + T + most); only the first left + lengths[b] + right[b] positions of clip b mean
+        anything.
+    """
+    batch, channels, width = hidden.shape
+    ends = lengths[:, None]
+    before = torch.arange(-left, 0, device=hidden.device).expand(batch, left)
+    after = ends + torch.arange(most, device=hidden.device)
+    longest_pad = right.clamp(min=left)[:, None]
+    extended = torch.where(ends > longest_pad, ends, longest_pad + 1)
+    positions = torch.cat([before, after], dim=1)
+    sources = positions.abs()
+    sources = torch.where(sources >= extended, 2 * (extended - 1) - sources, sources)
+    # A source at or behind the end lies in the zeros that extend a short clip.
+    real = ((sources < ends) & (sources >= 0))[:, None]
+    sources = sources.clamp(0, width - 1)[:, None].expand(-1, channels, -1)
+    values = hidden.gather(2, sources) * real
+    targets = (positions + left)[:, None].expand(-1, channels, -1)
+    return F.pad(hidden, (left, most)).scatter(2, targets, values)
+
+
+class PaddedConv1d(nn.Module):
+    """Convolution with reflect padding such that T positions become ceil(T / stride)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        config: SimVQAudioConfig,
+    ):
+        super().__init__()
+        conv = nn.Conv1d(in_channels, out_channels, kernel_size, stride=stride, dilation=dilation)
+        self.conv = weight_norm(conv) if config.weight_norm else conv
+        self.stride = stride
+        padding = dilation * (kernel_size - 1) + 1 - stride
+        self.right = 0 if config.causal else padding // 2
+        self.left = padding - self.right
+
+    def forward(self, hidden: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(B, C, T) to (B, C', ceil(T / stride)), and the clips' new lengths."""
+        width = hidden.shape[-1]
+        extra = -width % self.stride
+        if lengths is None and width > max(self.left, self.right + extra):
+            hidden = F.pad(hidden, (self.left, self.right + extra), mode="reflect")
+            return self.conv(hidden), None
+        known = lengths
+        if lengths is None:
+            lengths = torch.full((len(hidden),), width, device=hidden.device)
+        right = self.right + (-lengths) % self.stride
+        hidden = reflect_pad(hidden, self.left, right, self.right + self.stride - 1, lengths)
+        frames = -(-width // self.stride)
+        hidden = self.conv(hidden)[..., :frames]
+        return hidden, None if known is None else -(-lengths // self.stride)
+
+
+class ResidualBlock(nn.Module):
+    """ELU and a dilated convolution to half the width, ELU and a pointwise one back; pointwise shortcut."""
+
+    def __init__(self, channels: int, dilation: int, config: SimVQAudioConfig):
+        super().__init__()
+        inner = max(1, channels // 2)
+        self.conv1 = PaddedConv1d(channels, inner, 3, dilation=dilation, config=config)
+        self.conv2 = PaddedConv1d(inner, channels, 1, config=config)
+        self.shortcut = PaddedConv1d(channels, channels, 1, config=config)
+
+    def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
+        inner, _ = self.conv1(F.elu(hidden), lengths)
+        inner, _ = self.conv2(F.elu(inner), lengths)
+        shortcut, _ = self.shortcut(hidden, lengths)
+        return shortcut + inner
+
+
+class Downsampling(nn.Module):
+    """Residual blocks, ELU, and a convolution that takes every stride-th position at twice the width."""
+
+    def __init__(self, channels: int, stride: int, config: SimVQAudioConfig):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            ResidualBlock(channels, 2**depth, config) for depth in range(config.num_residual_layers)
+        )
+        self.conv = PaddedConv1d(channels, 2 * channels, 2 * stride, stride=stride, config=config)
+
+    def forward(self, hidden: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        for block in self.blocks:
+            hidden = block(hidden, lengths)
+        return self.conv(F.elu(hidden), lengths)
+
+
+class AudioEncoder(nn.Module):
+    """(B, 1, L) to latents (B, d, ceil(L / hop))."""
+
+    def __init__(self, config: SimVQAudioConfig):
+        super().__init__()
+        self.hop_length = config.hop_length
+        channels = config.num_filters
+        self.conv_in = PaddedConv1d(1, channels, 7, config=config)
+        self.levels = nn.ModuleList()
+        for stride in config.downsampling_ratios:
+            self.levels.append(Downsampling(channels, stride, config))
+            channels *= 2
+        self.lstm = None
+        if config.num_lstm_layers:
+            self.lstm = nn.LSTM(channels, channels, config.num_lstm_layers, batch_first=True)
+        self.conv_out = PaddedConv1d(channels, config.codebook_dim, 7, config=config)
+
+    def forward(
+        self, waveform: Tensor, lengths: Tensor | None = None, chunk_frames: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Latents, and with lengths the number of frames of every clip.
+
+        Args:
+            waveform: (B, 1, L).
+            lengths: (B,) samples of each clip of a right-padded batch; None if all fill their rows.
+            chunk_frames: run the convolutions on so many frames at a time. The result is the same up to
+                rounding: every chunk sees the samples that it depends on, and the LSTM's state is carried.
+        """
+        if chunk_frames is None:
+            hidden, frames = self._convolve(waveform, lengths)
+            hidden, _ = self._recur(hidden, None)
+        else:
+            hidden = self._in_chunks(waveform, lengths, chunk_frames)
+            frames = None if lengths is None else -(-lengths // self.hop_length)
+        latents, _ = self.conv_out(F.elu(hidden), frames)
+        return latents, frames
+
+    def _convolve(self, waveform: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        hidden, lengths = self.conv_in(waveform, lengths)
+        for level in self.levels:
+            hidden, lengths = level(hidden, lengths)
+        return hidden, lengths
+
+    def _recur(self, hidden: Tensor, state: tuple | None) -> tuple[Tensor, tuple | None]:
+        if self.lstm is None:
+            return hidden, None
+        out, state = self.lstm(hidden.mT, state)
+        return hidden + out.mT, state
+
+    def _in_chunks(self, waveform: Tensor, lengths: Tensor | None, chunk_frames: int) -> Tensor:
+        hop, width = self.hop_length, waveform.shape[-1]
+        frames, context, state, pieces = -(-width // hop), self.context_frames, None, []
+        for start in range(0, frames, chunk_frames):
+            stop = min(start + chunk_frames, frames)
+            # Causal layers need what follows too: the reflection at the clip's start reads it.
+            first, last = max(0, start - context), stop + context
+            piece = waveform[..., first * hop : last * hop]
+            within = None
+            if lengths is not None:
+                # Clips that ended before this chunk keep one sample, whose frames nobody reads.
+                within = (lengths - first * hop).clamp(1, piece.shape[-1])
+            hidden, _ = self._convolve(piece, within)
+            hidden, state = self._recur(hidden[..., start - first : stop - first], state)
+            pieces.append(hidden)
+        return torch.cat(pieces, dim=-1)
+
+    @property
+    def context_frames(self) -> int:
+        """Frames on either side on which the convolutions before the LSTM can depend."""
+        reach, step = self.conv_in.left + self.conv_in.right, 1
+        for level in self.levels:
+            for conv in [*(block.conv1 for block in level.blocks), level.conv]:
+                reach += step * (conv.left + conv.right)
+                step *= conv.stride
+            reach += step  # padding at the end of a clip that fills no whole frame
+        return math.ceil(reach / self.hop_length) + 1
+
+
+def fold_weight_norm(module: nn.Module) -> None:
+    """Replace weight normalisation by the plain weights that it gives."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv1d) and parametrize.is_parametrized(child, "weight"):
+            parametrize.remove_parametrizations(child, "weight")

@@ -1,0 +1,127 @@
+"""Configuration of the SimVQ audio tokenizer."""
+
+import difflib
+import math
+
+from transformers import PreTrainedConfig
+
+
+class SimVQAudioConfig(PreTrainedConfig):
+    """Architecture of the audio tokenizer. The defaults are the published 24 kHz model with K = 4,096.
+
+    Args:
+        sampling_rate: of the waveforms, in Hz.
+        num_filters: channels of the encoder's first convolution; each down-sampling doubles them.
+        downsampling_ratios: strides of the encoder in the order in which they are applied.
+        num_residual_layers: residual blocks before each down-sampling.
+        num_lstm_layers: layers of the encoder's LSTM, 0 for none.
+        causal: whether encoder convolutions pad on the left only. (The reflection at the clip's start
+            still lets the first two frames see later samples.)
+        codebook_size: K, number of codes.
+        codebook_dim: d, channels of the latents.
+        commitment_cost: beta of the paper's equation 7, weight of the encoder's side of the loss.
+        hidden_size: width of the decoder, a multiple of 32 (GroupNorm has 32 groups).
+        intermediate_size: width inside the decoder's ConvNeXt blocks.
+        num_decoder_layers: number of ConvNeXt blocks.
+        dropout: in the decoder's position network, in training only.
+        n_fft: window of the inverse STFT, at least the hop length and of the same parity.
+        weight_norm: whether encoder convolutions carry weight normalisation; remove_weight_norm() clears it.
+
+    Raises:
+        ValueError: naming the field, if a value is impossible.
+        TypeError: if a field's name is misspelt.
+    """
+
+    model_type = "simvq_audio"
+
+    def __init__(
+        self,
+        sampling_rate: int = 24000,
+        num_filters: int = 32,
+        downsampling_ratios: tuple[int, ...] = (2, 4, 5, 8),
+        num_residual_layers: int = 1,
+        num_lstm_layers: int = 2,
+        causal: bool = True,
+        codebook_size: int = 4096,
+        codebook_dim: int = 512,
+        commitment_cost: float = 0.25,
+        hidden_size: int = 768,
+        intermediate_size: int = 2304,
+        num_decoder_layers: int = 12,
+        dropout: float = 0.1,
+        n_fft: int = 1280,
+        weight_norm: bool = True,
+        **kwargs,
+    ):
+        self.sampling_rate = _whole("sampling_rate", sampling_rate)
+        self.num_filters = _whole("num_filters", num_filters)
+        if not isinstance(downsampling_ratios, (list, tuple)) or not downsampling_ratios:
+            raise ValueError(
+                f"downsampling_ratios must be a non-empty list, got {downsampling_ratios!r}"
+            )
+        self.downsampling_ratios = [_whole("downsampling_ratios", r) for r in downsampling_ratios]
+        self.num_residual_layers = _whole("num_residual_layers", num_residual_layers)
+        self.num_lstm_layers = _whole("num_lstm_layers", num_lstm_layers, low=0)
+        self.causal = _truth("causal", causal)
+        self.codebook_size = _whole("codebook_size", codebook_size)
+        self.codebook_dim = _whole("codebook_dim", codebook_dim)
+        self.commitment_cost = _number("commitment_cost", commitment_cost)
+        self.hidden_size = _whole("hidden_size", hidden_size)
+        self.intermediate_size = _whole("intermediate_size", intermediate_size)
+        self.num_decoder_layers = _whole("num_decoder_layers", num_decoder_layers)
+        self.dropout = _number("dropout", dropout)
+        self.n_fft = _whole("n_fft", n_fft)
+        self.weight_norm = _truth("weight_norm", weight_norm)
+        if self.dropout >= 1:
+            raise ValueError(f"dropout must be below 1, got {dropout}")
+        if self.hidden_size % 32:
+            raise ValueError(
+                f"hidden_size must be a multiple of 32 (GroupNorm has 32 groups), got {hidden_size}"
+            )
+        if self.n_fft < self.hop_length or (self.n_fft - self.hop_length) % 2:
+            raise ValueError(
+                f"n_fft must be at least the hop length {self.hop_length} (the product of "
+                f"downsampling_ratios) and differ from it by an even number, got {n_fft}"
+            )
+        _refuse_misspelt(kwargs, known=list(vars(self)))
+        super().__init__(**kwargs)
+
+    @property
+    def hop_length(self) -> int:
+        """Samples that one code stands for."""
+        return math.prod(self.downsampling_ratios)
+
+    @property
+    def frame_rate(self) -> float:
+        """Codes per second."""
+        return self.sampling_rate / self.hop_length
+
+
+def _whole(name: str, value, low: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+    return value
+
+
+def _truth(name: str, value) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r}")
+    return value
+
+
+def _number(name: str, value) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be finite and >= 0, got {value}")
+    return float(value)
+
+
+def _refuse_misspelt(kwargs: dict, known: list[str]) -> None:
+    # transformers keeps unknown keys as attributes, so a misspelt field would silently do nothing.
+    for key in kwargs:
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+        if close:
+            raise TypeError(
+                f"unknown field {key!r} in the configuration: did you mean {close[0]!r}?"
+            )

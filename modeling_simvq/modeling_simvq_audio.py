@@ -1,0 +1,335 @@
+"""SimVQ audio tokenizer: SEANet encoder, SimVQ quantizer, Vocos decoder.
+
+The architecture is that of the SimVQ authors (arXiv 2411.02038, section 5, after WavTokenizer; parity is
+tested against outputs of their code, tests/fixtures/audio_*).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from transformers import initialization as init
+from transformers.modeling_utils import PreTrainedAudioTokenizerBase
+from transformers.utils import ModelOutput
+
+from .audio_decoder import AudioDecoder, ConvNeXtBlock
+from .audio_encoder import AudioEncoder, fold_weight_norm
+from .configuration_simvq_audio import SimVQAudioConfig
+from .quantization_simvq import SimVQ
+
+# Without gradients the encoder's convolutions run on so many seconds at a time, with the same result.
+ENCODER_CHUNK_SECONDS = 10
+
+
+@dataclass
+class SimVQAudioEncoderOutput(ModelOutput):
+    """What encode returns; T is the padded length over config.hop_length, rounded up.
+
+    Attributes:
+        audio_codes: (B, 1, T) int64, in [0, codebook_size). Behind a clip's end they mean nothing.
+        audio_codes_mask: (B, 1, T) bool, true where a code belongs to its clip.
+        quantized_latents: (B, d, T), the codes' vectors.
+        commitment_loss: float32 scalar, ``beta |z - sg[q]|^2 + |q - sg[z]|^2``, over the real frames.
+        latents: (B, d, T), the encoder's output before quantization.
+    """
+
+    audio_codes: torch.LongTensor | None = None
+    audio_codes_mask: torch.BoolTensor | None = None
+    quantized_latents: torch.FloatTensor | None = None
+    commitment_loss: torch.FloatTensor | None = None
+    latents: torch.FloatTensor | None = None
+
+
+@dataclass
+class SimVQAudioDecoderOutput(ModelOutput):
+    """What decode returns.
+
+    Attributes:
+        audio_values: (B, 1, T * hop_length), trained towards [-1, 1] and not clamped. Zero behind a
+            clip's last real frame.
+    """
+
+    audio_values: torch.FloatTensor | None = None
+
+
+@dataclass
+class SimVQAudioOutput(ModelOutput):
+    """What the model returns when it is called: reconstruction, codes, their mask, loss and latents."""
+
+    audio_values: torch.FloatTensor | None = None
+    audio_codes: torch.LongTensor | None = None
+    audio_codes_mask: torch.BoolTensor | None = None
+    commitment_loss: torch.FloatTensor | None = None
+    latents: torch.FloatTensor | None = None
+
+
+class SimVQAudioPreTrainedModel(PreTrainedAudioTokenizerBase):
+    """Loading, saving and initialisation."""
+
+    config_class = SimVQAudioConfig
+    base_model_prefix = ""
+    main_input_name = "input_values"
+    input_modalities = ("audio",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["AudioEncoder", "ConvNeXtBlock", "SimVQ"]
+    # Half-precision codes are other codes: the quantizer stays in float32 whatever dtype is asked for.
+    _keep_in_fp32_modules_strict = ["quantizer"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # torch's own initialisation, as in the original. transformers guards it so that weights that
+        # came from a checkpoint are left alone.
+        if isinstance(module, ConvNeXtBlock):
+            init.constant_(module.layer_scale, 1 / self.config.num_decoder_layers)
+        elif parametrize.is_parametrized(module, "weight"):
+            norm, direction = (
+                getattr(module.parametrizations.weight, name) for name in ("original0", "original1")
+            )
+            init.kaiming_uniform_(direction, a=5**0.5)
+            init.copy_(norm, torch.linalg.vector_norm(direction, dim=(1, 2), keepdim=True))
+            bound = direction[0].numel() ** -0.5
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, (nn.Conv1d, nn.Linear, nn.LSTM, nn.GroupNorm, nn.LayerNorm, SimVQ)):
+            module.reset_parameters()
+
+
+class SimVQAudioModel(SimVQAudioPreTrainedModel):
+    """Waveforms to codes and codes to waveforms.
+
+    Any length from one sample upwards works; a length that is no multiple of ``config.hop_length`` comes
+    back rounded up. Clips of a right-padded batch give exactly what they give alone (up to rounding), at
+    every frame, if encode is told the padding_mask and decode the audio_codes_mask.
+    """
+
+    def __init__(self, config: SimVQAudioConfig):
+        super().__init__(config)
+        self.encoder = AudioEncoder(config)
+        self.quantizer = SimVQ(config.codebook_size, config.codebook_dim, config.commitment_cost)
+        self.decoder = AudioDecoder(config)
+        self._decoder_chunks: tuple[int, int] | None = None
+        self.post_init()
+
+    def remove_weight_norm(self) -> None:
+        """Fold weight normalisation into plain weights, for inference. A saved model stays folded."""
+        fold_weight_norm(self.encoder)
+        self.config.weight_norm = False
+
+    def enable_chunking(self, chunk_seconds: float = 20.0, overlap_seconds: float = 2.0) -> None:
+        """Decode long clips chunk by chunk (inference only), so that memory and time grow linearly.
+
+        Attention and norms of the decoder then see one chunk instead of the whole clip, so the result
+        differs a little; chunks are cross-faded over their overlap. Encoding needs no such thing: it
+        always runs in chunks and gives exactly the codes of the whole clip.
+
+        Args:
+            chunk_seconds: length of a chunk; shorter clips are not cut.
+            overlap_seconds: shared by neighbouring chunks, at most half a chunk.
+        """
+        chunk, overlap = (
+            round(seconds * self.config.frame_rate) for seconds in (chunk_seconds, overlap_seconds)
+        )
+        if not 0 < overlap <= chunk // 2:
+            raise ValueError(
+                "overlap_seconds must be at least one frame and at most half of chunk_seconds, "
+                f"got overlap_seconds={overlap_seconds} and chunk_seconds={chunk_seconds}"
+            )
+        self._decoder_chunks = (chunk, overlap)
+
+    def disable_chunking(self) -> None:
+        """Decode every clip whole again."""
+        self._decoder_chunks = None
+
+    def encode(
+        self,
+        input_values: Tensor,
+        padding_mask: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> SimVQAudioEncoderOutput | tuple:
+        """Waveforms to codes.
+
+        Args:
+            input_values: (B, 1, L) floating point in [-1, 1] at config.sampling_rate.
+            padding_mask: (B, L), 1 for samples and 0 for the padding to their right.
+
+        Raises:
+            ValueError: if the shape, the type or a value cannot be those of waveforms.
+        """
+        self._check_waveforms(input_values)
+        lengths = self._lengths(padding_mask, input_values)
+        chunk = None
+        if not torch.is_grad_enabled():
+            chunk = max(1, round(ENCODER_CHUNK_SECONDS * self.config.frame_rate))
+        dtype = self.decoder.conv_in.weight.dtype
+        latents, frames = self.encoder(input_values.to(dtype), lengths, chunk)
+        batch, _, width = latents.shape
+        if frames is None:
+            mask = torch.ones(batch, 1, width, dtype=torch.bool, device=latents.device)
+            quantized, codes, commitment_loss = self.quantizer(latents)
+        else:
+            mask = torch.arange(width, device=latents.device) < frames[:, None, None]
+            # What lies behind a clip's end takes part neither in the loss nor in the batch.
+            latents = latents.masked_fill(~mask, 0)
+            quantized, codes, commitment_loss = self._quantize_real(latents, mask)
+        output = SimVQAudioEncoderOutput(codes[:, None], mask, quantized, commitment_loss, latents)
+        return self._returned(output, return_dict)
+
+    def decode(
+        self,
+        audio_codes: Tensor | None = None,
+        quantized_latents: Tensor | None = None,
+        audio_codes_mask: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> SimVQAudioDecoderOutput | tuple:
+        """Codes, or vectors of codes, to waveforms.
+
+        Args:
+            audio_codes: (B, 1, T) integers in [0, codebook_size).
+            quantized_latents: (B, d, T) floating point. Give either this or audio_codes.
+            audio_codes_mask: (B, 1, T), true for real codes, as encode returns it; None if all are.
+
+        Raises:
+            ValueError: if not exactly one of the two is given, or its shape, type or a value is impossible.
+        """
+        if (audio_codes is None) == (quantized_latents is None):
+            raise ValueError(
+                "decode takes either audio_codes or quantized_latents, exactly one of them"
+            )
+        if audio_codes is not None:
+            if audio_codes.ndim != 3 or audio_codes.shape[1] != 1 or audio_codes.numel() == 0:
+                raise ValueError(
+                    f"audio_codes must be (B, 1, T) and not empty, got shape {tuple(audio_codes.shape)}"
+                )
+            quantized_latents = self.quantizer.lookup(audio_codes[:, 0])
+        self._check_latents(quantized_latents)
+        mask = self._frame_mask(audio_codes_mask, quantized_latents)
+        output = SimVQAudioDecoderOutput(self._decode_latents(quantized_latents, mask))
+        return self._returned(output, return_dict)
+
+    def forward(
+        self,
+        input_values: Tensor,
+        padding_mask: Tensor | None = None,
+        quantize: bool = True,
+        return_dict: bool | None = None,
+    ) -> SimVQAudioOutput | tuple:
+        """Encode, quantize and decode.
+
+        Args:
+            input_values: (B, 1, L) floating point in [-1, 1] at config.sampling_rate.
+            padding_mask: (B, L), 1 for samples and 0 for the padding to their right.
+            quantize: False decodes the latents as they are (autoencoder warm-up); the codes and the loss
+                are still those of the quantizer.
+        """
+        encoded = self.encode(input_values, padding_mask, return_dict=True)
+        latents = encoded.quantized_latents if quantize else encoded.latents
+        mask = None if padding_mask is None else self._frame_mask(encoded.audio_codes_mask, latents)
+        output = SimVQAudioOutput(
+            self._decode_latents(latents, mask),
+            encoded.audio_codes,
+            encoded.audio_codes_mask,
+            encoded.commitment_loss,
+            encoded.latents,
+        )
+        return self._returned(output, return_dict)
+
+    def _quantize_real(self, latents: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantize the frames of the clips and leave zeros behind their ends."""
+        rows = mask[:, 0]
+        quantized, codes, commitment_loss = self.quantizer(latents.mT[rows])
+        all_codes = codes.new_zeros(rows.shape)
+        all_codes[rows] = codes
+        everything = torch.zeros_like(latents.mT)
+        everything[rows] = quantized
+        return everything.mT.contiguous(), all_codes, commitment_loss
+
+    def _decode_latents(self, latents: Tensor, mask: Tensor | None) -> Tensor:
+        latents = latents.to(self.decoder.conv_in.weight.dtype)
+        if self._decoder_chunks is None or torch.is_grad_enabled():
+            return self.decoder(latents, mask)
+        chunk, overlap = self._decoder_chunks
+        frames, hop = latents.shape[-1], self.config.hop_length
+        if frames <= chunk:
+            return self.decoder(latents, mask)
+        output = latents.new_zeros(len(latents), 1, frames * hop)
+        rise = (torch.arange(overlap * hop, device=latents.device) + 0.5) / (overlap * hop)
+        rise = rise.to(latents.dtype)
+        for start in range(0, frames - overlap, chunk - overlap):
+            stop = min(start + chunk, frames)
+            within = None if mask is None else mask[..., start:stop]
+            piece = self.decoder(latents[..., start:stop], within)
+            if start:
+                piece[..., : len(rise)] *= rise
+            if stop < frames:
+                piece[..., -len(rise) :] *= 1 - rise
+            output[..., start * hop : stop * hop] += piece
+        return output
+
+    def _lengths(self, padding_mask: Tensor | None, input_values: Tensor) -> Tensor | None:
+        if padding_mask is None:
+            return None
+        batch, _, width = input_values.shape
+        if padding_mask.shape != (batch, width):
+            raise ValueError(
+                f"padding_mask must be (B, L) = {(batch, width)}, got shape {tuple(padding_mask.shape)}"
+            )
+        mask = padding_mask.bool()
+        lengths = mask.sum(dim=1)
+        ends = torch.arange(width, device=mask.device) < lengths[:, None]
+        if not torch.equal(mask, ends):
+            raise ValueError("padding_mask must be 1 for samples and then 0: pad on the right")
+        if int(lengths.min()) == 0:
+            raise ValueError(f"clip {int(lengths.argmin())} is empty: its padding_mask is all 0")
+        return None if int(lengths.min()) == width else lengths
+
+    def _frame_mask(self, mask: Tensor | None, latents: Tensor) -> Tensor | None:
+        if mask is None:
+            return None
+        batch, _, frames = latents.shape
+        if mask.shape != (batch, 1, frames):
+            raise ValueError(
+                f"audio_codes_mask must be (B, 1, T) = {(batch, 1, frames)}, got {tuple(mask.shape)}"
+            )
+        mask = mask.bool()
+        if not mask[..., 0].all():
+            raise ValueError("audio_codes_mask must be true at the first code of every clip")
+        return None if mask.all() else mask
+
+    def _check_waveforms(self, input_values: Tensor) -> None:
+        shape = tuple(input_values.shape)
+        if input_values.ndim != 3 or shape[1] != 1:
+            raise ValueError(
+                f"input_values must be (B, 1, L), mono, got shape {shape}: "
+                "mix channels down, and let SimVQAudioFeatureExtractor prepare the clips"
+            )
+        if input_values.numel() == 0:
+            raise ValueError(f"input_values is empty: shape {shape}")
+        if not input_values.is_floating_point():
+            raise ValueError(
+                f"input_values must be floating point in [-1, 1], got {input_values.dtype}: "
+                "divide 16-bit samples by 32768"
+            )
+        # In training the loop watches the loss instead: this check waits for the device.
+        if (
+            not (self.training or torch.compiler.is_compiling())
+            and not input_values.isfinite().all()
+        ):
+            raise ValueError("input_values holds NaN or infinite values")
+
+    def _check_latents(self, latents: Tensor) -> None:
+        if (
+            latents.ndim != 3
+            or latents.shape[1] != self.config.codebook_dim
+            or latents.numel() == 0
+        ):
+            raise ValueError(
+                f"quantized_latents must be (B, {self.config.codebook_dim}, T) and not empty, "
+                f"got shape {tuple(latents.shape)}"
+            )
+        if not latents.is_floating_point():
+            raise ValueError(f"quantized_latents must be floating point, got {latents.dtype}")
+
+    def _returned(self, output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        return output if return_dict else output.to_tuple()

@@ -1,0 +1,156 @@
+"""Where samples come from: any source that Datasets opens, one split, one column, cells still encoded."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import datasets
+
+from training.settings import SettingsError, at_least, setting
+
+TABLES = {".parquet": "parquet", ".arrow": "arrow"}
+Source = datasets.Dataset | datasets.IterableDataset
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a data set holds: how Datasets calls it, and how messages do."""
+
+    feature: type  # datasets.Image or datasets.Audio
+    folder: str  # Datasets' name for a folder of such files
+    column_setting: str
+    plural: str
+
+
+@dataclass
+class DataSettings:
+    """The data set."""
+
+    kind: ClassVar[Kind]
+
+    dataset: str = setting("", "Hub id, folder of files, parquet or arrow file or folder")
+    config_name: str | None = setting(None, "configuration of a data set that has several")
+    revision: str | None = setting(None, "branch, tag or commit of a Hub data set")
+    train_split: str = setting("train", "split to train on; train[:95%] is a part, a+b two of them")
+    validation_split: str | None = setting("validation", "split to validate on; null for none")
+    streaming: bool = setting(False, "read while training instead of downloading first")
+    shuffle_buffer: int = setting(10_000, "samples to shuffle among when streaming")
+    num_workers: int = setting(2, "processes that decode, per training process")
+    max_train_samples: int | None = setting(None, "use only the first so many samples")
+    max_validation_samples: int | None = setting(None, "validate on only the first so many")
+
+    def __post_init__(self):
+        at_least(self, 1, "shuffle_buffer")
+        at_least(self, 0, "num_workers")
+        for name in ("max_train_samples", "max_validation_samples"):
+            if getattr(self, name) is not None:
+                at_least(self, 1, name)
+
+    @property
+    def column(self) -> str:
+        """Name of the column that holds the samples."""
+        return getattr(self, self.kind.column_setting)
+
+
+def open_split(config: DataSettings, split: str) -> Source:
+    """Open a split through Datasets: its one column alone, cells {"bytes", "path"} still encoded.
+
+    Raises:
+        SettingsError: if the source, the split or the column is not there, naming what is.
+    """
+    source = _open(config, split)
+    kind, column = config.kind, config.column
+    # A stream of JSON lines or of tar files may learn its columns only from its first row.
+    names = source.column_names or list(next(iter(source), {}))
+    if column not in names:
+        raise SettingsError(
+            f"{kind.column_setting}: {config.dataset} has no column {column!r}, "
+            f"it has {', '.join(names)}"
+        )
+    feature = (source.features or {}).get(column)
+    # Other than Image or Audio: encoded bytes or paths, or such in a struct.
+    text = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "string")
+    if not (text or feature is None or isinstance(feature, (kind.feature, dict))):
+        raise SettingsError(
+            f"{kind.column_setting}: column {column!r} of {config.dataset} holds {feature}, not "
+            f"{kind.plural}; the columns are {', '.join(names)}"
+        )
+    return source.select_columns([column]).cast_column(column, kind.feature(decode=False))
+
+
+def _open(config: DataSettings, split: str) -> Source:
+    path = Path(config.dataset).expanduser()
+    try:
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            return _open_saved(config, path, split)
+        return datasets.load_dataset(
+            **_builder(config, path), split=split, streaming=config.streaming
+        )
+    except SettingsError:
+        raise
+    except ValueError as error:
+        reason = " ".join(str(error).split("\n")[:2])
+        if reason.startswith(("Unknown split", "Bad split")):  # and the splits there are
+            raise SettingsError(_no_split(config, split, reason)) from error
+        if reason.startswith("BuilderConfig"):  # not found, and those there are
+            reason += " Set config_name to one of them, or to null."
+        raise SettingsError(f"cannot open the data set {config.dataset!r}: {reason}") from error
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, datasets.exceptions.DatasetGenerationError):
+            error = error.__cause__ or error  # the outer one says only that something failed
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        advice = (
+            ". Check the network; for a gated data set accept its terms on its page and run "
+            f"`hf auth login`; or set dataset to a local folder of {config.kind.plural}"
+        )
+        raise SettingsError(
+            f"cannot open the data set {config.dataset!r}: {reason}{'' if path.exists() else advice}"
+        ) from error
+
+
+def _open_saved(config: DataSettings, path: Path, split: str) -> Source:
+    """Open a folder that save_to_disk wrote; a data set without splits counts as the training split."""
+    saved = datasets.load_from_disk(str(path))
+    if isinstance(saved, datasets.Dataset):
+        saved = {config.train_split: saved}
+    parts = [split] if split in saved else re.split(r"\s*\+\s*", split)
+    for part in parts:
+        if part not in saved:
+            found = f"it has {', '.join(map(repr, saved))}"
+            raise SettingsError(_no_split(config, split, found))
+    source = datasets.concatenate_datasets([saved[part] for part in parts])
+    if not config.streaming:
+        return source
+    # Workers share a stream by its shards.
+    return source.to_iterable_dataset(num_shards=max(1, min(config.num_workers, len(source))))
+
+
+def _no_split(config: DataSettings, split: str, found: str) -> str:
+    name = "train_split" if split == config.train_split else "validation_split"
+    off = "" if name == "train_split" else "; validation_split=null turns validation off"
+    return f"{config.dataset} has no split {split!r} ({found}): set {name} to one it has{off}"
+
+
+def _builder(config: DataSettings, path: Path) -> dict:
+    """Arguments of load_dataset for a local path or a Hub id."""
+    if path.is_file():
+        if path.suffix not in TABLES:
+            raise SettingsError(f"dataset: {path} is neither a parquet or arrow file nor a folder")
+        # A file is one split, the training split, of which the settings may take parts.
+        name = re.match(r"[\w.]*", config.train_split).group()
+        return {"path": TABLES[path.suffix], "data_files": {name: str(path)}}
+    if path.is_dir():
+        # Tables lie at the top, one folder down or where the Hub's copies have them; metadata.parquet may
+        # accompany a folder of files.
+        for pattern in ("*.parquet", "*.arrow", "*/*.parquet", "*/*.arrow", "data/*/*.parquet"):
+            if any(file.name != "metadata.parquet" for file in path.glob(pattern)):
+                return {"path": str(path), "name": config.config_name}
+        return {"path": config.kind.folder, "data_dir": str(path)}
+    if (
+        config.dataset.startswith((".", "/", "~"))
+        or config.dataset.count("/") > 1
+        or path.suffix in TABLES
+    ):
+        raise SettingsError(f"dataset: there is no file or folder {config.dataset}")
+    return {"path": config.dataset, "name": config.config_name, "revision": config.revision}

@@ -1,0 +1,251 @@
+"""Rows to samples to batches: unreadable rows are skipped and counted, and order survives a resume."""
+
+import io
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import datasets
+import numpy as np
+import torch
+from datasets.utils.file_utils import xopen
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from training.data_source import DataSettings, open_split
+from training.settings import SettingsError
+
+logger = logging.getLogger(__name__)
+
+# So many broken files in a row mean that something else is wrong.
+MOST_UNREADABLE_IN_A_ROW = 100
+# Names of broken files that a worker writes to the log; the rest are only counted.
+NAMED_UNREADABLE = 10
+
+
+class UnreadableSample(ValueError):
+    """A file or a cell holds nothing that can be decoded. The message names it and the reason."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """How one modality makes samples.
+
+    Args:
+        key: name of the samples in a batch.
+        shape: their shape; all are alike.
+        decode: cell, name of the cell and generator of the random crop (None takes the middle) to a sample;
+            raises UnreadableSample. It must be picklable.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    decode: Callable[[dict | None, str, torch.Generator | None], Tensor]
+
+
+@contextmanager
+def open_cell(cell: dict | None, name: str) -> Iterator[BinaryIO]:
+    """Open what a cell holds, for reading; whatever fails inside becomes an UnreadableSample.
+
+    Args:
+        cell: {"bytes": ..., "path": ...}, one of which may be None; path may be a URL of fsspec.
+        name: what to call it in errors when it has no path.
+    """
+    cell = cell if isinstance(cell, dict) else {}
+    path, content = cell.get("path"), cell.get("bytes")
+    try:
+        if content is None and not path:
+            raise UnreadableSample("no bytes and no path")
+        with io.BytesIO(content) if content is not None else xopen(path, "rb") as file:
+            if not file.read(1):
+                raise UnreadableSample("the file is empty")
+            file.seek(0)
+            yield file
+    except Exception as error:  # decoders of broken files raise nearly anything
+        reason = str(error) or type(error).__name__
+        if path:  # possibly of a file in an archive, zip://NAME::ARCHIVE
+            file_name = os.path.basename(path.split("::")[0])
+            raise UnreadableSample(f"{file_name}: {reason} ({path})") from error
+        raise UnreadableSample(f"{name}: {reason}") from error
+
+
+class _Reader:
+    """Rows to samples; keeps the account of unreadable ones, each worker its own."""
+
+    def __init__(self, config: DataSettings, decoder: Decoder):
+        self.column, self.plural, self.decoder = config.column, config.kind.plural, decoder
+        self.named: set[str] = set()
+        self.in_a_row = 0
+
+    def read(self, row: dict, name: str, generator: torch.Generator | None) -> Tensor | None:
+        """The decoded sample, or None where the row is unreadable."""
+        try:
+            values = self.decoder.decode(row[self.column], name, generator)
+        except UnreadableSample as error:
+            self._note(str(error))
+            return None
+        self.in_a_row = 0
+        return values
+
+    def _note(self, text: str) -> None:
+        self.in_a_row, self.last = self.in_a_row + 1, text
+        if text not in self.named and len(self.named) < NAMED_UNREADABLE:
+            self.named.add(text)
+            logger.warning(f"skipped {text}")
+        if self.in_a_row >= MOST_UNREADABLE_IN_A_ROW:
+            self.fail(self.in_a_row)
+
+    def fail(self, count: int) -> None:
+        raise UnreadableSample(
+            f"{count} {self.plural} in a row cannot be read (the last: {self.last}): does column "
+            f"{self.column!r} hold {self.plural}, and are the files whole?"
+        )
+
+    def sample(self, values: Tensor | None, unreadable: int) -> dict[str, Tensor]:
+        """A sample; without values a blank one, marked invalid."""
+        blank = values is None
+        return {
+            self.decoder.key: torch.zeros(self.decoder.shape) if blank else values,
+            "valid": torch.tensor(not blank),
+            "unreadable": torch.tensor(unreadable),
+        }
+
+
+class SampleDataset(torch.utils.data.Dataset):
+    """A data set with a length.
+
+    In training an unreadable row is replaced by the next readable one, so that batches keep their
+    size; in validation it comes as a blank marked invalid, so that no sample counts twice.
+
+    An item's key is an index or, from SeededOrder, (index, seed of the random crop).
+    """
+
+    def __init__(
+        self, source: datasets.Dataset, config: DataSettings, decoder: Decoder, train: bool
+    ):
+        self.source, self.train = source, train
+        self.reader = _Reader(config, decoder)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
+        index, crop_seed = key if isinstance(key, tuple) else (key, key)
+        generator = torch.Generator().manual_seed(crop_seed) if self.train else None
+        for skipped in range(len(self.source) if self.train else 1):
+            place = (index + skipped) % len(self.source)
+            values = self.reader.read(self.source[place], f"row {place}", generator)
+            if values is not None:
+                return self.reader.sample(values, skipped)
+        if self.train:
+            self.reader.fail(len(self.source))
+        return self.reader.sample(None, 1)
+
+
+class SeededOrder(torch.utils.data.Sampler):
+    """Indices of a training epoch in random order, each with the seed of its crop.
+
+    Both follow from (seed, epoch) alone. So every rank draws the same order, and a resumed run sees the
+    very crops that it would have seen, with any number of workers; torch's seeds of workers do not give
+    that. Call set_epoch before each epoch (Accelerate's loaders do), or all epochs are alike.
+    """
+
+    def __init__(self, length: int, seed: int):
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = _generator(self.seed, self.epoch)
+        order = torch.randperm(self.length, generator=generator).tolist()
+        crop_seeds = torch.randint(2**31, (self.length,), generator=generator).tolist()
+        yield from zip(order, crop_seeds, strict=True)
+
+
+def _generator(seed: int, *more: int) -> torch.Generator:
+    state = np.random.SeedSequence((seed % 2**32, *more)).generate_state(1)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+class SampleStream(torch.utils.data.IterableDataset):
+    """A data set that is read on the way; unreadable rows as in SampleDataset.
+
+    Workers share the source's shards. Those skipped after a worker's last sample are only in the log.
+    """
+
+    def __init__(
+        self,
+        source: datasets.IterableDataset,
+        config: DataSettings,
+        decoder: Decoder,
+        train: bool,
+        seed: int,
+    ):
+        self.source, self.train, self.seed = source, train, seed
+        self.reader = _Reader(config, decoder)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch; reaches persistent workers too, through shared memory."""
+        self.source.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        worker = torch.utils.data.get_worker_info()
+        key = (self.seed, self.source.epoch, worker.id if worker else 0)
+        generator = _generator(*key) if self.train else None
+        skipped, empty = 0, True
+        for number, row in enumerate(self.source):
+            values = self.reader.read(row, f"row {number} of the stream", generator)
+            if values is None and self.train:
+                skipped += 1
+                continue
+            yield self.reader.sample(values, skipped if self.train else int(values is None))
+            skipped, empty = 0, False
+        if empty and skipped:
+            self.reader.fail(skipped)
+
+
+def build_dataloader(
+    config: DataSettings, split: str, decoder: Decoder, *, batch_size: int, train: bool, seed: int
+) -> DataLoader:
+    """Batches {decoder.key: (B, *decoder.shape), "valid": (B,) bool, "unreadable": (B,) int64}.
+
+    Training data are shuffled and lose their last partial batch; validation data keep order and rest.
+    `unreadable` counts the files skipped for a sample; `valid` is false only for blanks in validation.
+
+    Raises:
+        SettingsError: if the data set cannot be opened or has fewer samples than a training batch.
+    """
+    source = open_split(config, split)
+    limit = config.max_train_samples if train else config.max_validation_samples
+    streaming = isinstance(source, datasets.IterableDataset)
+    if limit is not None:
+        source = source.take(limit) if streaming else source.select(range(min(limit, len(source))))
+    sampler = None
+    if streaming:
+        if train:
+            source = source.shuffle(seed=seed, buffer_size=config.shuffle_buffer)
+        dataset = SampleStream(source, config, decoder, train, seed)
+    else:
+        if len(source) < (batch_size if train else 1):
+            raise SettingsError(
+                f"split {split!r} of {config.dataset} has {len(source)} {config.kind.plural}, too "
+                f"few for batch_size={batch_size}"
+            )
+        dataset = SampleDataset(source, config, decoder, train)
+        sampler = SeededOrder(len(source), seed) if train else None
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=train,
+        num_workers=config.num_workers,
+        persistent_workers=config.num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
