@@ -15,9 +15,11 @@ setup: .venv/ready
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	touch $@
 
-# Train a small tokenizer on photographs that come with installed packages, and show what it does.
+# Train small tokenizers, on photographs that come with installed packages and on speech that comes with the
+# project, and show what they do.
 demo: setup
 	$(BIN)/python training/demo_image.py demo_output/image
+	$(BIN)/python training/demo_audio.py demo_output/audio
 
 test: setup
 	$(BIN)/ruff check .

@@ -6,22 +6,22 @@ Everything is real: the trainer, the losses, the checkpoint, and a new process t
 and reconstructs a photograph that the training never saw.
 """
 
-import argparse
 import json
 import math
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from training.demo import launch_trainer, run_demo
+
 TRAINING_PHOTOS = ("astronaut", "coffee", "rocket", "china", "flower")
 HELD_OUT = "chelsea"
 TILE = 64
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def load_photo(name: str) -> Image.Image:
@@ -56,27 +56,24 @@ def write_training_folder(folder: Path) -> int:
     return count
 
 
-def train(photos: Path, run: Path) -> None:
-    """Run the real trainer as a user would."""
+def train(output_dir: Path) -> None:
+    """Write the photographs and run the real trainer as a user would."""
+    photos, run = output_dir / "photos", output_dir / "run"
+    count = write_training_folder(photos)
+    print(f"{count} tiles of {len(TRAINING_PHOTOS)} photographs are in {photos}")
     shutil.rmtree(run, ignore_errors=True)
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--num_processes", "1", "--num_machines", "1"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    # Accelerate gives a process one thread unless told otherwise.
-    command += ["--num_cpu_threads_per_process", str(os.cpu_count())]
-    command += [str(REPOSITORY / "training" / "train_image.py")]
-    command += ["--config", str(REPOSITORY / "training" / "configs" / "demo_image.yaml")]
-    command += [f"dataset={photos}", f"output_dir={run}"]
-    subprocess.run(command, check=True)
+    launch_trainer("train_image.py", "demo_image.yaml", f"dataset={photos}", f"output_dir={run}")
 
 
 def show(model_dir: Path, output_dir: Path) -> None:
     """Load with AutoModel, reconstruct the held-out photograph from its codes alone, write the results."""
     import torch
     from transformers import AutoImageProcessor, AutoModel
+    from transformers.utils import logging
 
     import modeling_simvq  # noqa: F401  (registers the Auto classes)
 
+    logging.disable_progress_bar()
     model = AutoModel.from_pretrained(model_dir).eval()
     processor = AutoImageProcessor.from_pretrained(model_dir)
     photo = load_photo(HELD_OUT)
@@ -145,28 +142,5 @@ def side_by_side(pictures: list[Image.Image]) -> Image.Image:
     return row
 
 
-def main() -> None:
-    """Prepare, train, and show in a new process."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "output_dir", type=Path, help="folder for photographs, model, codes and picture"
-    )
-    parser.add_argument(
-        "--only-show", action="store_true", help="skip training, use the model there"
-    )
-    options = parser.parse_args()
-    model_dir = options.output_dir / "run" / "model"
-    if options.only_show:
-        show(model_dir, options.output_dir)
-        return
-    count = write_training_folder(options.output_dir / "photos")
-    print(
-        f"{count} tiles of {len(TRAINING_PHOTOS)} photographs are in {options.output_dir / 'photos'}"
-    )
-    train(options.output_dir / "photos", options.output_dir / "run")
-    again = [sys.executable, __file__, str(options.output_dir), "--only-show"]
-    subprocess.run(again, check=True)
-
-
 if __name__ == "__main__":
-    main()
+    run_demo(__doc__.splitlines()[0], train, show)

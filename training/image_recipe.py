@@ -11,16 +11,15 @@ from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.utils import make_grid
-from tqdm.auto import tqdm
 
 from modeling_simvq import SimVQImageConfig, SimVQImageModel, SimVQImageProcessor
-from training.code_statistics import CodeCounter
 from training.image_data import ImageDataConfig, build_image_dataloader
 from training.image_discriminator import PatchDiscriminator
 from training.image_losses import ImageLoss
 from training.perceptual import load_lpips
 from training.recipe import Validation
 from training.settings import SettingsError, at_least, one_of, setting
+from training.validation import run_validation
 
 
 @dataclass
@@ -105,34 +104,23 @@ class ImageRecipe:
     def validate(
         self, model: nn.Module, loader: DataLoader, accelerator: Accelerator
     ) -> Validation:
-        counter = CodeCounter(model.config.codebook_size, accelerator.device)
-        figures: dict[str, list[Tensor]] = {}
-        grid = None
-        hidden = not accelerator.is_local_main_process
-        for batch in tqdm(loader, desc="validating", unit="batch", leave=False, disable=hidden):
+        pictures: dict[str, Tensor] = {}
+
+        def measure(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
             pixels = batch["pixel_values"]
             output = model(pixels)
             reconstruction = output.pixel_values.clamp(-1, 1)
-            per_image = picture_figures(pixels, reconstruction)
+            figures = picture_figures(pixels, reconstruction)
             if self.perceptual is not None:
-                per_image["lpips"] = self.perceptual(reconstruction, pixels).flatten()
-            # gather_for_metrics drops the samples that fill up the last batch of all ranks.
-            gathered = accelerator.gather_for_metrics(
-                {**per_image, "codes": output.image_codes, "valid": batch["valid"]}
-            )
-            valid = gathered.pop("valid")
-            codes = gathered.pop("codes")[valid]
-            if accelerator.is_main_process:  # every rank has gathered the same codes
-                counter.update(codes)
-            for name, values in gathered.items():
-                figures.setdefault(name, []).append(values[valid])
-            if grid is None:
-                kept = batch["valid"]
+                figures["lpips"] = self.perceptual(reconstruction, pixels).flatten()
+            kept = batch["valid"]
+            if not pictures and kept.any():
                 grid = comparison_grid(pixels[kept][:8], reconstruction[kept][:8])
-        means = {name: float(torch.cat(values).mean()) for name, values in figures.items()}
-        usage = counter.read(accelerator)
-        means |= {"utilisation": usage.utilisation, "perplexity": usage.perplexity}
-        return Validation(means, {} if grid is None else {"reconstructions": grid})
+                pictures["reconstructions"] = grid
+            return figures, output.image_codes
+
+        figures = run_validation(loader, accelerator, model.config.codebook_size, measure)
+        return Validation(figures, pictures)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         model.save_pretrained(folder)

@@ -28,16 +28,21 @@ from training.stepping import DivergedError
 logger = get_logger(__name__)
 
 
-def run(groups: dict[str, type], make_recipe: Callable[[dict], Recipe], description: str) -> None:
-    """Parse settings, train, save; mistakes of the user end in one line and exit status 1."""
+def run(groups: dict[str, type], build_recipe: Callable[..., Recipe], description: str) -> None:
+    """Parse settings, train, save; mistakes of the user end in one line and exit status 1.
+
+    Args:
+        groups: dataclasses of the settings, under "model", "data", "loss" and "loop".
+        build_recipe: takes the first three, and batch_size and seed.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for chatty in ("httpx", "datasets", "accelerate", "transformers", "PIL"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     try:
-        settings = parse_settings({**groups, "loop": LoopSettings}, description)
+        settings = parse_settings(groups, description)
         accelerator = make_accelerator(settings["loop"])
-        train(settings, make_recipe, accelerator)
+        train(settings, build_recipe, accelerator)
     except (SettingsError, CheckpointError, DivergedError, ValueError, OSError) as error:
         if logging.getLogger().isEnabledFor(logging.DEBUG):
             raise
@@ -62,9 +67,7 @@ def make_accelerator(settings: LoopSettings) -> Accelerator:
     )
 
 
-def train(
-    settings: dict, make_recipe: Callable[[dict], Recipe], accelerator: Accelerator
-) -> Trainer:
+def train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Accelerator) -> Trainer:
     """Build the recipe, train it to the end and shut the processes down in order."""
     loop = settings["loop"]
     set_seed(loop.seed)
@@ -73,7 +76,13 @@ def train(
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "settings.json").write_text(json.dumps(flat, indent=2) + "\n")
-    recipe = make_recipe(settings)
+    recipe = build_recipe(
+        settings["model"],
+        settings["data"],
+        settings["loss"],
+        batch_size=loop.batch_size,
+        seed=loop.seed,
+    )
     if getattr(recipe, "perceptual", True) is None:
         logger.warning("training without a perceptual loss (perceptual: none)")
     if loop.tracker != "none":

@@ -18,7 +18,7 @@ from training.checkpoints import CheckpointError, find_checkpoint, save_checkpoi
 from training.code_statistics import CodeCounter, diagnose_collapse, latent_statistics
 from training.codebook_start import match_codes_to_latents
 from training.recipe import Recipe
-from training.reporting import FigureMeans, write_figures, write_pictures
+from training.reporting import FigureMeans, write_figures, write_pictures, write_sounds
 from training.schedule import make_scheduler
 from training.settings import LoopSettings, SettingsError
 from training.stepping import Adversaries, NonFiniteGuard
@@ -54,7 +54,11 @@ class Trainer:
         self.recipe, self.settings, self.accelerator = recipe, settings, accelerator
         self.output_dir = Path(settings.output_dir)
         if settings.gradient_checkpointing:
-            recipe.model.gradient_checkpointing_enable()
+            model = (
+                recipe.model
+            )  # the older name is deprecated, the newer one not in transformers 5.0
+            enable = getattr(model, "activation_checkpointing_enable", None)
+            (enable or model.gradient_checkpointing_enable)()
         recipe.model.train()
         recipe.discriminator.train()
         recipe.loss.train().to(accelerator.device)
@@ -250,7 +254,9 @@ class Trainer:
         self.accelerator.log({f"validation/{k}": v for k, v in result.figures.items()}, step=step)
         if self.accelerator.is_main_process:
             write_figures(self.output_dir, step, result.figures)
-            write_pictures(self.output_dir, step, result.pictures, self.accelerator.trackers)
+            trackers = self.accelerator.trackers
+            write_pictures(self.output_dir, step, result.pictures, trackers)
+            write_sounds(self.output_dir, step, result.sounds, result.sampling_rate, trackers)
             line = ", ".join(f"{name} {value:.4g}" for name, value in result.figures.items())
             tqdm.write(f"step {step}: {line}")
         return result.figures

@@ -11,10 +11,17 @@ from torch.utils.data import DataLoader
 
 @dataclass
 class Validation:
-    """Figures of a validation, and pictures (name to a (3, H, W) tensor in [0, 1]) for people."""
+    """Figures of a validation, and pictures and sounds for people.
+
+    Attributes:
+        pictures: name to (3, H, W) in [0, 1].
+        sounds: name to (samples,) in [-1, 1], at sampling_rate.
+    """
 
     figures: dict[str, float]
     pictures: dict[str, Tensor] = field(default_factory=dict)
+    sounds: dict[str, Tensor] = field(default_factory=dict)
+    sampling_rate: int = 0
 
 
 class Recipe(Protocol):
@@ -26,7 +33,8 @@ class Recipe(Protocol):
         discriminator: any module; only `loss` calls it.
         loss: module with `generator(inputs, reconstruction, commitment_loss, discriminator, step,
             last_layer)` and `discriminator(inputs, reconstruction, discriminator, step)`, each returning
-            a scalar and a dict of detached figures. `step` counts the generator's optimiser steps.
+            a scalar and a dict of detached figures. `step` counts the generator's optimiser steps. Before
+            its attribute `discriminator_start` the discriminator is not called.
         train_loader, validation_loader: batches are dicts.
         batch_counts: keys of a batch that hold per-sample counts to be summed and reported.
     """

@@ -62,3 +62,26 @@ def write_pictures(
                 batch = picture.permute(1, 2, 0).cpu().numpy()[None]
                 layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
                 tracker.log_images({name: batch}, step=step, **layout)
+
+
+def write_sounds(
+    output_dir: Path, step: int, sounds: dict[str, Tensor], sampling_rate: int, trackers: list
+) -> None:
+    """Save sounds (samples,) in [-1, 1] as 16-bit WAV and hand them to the trackers that take sounds."""
+    if not sounds:
+        return
+    import soundfile  # not needed to train on pictures
+
+    for name, sound in sounds.items():
+        path = output_dir / "sounds" / f"step-{step:08d}-{name}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sound = sound.float().cpu().nan_to_num().clamp(-1, 1)
+        soundfile.write(path, sound.numpy(), sampling_rate, subtype="PCM_16")
+        for tracker in trackers:
+            if tracker.name == "tensorboard":
+                tracker.tracker.add_audio(name, sound[None], step, sampling_rate)
+            elif tracker.name == "wandb":
+                import wandb
+
+                audio = wandb.Audio(sound.numpy(), sample_rate=sampling_rate)
+                tracker.tracker.log({name: audio}, step=step)

@@ -118,19 +118,29 @@ class Adversaries:
         accelerator.backward(total)
         skipped = self._update("generator", self.model, self.model_optimizer, figures, step)
 
-        plain_discriminator.requires_grad_(True)
-        with accelerator.autocast():
-            total, terms = recipe.loss.discriminator(
-                inputs, reconstruction.detach(), self.discriminator, step
-            )
-        figures |= {f"discriminator/{name}": value for name, value in terms.items()}
-        accelerator.backward(total)
-        skipped |= self._update(
-            "discriminator", self.discriminator, self.discriminator_optimizer, figures, step
-        )
+        if step >= recipe.loss.discriminator_start:
+            terms, bad = self._judge(inputs, reconstruction.detach(), plain_discriminator, step)
+            figures |= terms
+            skipped |= bad
         if accelerator.sync_gradients and not skipped:
             self.guard.good()
         return StepResult(figures, recipe.codes(output), output.latents.detach(), int(skipped))
+
+    def _judge(
+        self, inputs: Tensor, reconstruction: Tensor, plain_discriminator: nn.Module, step: int
+    ) -> tuple[dict[str, Tensor], bool]:
+        """The discriminator's turn: its figures, and whether its step was skipped."""
+        plain_discriminator.requires_grad_(True)
+        with self.accelerator.autocast():
+            total, terms = self.recipe.loss.discriminator(
+                inputs, reconstruction, self.discriminator, step
+            )
+        figures = {f"discriminator/{name}": value for name, value in terms.items()}
+        self.accelerator.backward(total)
+        skipped = self._update(
+            "discriminator", self.discriminator, self.discriminator_optimizer, figures, step
+        )
+        return figures, skipped
 
     def _update(self, name: str, module: nn.Module, optimizer, figures: dict, step: int) -> bool:
         """Clip and step if gradients are due; True if the step was skipped for not being finite."""

@@ -11,27 +11,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from training.image_data import ImageDataConfig
-from training.image_recipe import (
-    ImageLossSettings,
-    ImageModelSettings,
-    ImageRecipe,
-    build_image_recipe,
-)
+from training.image_recipe import ImageLossSettings, ImageModelSettings, build_image_recipe
 from training.launch import run
-
-
-def make_recipe(settings: dict) -> ImageRecipe:
-    """Recipe from parsed settings."""
-    loop = settings["loop"]
-    return build_image_recipe(
-        settings["model"],
-        settings["data"],
-        settings["loss"],
-        batch_size=loop.batch_size,
-        seed=loop.seed,
-    )
-
+from training.settings import LoopSettings
 
 if __name__ == "__main__":
-    groups = {"data": ImageDataConfig, "model": ImageModelSettings, "loss": ImageLossSettings}
-    run(groups, make_recipe, description=__doc__)
+    groups = {
+        "data": ImageDataConfig,
+        "model": ImageModelSettings,
+        "loss": ImageLossSettings,
+        "loop": LoopSettings,
+    }
+    run(groups, build_image_recipe, description=__doc__)

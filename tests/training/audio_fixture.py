@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from training.audio_discriminators import AudioDiscriminator
 
@@ -50,6 +51,28 @@ def full_discriminator() -> AudioDiscriminator:
     discriminator = AudioDiscriminator()
     names = map(original_name, discriminator.state_dict())
     weights = {name: torch.from_numpy(value(name, tuple(shapes[name]))) for name in names}
+    load_original(discriminator, weights)
+    return discriminator
+
+
+def narrowed_discriminator(weights: dict[str, Tensor]) -> AudioDiscriminator:
+    """A discriminator whose layers are as wide as the given tensors, under the original's names."""
+    discriminator = AudioDiscriminator()
+    convolutions = [
+        (name, conv) for name, conv in discriminator.named_modules() if isinstance(conv, nn.Conv2d)
+    ]
+    for name, conv in convolutions:
+        direction = weights[original_name(f"{name}.parametrizations.weight.original1")]
+        parent, _, place = name.rpartition(".")
+        narrow = nn.Conv2d(
+            direction.shape[1],
+            direction.shape[0],
+            conv.kernel_size,
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
+        )
+        setattr(discriminator.get_submodule(parent), place, weight_norm(narrow))
     load_original(discriminator, weights)
     return discriminator
 

@@ -1,0 +1,157 @@
+"""The audio trainer as a user runs it, on real speech; recipe, figures, pictures, errors."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from PIL import Image
+from transformers import AutoFeatureExtractor, AutoModelForAudioTokenization
+
+from modeling_simvq import SimVQAudioModel
+from training.audio_data import AudioDataConfig
+from training.audio_recipe import (
+    AudioLoopSettings,
+    AudioLossSettings,
+    AudioModelSettings,
+    build_audio_recipe,
+    si_sdr,
+)
+from training.settings import SettingsError, parse_settings
+from training.spectrogram_picture import draw_spectrograms
+
+REPOSITORY = Path(__file__).parents[2]
+SPEECH = REPOSITORY / "training" / "demo_speech"
+CONFIGS = REPOSITORY / "training" / "configs"
+TINY = [
+    "num_workers=0",
+    "clip_seconds=0.16",
+    "num_filters=2",
+    "codebook_size=64",
+    "codebook_dim=16",
+    "hidden_size=32",
+    "intermediate_size=64",
+    "num_decoder_layers=1",
+    "period_channels=1",
+    "resolution_channels=1",
+    "dac_channels=1",
+    "config_name=null",
+    "train_split=train",
+    "validation_split=validation",
+    "batch_size=2",
+    "epochs=100",
+    "warmup_steps=2",
+    "log_every=2",
+]
+
+
+def train(*words: str, processes: int = 1) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
+    command += ["--num_processes", str(processes), "--mixed_precision", "no"]
+    command += ["--dynamo_backend", "no", *(["--multi_gpu"] if processes > 1 else [])]
+    command += [str(REPOSITORY / "training" / "train_audio.py"), *TINY, *words]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+
+def test_train_resume_and_load(tmp_path):
+    data = tmp_path / "speech"
+    shutil.copytree(SPEECH, data)
+    (data / "train" / "broken.wav").write_bytes(b"RIFF, but nothing follows")
+    (data / "train" / "empty.flac").write_bytes(b"")
+    run = tmp_path / "run"
+    first = train(f"dataset={data}", f"output_dir={run}", "max_steps=4", "save_every=2")
+    assert first.returncode == 0, first.stderr
+    assert "broken.wav" in first.stderr or "empty.flac" in first.stderr
+    assert "unreadable" in first.stderr  # counted in the report
+    figures = [json.loads(line) for line in (run / "figures.jsonl").read_text().splitlines()]
+    assert figures[-1]["step"] == 4
+    assert figures[-1].keys() >= {"mel_distance", "si_sdr", "utilisation", "perplexity"}
+    sound, rate = soundfile.read(run / "sounds" / "step-00000004-reconstruction-0.wav")
+    assert rate == 24000 and len(sound) == 3840
+    assert Image.open(run / "spectrogram-0" / "step-00000004.png").size[0] > 500
+    assert any((run / "tensorboard").rglob("events*"))
+
+    again = train(f"dataset={data}", f"output_dir={run}", "max_steps=6", "--resume", "latest")
+    assert again.returncode == 0, again.stderr
+    assert "at step 4" in again.stderr
+
+    model = AutoModelForAudioTokenization.from_pretrained(run / "model")
+    extractor = AutoFeatureExtractor.from_pretrained(run / "model")
+    assert isinstance(model, SimVQAudioModel) and not model.quantizer.basis.requires_grad
+    waveform, rate = soundfile.read(next((SPEECH / "validation").iterdir()), dtype="float32")
+    inputs = extractor(waveform, sampling_rate=rate, return_tensors="pt")
+    with torch.no_grad():
+        codes = model.encode(**inputs).audio_codes
+        decoded = model.decode(audio_codes=codes).audio_values
+    assert codes.shape == (1, 1, -(-len(waveform) // 320))
+    assert decoded.shape == (1, 1, codes.shape[-1] * 320) and decoded.isfinite().all()
+
+
+def test_two_processes_share_the_work(tmp_path):
+    done = train(f"dataset={SPEECH}", f"output_dir={tmp_path / 'run'}", "max_steps=2", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "2 process(es)" in done.stderr
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_impossible_clips_are_named():
+    model, loss = AudioModelSettings(), AudioLossSettings()
+    for seconds, named in ((0.9999, "hop length 320; 1 would be"), (0.08, "more than 2048")):
+        data = AudioDataConfig(dataset=str(SPEECH), clip_seconds=seconds)
+        with pytest.raises(SettingsError, match=named):
+            build_audio_recipe(model, data, loss, batch_size=1, seed=0)
+
+
+def test_warm_up_and_clipping_are_on_by_default():
+    loop = AudioLoopSettings()
+    assert loop.warmup_steps > 0 and loop.max_grad_norm == 1.0
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*[0-9]k*.yaml")), ids=lambda f: f.stem)
+def test_published_configurations(file):
+    found = re.fullmatch(r"(libritts24k|libritts16k)_k(\d+)", file.stem)
+    if not found:
+        pytest.skip("an image configuration")
+    groups = {
+        "data": AudioDataConfig,
+        "model": AudioModelSettings,
+        "loss": AudioLossSettings,
+        "loop": AudioLoopSettings,
+    }
+    settings = parse_settings(groups, "", ["--config", str(file)])
+    config = settings["model"].config(settings["data"].sampling_rate)
+    assert config.codebook_size == int(found.group(2))
+    assert config.sampling_rate == int(found.group(1)[8:10]) * 1000
+    assert settings["data"].clip_samples % config.hop_length == 0
+    assert settings["loop"].warmup_steps >= 1000 and settings["loop"].max_grad_norm == 1.0
+    assert settings["loss"] == AudioLossSettings()
+
+
+def test_si_sdr_of_known_signals():
+    torch.manual_seed(0)
+    signal, noise = torch.randn(2, 1, 24000).unbind()
+    noise -= (noise * signal).sum() / signal.square().sum() * signal
+    noise *= signal.norm() / noise.norm()
+    for decibels in (0, 10, 20):
+        mixed = 3 * (signal + noise * 10 ** (-decibels / 20))
+        assert si_sdr(mixed, signal).item() == pytest.approx(decibels, abs=0.05)
+    assert si_sdr(torch.zeros(1, 100), signal[:, :100]).isfinite().all()
+
+
+def test_the_spectrogram_shows_a_tone_at_its_height():
+    time = torch.arange(24000) / 24000
+    high, low = torch.sin(2 * torch.pi * 6000 * time), torch.sin(2 * torch.pi * 500 * time)
+    picture = draw_spectrograms({"high": high, "low": low}, 24000)
+    assert picture.shape[0] == 3 and picture.min() >= 0 and picture.max() <= 1
+    # The brightest row of each panel: the high tone lies nearer to its panel's top.
+    brightness = picture[:, :, 300:700].mean(dim=(0, 2))
+    brightness[brightness > 0.98] = 0  # paper
+    half = len(brightness) // 2
+    assert brightness[:half].argmax() / half < brightness[half:].argmax() / half

@@ -1,0 +1,44 @@
+"""What the two demos share: they run the real trainers, and show the result in a process of its own."""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def launch_trainer(script: str, config: str, *overrides: str) -> None:
+    """Run a trainer as a user would, on all cores."""
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--num_processes", "1", "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    # Accelerate gives a process one thread unless told otherwise.
+    command += ["--num_cpu_threads_per_process", str(os.cpu_count())]
+    command += [str(REPOSITORY / "training" / script)]
+    command += ["--config", str(REPOSITORY / "training" / "configs" / config), *overrides]
+    subprocess.run(command, check=True)
+
+
+def run_demo(
+    description: str, train: Callable[[Path], None], show: Callable[[Path, Path], None]
+) -> None:
+    """Command line of a demo: train(output_dir), then show(model_dir, output_dir) in a new process."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("output_dir", type=Path, help="folder for data, model and results")
+    parser.add_argument(
+        "--only-show", action="store_true", help="skip training, use the model there"
+    )
+    options = parser.parse_args()
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    if options.only_show:
+        show(options.output_dir / "run" / "model", options.output_dir)
+        return
+    try:
+        train(options.output_dir)
+        again = [sys.executable, sys.argv[0], str(options.output_dir), "--only-show"]
+        subprocess.run(again, check=True)
+    except subprocess.CalledProcessError as error:  # it has said itself what went wrong
+        sys.exit(error.returncode)

@@ -1,0 +1,55 @@
+"""One pass over a validation set, the same for every modality."""
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from training.code_statistics import CodeCounter
+
+logger = get_logger(__name__)
+
+Measured = tuple[dict[str, Tensor], Tensor]
+
+
+@torch.no_grad()
+def run_validation(
+    loader: DataLoader,
+    accelerator: Accelerator,
+    codebook_size: int,
+    measure: Callable[[dict[str, Tensor]], Measured],
+) -> dict[str, float]:
+    """Means of per-sample figures, utilisation and perplexity, over all ranks.
+
+    Args:
+        loader: prepared; batches have "valid", (B,) bool, false for samples that could not be read.
+        measure: maps a batch to figures, each (B,), and codes (B, ...).
+
+    Returns:
+        Figures, equal on all ranks; empty if no sample was valid.
+    """
+    counter = CodeCounter(codebook_size, accelerator.device)
+    figures: dict[str, list[Tensor]] = {}
+    hidden = not accelerator.is_local_main_process
+    for batch in tqdm(loader, desc="validating", unit="batch", leave=False, disable=hidden):
+        per_sample, codes = measure(batch)
+        # gather_for_metrics drops the samples that fill up the last batch of all ranks.
+        gathered = accelerator.gather_for_metrics(
+            {**per_sample, "codes": codes, "valid": batch["valid"]}
+        )
+        valid = gathered.pop("valid")
+        codes = gathered.pop("codes")[valid]
+        if accelerator.is_main_process:  # every rank has gathered the same codes
+            counter.update(codes)
+        for name, values in gathered.items():
+            figures.setdefault(name, []).append(values[valid])
+    usage = counter.read(accelerator)
+    if usage.tokens == 0:
+        logger.warning("the validation set has no sample that can be read: no figures")
+        return {}
+    means = {name: float(torch.cat(values).mean()) for name, values in figures.items()}
+    return means | {"utilisation": usage.utilisation, "perplexity": usage.perplexity}
