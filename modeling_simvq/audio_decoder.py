@@ -15,6 +15,7 @@ from .configuration_simvq_audio import SimVQAudioConfig
 
 # Magnitudes are clipped here as in Vocos: exp of an early network's output would overflow.
 LARGEST_MAGNITUDE = 100.0
+ATTENTION_QUERIES = 1024
 
 
 class Norm(nn.GroupNorm):
@@ -76,7 +77,14 @@ class Attention(nn.Module):
             layer(normed).mT[:, None] for layer in (self.query, self.key, self.value)
         )
         allowed = None if mask is None else mask.bool()[:, None]
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+        # Some queries at a time: on the CPU, attention of so wide a head holds all of its scores.
+        attended = torch.cat(
+            [
+                F.scaled_dot_product_attention(some, key, value, attn_mask=allowed)
+                for some in query.split(ATTENTION_QUERIES, dim=2)
+            ],
+            dim=2,
+        )
         return hidden + self.out(attended[:, 0].mT)
 
 

@@ -110,6 +110,14 @@ class SimVQAudioModel(SimVQAudioPreTrainedModel):
         self._decoder_chunks: tuple[int, int] | None = None
         self.post_init()
 
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """As of PreTrainedModel; the folder's code then serves both Auto classes."""
+        # transformers names one Auto class in auto_map, the one given to register_for_auto_class.
+        names = dict(getattr(self.config, "auto_map", None) or {})
+        names["AutoModelForAudioTokenization"] = "modeling_simvq_audio.SimVQAudioModel"
+        self.config.auto_map = names
+        super().save_pretrained(*args, **kwargs)
+
     def remove_weight_norm(self) -> None:
         """Fold weight normalisation into plain weights, for inference. A saved model stays folded."""
         fold_weight_norm(self.encoder)

@@ -19,6 +19,12 @@ def checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
+def audio_checkpoint() -> Path:
+    """The authors' .ckpt file (hop 320, d = 24, K = 64)."""
+    return AUDIO_CHECKPOINT
+
+
+@pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory) -> Path:
     """Folder that save_pretrained wrote. Do not change it."""
     folder = tmp_path_factory.mktemp("tiny") / "model"

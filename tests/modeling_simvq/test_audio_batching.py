@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_simvq import SimVQAudioConfig, SimVQAudioModel
+from modeling_simvq import SimVQAudioConfig, SimVQAudioModel, audio_decoder
 from modeling_simvq import modeling_simvq_audio as modeling
 
 # Frames at a clip's end that may differ from what the clip gives alone: none.
@@ -185,3 +185,14 @@ def test_chunks_have_sensible_sizes():
     for chunk, overlap in ((1, 0), (1, 0.6), (0, 0)):
         with pytest.raises(ValueError, match="overlap_seconds"):
             MODELS["causal"].enable_chunking(chunk, overlap)
+
+
+@pytest.mark.parametrize("lengths", [[2400], [2400, 600]])
+def test_attention_in_pieces_is_attention(lengths, monkeypatch):
+    model = MODELS["causal"]
+    values, mask = ragged(lengths)
+    with torch.no_grad():
+        whole = model(values, mask).audio_values
+        monkeypatch.setattr(audio_decoder, "ATTENTION_QUERIES", 7)
+        pieces = model(values, mask).audio_values
+    torch.testing.assert_close(pieces, whole, rtol=1e-4, atol=1e-5)
