@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -193,8 +194,11 @@ class Trainer:
                 return False
         self._latents = result.latents
         progress.bad_steps += result.skipped
-        for scheduler in self.schedulers:
-            scheduler.step()
+        with warnings.catch_warnings():
+            # Rates follow the run's steps, also where an optimiser skipped one or has not begun.
+            warnings.filterwarnings("ignore", message="Detected call of .lr_scheduler.step")
+            for scheduler in self.schedulers:
+                scheduler.step()
         if not result.skipped:
             self.ema.update_parameters(self.accelerator.unwrap_model(self.model))
         progress.step += 1

@@ -114,11 +114,9 @@ def test_warm_up_and_clipping_are_on_by_default():
     assert loop.warmup_steps > 0 and loop.max_grad_norm == 1.0
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*[0-9]k*.yaml")), ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("libritts*.yaml")), ids=lambda f: f.stem)
 def test_published_configurations(file):
     found = re.fullmatch(r"(libritts24k|libritts16k)_k(\d+)", file.stem)
-    if not found:
-        pytest.skip("an image configuration")
     groups = {
         "data": AudioDataConfig,
         "model": AudioModelSettings,
