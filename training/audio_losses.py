@@ -83,8 +83,7 @@ class AudioLoss(nn.Module):
     ) -> tuple[Tensor, Terms]:
         """The discriminators' losses, with shapes as for the generator.
 
-        Before discriminator_start they are multiplied by zero rather than left out, so that every process
-        still takes part in the gradients' reduction.
+        Zero before discriminator_start. The trainer does not call them then.
         """
         _check_shapes(input_values, reconstruction)
         # One call with both, for the sake of DistributedDataParallel.

@@ -129,10 +129,8 @@ class AudioRecipe:
             decoded = output.audio_values.float()
             if not sounds:
                 kept = batch["valid"]
-                pairs = zip(waveforms[kept, 0], decoded[kept, 0], strict=True)
-                for number, (original, ours) in enumerate(pairs):
-                    if number == SHOWN_CLIPS:
-                        break
+                first = (clips[kept, 0][:SHOWN_CLIPS] for clips in (waveforms, decoded))
+                for number, (original, ours) in enumerate(zip(*first, strict=True)):
                     shown = {"original": original, "reconstruction": ours}
                     sounds.update({f"{k}-{number}": v.cpu() for k, v in shown.items()})
                     pictures[f"spectrogram-{number}"] = draw_spectrograms(shown, rate)

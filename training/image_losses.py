@@ -112,8 +112,7 @@ class ImageLoss(nn.Module):
     ) -> tuple[Tensor, Terms]:
         """The discriminator's hinge loss, with LeCAM regularisation if that has a weight.
 
-        Before discriminator_start it is multiplied by zero rather than left out, so that every process
-        still takes part in the gradients' reduction.
+        Zero before discriminator_start, as in the original. The trainer does not call it then.
         """
         real = discriminator(pixel_values.detach()).float()
         fake = discriminator(reconstruction.detach()).float()

@@ -55,11 +55,9 @@ class Trainer:
         self.recipe, self.settings, self.accelerator = recipe, settings, accelerator
         self.output_dir = Path(settings.output_dir)
         if settings.gradient_checkpointing:
-            model = (
-                recipe.model
-            )  # the older name is deprecated, the newer one not in transformers 5.0
-            enable = getattr(model, "activation_checkpointing_enable", None)
-            (enable or model.gradient_checkpointing_enable)()
+            # The older name is deprecated, the newer one is not in transformers 5.0.
+            enable = getattr(recipe.model, "activation_checkpointing_enable", None)
+            (enable or recipe.model.gradient_checkpointing_enable)()
         recipe.model.train()
         recipe.discriminator.train()
         recipe.loss.train().to(accelerator.device)

@@ -10,8 +10,7 @@ def start_from_data(module: nn.Module, inputs: Tensor) -> None:
     """Scale and shift every weight-normalised convolution so that its outputs have mean 0 and deviation 1.
 
     With torch's own initialisation each layer of a deep encoder passes on a fraction of what it gets: speech,
-    which is quiet to begin with, hardly reaches the latents, and the first thousands of steps go into undoing
-    that.
+    which is quiet to begin with, hardly reaches the latents, and the first steps go into undoing that.
 
     Args:
         module: called once with inputs; its convolutions are set in the order in which they run.

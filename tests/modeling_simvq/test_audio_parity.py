@@ -1,44 +1,22 @@
 """Outputs, losses and gradients of the authors' code (fixtures audio_*), with raw and with EMA weights."""
 
 import inspect
-import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from parity import FIXTURES, checkpoint, relative
 from safetensors.torch import load_file
 
 from modeling_simvq import SimVQAudioConfig, SimVQAudioModel
 from modeling_simvq.convert_simvq_checkpoint import convert_simvq_checkpoint
-
-FIXTURES = Path(__file__).parents[1] / "fixtures"
-sys.path.insert(0, str(FIXTURES))
-from recipe import value  # noqa: E402
+from modeling_simvq.original_audio import KEPT
 
 NAMES = ["audio_tiny1", "audio_tiny2", "audio_real"]
 FIELDS = [*inspect.signature(SimVQAudioConfig).parameters][:-1]
 # The input that the fixture's gradients are of.
 GRADIENT_INPUT = {"audio_tiny1": "mult", "audio_tiny2": "mult", "audio_real": "short"}
 CASES = [(name, weights) for name in NAMES for weights in ("raw", "ema")]
-
-
-def checkpoint(name: str, folder: Path) -> Path:
-    """The stored checkpoint, or one made from the names and shapes of its tensors."""
-    stored = FIXTURES / name / "checkpoint.ckpt"
-    if stored.is_file():
-        return stored
-    state = {}
-    for key, shape, dtype in json.loads((FIXTURES / name / "keys.json").read_text()):
-        if key.startswith(("encoder.", "backbone.", "head.", "quantize.")) and dtype == "float32":
-            state[key] = torch.from_numpy(value(key, tuple(shape), 0))
-            if key != "quantize.embedding.weight":
-                average = "model_ema." + key.replace(".", "")
-                state[average] = torch.from_numpy(value(key, tuple(shape), 1))
-    made = folder / "made.ckpt"
-    torch.save({"state_dict": state}, made)
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +27,11 @@ def converted(tmp_path_factory):
     def get(name: str, weights: str) -> SimVQAudioModel:
         if (name, weights) not in kept:
             folder = tmp_path_factory.mktemp(name)
-            made = checkpoint(name, folder)
+            made = checkpoint(name, folder, KEPT)
             kept[name, weights] = convert_simvq_checkpoint(made, folder / "model", weights)
         return kept[name, weights]
 
     return get
-
-
-def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return float((ours - theirs).norm() / theirs.norm())
 
 
 @pytest.mark.parametrize(("name", "weights"), CASES)

@@ -1,48 +1,23 @@
 """Outputs, losses and gradients of the authors' code (fixtures image_*), with raw and with EMA weights."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from parity import FIXTURES, checkpoint, relative
 from safetensors.torch import load_file
 
 from modeling_simvq.convert_simvq_checkpoint import convert_simvq_checkpoint
-
-FIXTURES = Path(__file__).parents[1] / "fixtures"
-sys.path.insert(0, str(FIXTURES))
-from recipe import value  # noqa: E402
+from modeling_simvq.original_image import KEPT
 
 NAMES = ["image_tiny1", "image_tiny2", "image_tiny2_wide", "image_real"]
-
-
-def checkpoint(name: str, folder: Path) -> Path:
-    """The stored checkpoint, or one made from the names and shapes of its tensors."""
-    stored = FIXTURES / name / "checkpoint.ckpt"
-    if stored.is_file():
-        return stored
-    state = {}
-    for key, shape, dtype in json.loads((FIXTURES / name / "keys.json").read_text()):
-        if key.startswith(("encoder.", "decoder.", "quantize.")) and dtype == "float32":
-            state[key] = torch.from_numpy(value(key, tuple(shape), 0))
-            if key != "quantize.embedding.weight":
-                average = "model_ema." + key.replace(".", "")
-                state[average] = torch.from_numpy(value(key, tuple(shape), 1))
-    made = folder / "made.ckpt"
-    torch.save({"state_dict": state}, made)
-    return made
-
-
-def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return float((ours - theirs).norm() / theirs.norm())
 
 
 @pytest.mark.parametrize("weights", ["raw", "ema"])
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_equal_the_original(name, weights, tmp_path):
-    model = convert_simvq_checkpoint(checkpoint(name, tmp_path), tmp_path / "model", weights)
+    model = convert_simvq_checkpoint(checkpoint(name, tmp_path, KEPT), tmp_path / "model", weights)
     inputs = load_file(FIXTURES / name / "inputs.safetensors")
     expected = load_file(FIXTURES / name / "outputs.safetensors")
     for case, pixels in inputs.items():
@@ -63,7 +38,7 @@ def test_outputs_equal_the_original(name, weights, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_equal_the_original(name, tmp_path):
     expected = load_file(FIXTURES / name / "outputs.safetensors")
-    model = convert_simvq_checkpoint(checkpoint(name, tmp_path), tmp_path / "model", "raw")
+    model = convert_simvq_checkpoint(checkpoint(name, tmp_path, KEPT), tmp_path / "model", "raw")
     # The fixture's first input, in the order in which it was made.
     pixels = load_file(FIXTURES / name / "inputs.safetensors")
     stats = json.loads((FIXTURES / name / "config.json").read_text())["stats"]
@@ -98,7 +73,9 @@ def test_published_size():
 
 def test_the_originals_lookup_without_projection_is_not_ours(tmp_path):
     """original.md, fault 1: its get_codebook_entry forgets W, so its decoded codes are wrong."""
-    model = convert_simvq_checkpoint(checkpoint("image_tiny1", tmp_path), tmp_path / "model", "raw")
+    model = convert_simvq_checkpoint(
+        checkpoint("image_tiny1", tmp_path, KEPT), tmp_path / "model", "raw"
+    )
     expected = load_file(FIXTURES / "image_tiny1" / "outputs.safetensors")
     ours = model.quantizer.lookup(expected["raw.sq.indices"].view(2, 16, 16))
     assert relative(ours, expected["raw.sq.z_q"]) < 1e-5

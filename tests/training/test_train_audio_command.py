@@ -25,6 +25,7 @@ from training.audio_recipe import (
 )
 from training.settings import SettingsError, parse_settings
 from training.spectrogram_picture import draw_spectrograms
+from training.weight_norm_start import start_from_data
 
 REPOSITORY = Path(__file__).parents[2]
 SPEECH = REPOSITORY / "training" / "demo_speech"
@@ -130,6 +131,18 @@ def test_published_configurations(file):
     assert settings["data"].clip_samples % config.hop_length == 0
     assert settings["loop"].warmup_steps >= 1000 and settings["loop"].max_grad_norm == 1.0
     assert settings["loss"] == AudioLossSettings()
+
+
+def test_the_start_from_data_standardises_every_layer():
+    torch.manual_seed(0)
+    encoder = SimVQAudioModel(AudioModelSettings(num_filters=4).config()).encoder
+    clips = torch.randn(4, 1, 6400) * 0.01
+    before, _ = encoder(clips)
+    start_from_data(encoder, clips)
+    after, _ = encoder(clips)
+    assert before.std(dim=(0, 2)).max() < 0.1
+    torch.testing.assert_close(after.std(dim=(0, 2)), torch.ones(512), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(after.mean(dim=(0, 2)), torch.zeros(512), rtol=0, atol=1e-3)
 
 
 def test_si_sdr_of_known_signals():

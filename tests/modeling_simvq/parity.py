@@ -1,0 +1,33 @@
+"""What the parity tests of both modalities share."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+sys.path.insert(0, str(FIXTURES))
+from recipe import value  # noqa: E402
+
+
+def checkpoint(name: str, folder: Path, kept: tuple[str, ...]) -> Path:
+    """The fixture's checkpoint, or one made from the names and shapes of its tensors that start with `kept`."""
+    stored = FIXTURES / name / "checkpoint.ckpt"
+    if stored.is_file():
+        return stored
+    state = {}
+    for key, shape, dtype in json.loads((FIXTURES / name / "keys.json").read_text()):
+        if key.startswith(kept) and dtype == "float32":
+            state[key] = torch.from_numpy(value(key, tuple(shape), 0))
+            if key != "quantize.embedding.weight":
+                average = "model_ema." + key.replace(".", "")
+                state[average] = torch.from_numpy(value(key, tuple(shape), 1))
+    made = folder / "made.ckpt"
+    torch.save({"state_dict": state}, made)
+    return made
+
+
+def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Frobenius norm of the difference over that of the original."""
+    return float((ours.detach() - theirs).norm() / theirs.norm())
