@@ -82,13 +82,13 @@ class SimVQAudioPreTrainedModel(PreTrainedAudioTokenizerBase):
         # came from a checkpoint are left alone.
         if isinstance(module, ConvNeXtBlock):
             init.constant_(module.layer_scale, 1 / self.config.num_decoder_layers)
+        elif isinstance(module, parametrize.ParametrizationList):
+            # Loading visits this list and not the convolution when only the weight is missing.
+            init.kaiming_uniform_(module.original1, a=5**0.5)
+            norm = torch.linalg.vector_norm(module.original1, dim=(1, 2), keepdim=True)
+            init.copy_(module.original0, norm)
         elif parametrize.is_parametrized(module, "weight"):
-            norm, direction = (
-                getattr(module.parametrizations.weight, name) for name in ("original0", "original1")
-            )
-            init.kaiming_uniform_(direction, a=5**0.5)
-            init.copy_(norm, torch.linalg.vector_norm(direction, dim=(1, 2), keepdim=True))
-            bound = direction[0].numel() ** -0.5
+            bound = module.parametrizations.weight.original1[0].numel() ** -0.5
             init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, (nn.Conv1d, nn.Linear, nn.LSTM, nn.GroupNorm, nn.LayerNorm, SimVQ)):
             module.reset_parameters()

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .nearest_code import nearest_code
+from .nearest_code import Book, make_book, nearest_code
+
+BASIS_INITS = ("normal", "uniform", "orthogonal")
 
 
 class SimVQ(nn.Module):
@@ -19,41 +21,100 @@ class SimVQ(nn.Module):
     Loss (means over all elements): ``beta * |z - sg[q]|^2 + |q - sg[z]|^2``; gradients reach the encoder
     straight through. Everything is computed in float32, also under autocast and in half-precision models.
 
+    A training step projects min(N, K) rows inside autograd, N the number of latent vectors: the gradient
+    of the whole codebook never exists where it would be the larger.
+
     Args:
         codebook_size: K, number of codes.
         codebook_dim: d, width of a code and of the latents.
         commitment_cost: beta, weight of the encoder's side of the loss.
+        basis_dim: m, width of the basis, d unless given.
+        basis_init: entries of C. "normal": N(0, 1/m), the paper's; "uniform": of the same variance;
+            "orthogonal": rows in blocks of m that are orthogonal, of length one; or a tensor (K, m).
+        projection_hidden_dim: width of a hidden layer (with GELU) in between, instead of one linear layer.
+        train_basis: train C too.
+        rotation_trick: gradients reach the encoder through the rotation and scaling that takes z to q
+            (arXiv 2410.06424), instead of straight through.
 
     Attributes:
-        basis: C, (K, d) ~ N(0, 1/d), frozen. It is a Parameter and not a buffer because
-            DistributedDataParallel broadcasts buffers at every step.
+        basis: C, (K, m), frozen. It is a Parameter and not a buffer because DistributedDataParallel
+            broadcasts buffers at every step.
         projection: W and b.
+
+    Raises:
+        ValueError: if a size or an option is impossible, naming it.
     """
 
-    def __init__(self, codebook_size: int, codebook_dim: int, commitment_cost: float = 0.25):
+    def __init__(
+        self,
+        codebook_size: int,
+        codebook_dim: int,
+        commitment_cost: float = 0.25,
+        *,
+        basis_dim: int | None = None,
+        basis_init: str | Tensor = "normal",
+        projection_hidden_dim: int | None = None,
+        train_basis: bool = False,
+        rotation_trick: bool = False,
+    ):
         super().__init__()
-        if codebook_size < 1 or codebook_dim < 1:
+        basis_dim = codebook_dim if basis_dim is None else basis_dim
+        sizes = {
+            "codebook_size": codebook_size,
+            "codebook_dim": codebook_dim,
+            "basis_dim": basis_dim,
+            "projection_hidden_dim": 1 if projection_hidden_dim is None else projection_hidden_dim,
+        }
+        if wrong := [f"{name}={size}" for name, size in sizes.items() if size < 1]:
+            raise ValueError(f"sizes of SimVQ must be at least 1, got {', '.join(wrong)}")
+        if isinstance(basis_init, Tensor) and basis_init.shape != (codebook_size, basis_dim):
             raise ValueError(
-                "codebook_size and codebook_dim must be at least 1, "
-                f"got codebook_size={codebook_size} and codebook_dim={codebook_dim}"
+                f"basis_init must have shape {(codebook_size, basis_dim)}, got {tuple(basis_init.shape)}"
+            )
+        if not isinstance(basis_init, Tensor) and basis_init not in BASIS_INITS:
+            raise ValueError(
+                f"basis_init must be a tensor or one of {BASIS_INITS}, got {basis_init!r}"
             )
         self.codebook_size = codebook_size
         self.codebook_dim = codebook_dim
         self.commitment_cost = commitment_cost
-        self.basis = nn.Parameter(torch.empty(codebook_size, codebook_dim))
-        self.projection = nn.Linear(codebook_dim, codebook_dim)
-        self._projected: tuple[tuple, Tensor] | None = None
-        self.reset_parameters()
+        self.basis_init = basis_init if isinstance(basis_init, str) else "given"
+        self.train_basis = train_basis
+        self.rotation_trick = rotation_trick
+        self.basis = nn.Parameter(torch.empty(codebook_size, basis_dim))
+        if projection_hidden_dim is None:
+            self.projection = nn.Linear(basis_dim, codebook_dim)
+        else:
+            self.projection = nn.Sequential(
+                nn.Linear(basis_dim, projection_hidden_dim),
+                nn.GELU(),
+                nn.Linear(projection_hidden_dim, codebook_dim),
+            )
+        self._kept: tuple[tuple, Book] | None = None
+        if isinstance(basis_init, Tensor):
+            init.copy_(self.basis, basis_init)
+        else:
+            self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw C from N(0, 1/d). The projection initialises itself, as any nn.Linear does."""
-        init.normal_(self.basis, mean=0.0, std=self.codebook_dim**-0.5)
+        """Draw C anew. A given basis stays. The projection initialises itself, as any nn.Linear does."""
+        width = self.basis.shape[1]
+        if self.basis_init == "normal":
+            init.normal_(self.basis, mean=0.0, std=width**-0.5)
+        elif self.basis_init == "uniform":
+            init.uniform_(self.basis, -((3 / width) ** 0.5), (3 / width) ** 0.5)
+        elif self.basis_init == "orthogonal":
+            blocks = self.basis.new_empty(
+                -(-self.codebook_size // width), width, width, dtype=torch.float32
+            )
+            rotations = torch.linalg.qr(blocks.normal_()).Q.flatten(0, 1)
+            init.copy_(self.basis, rotations[: self.codebook_size])
 
     def __setattr__(self, name: str, value) -> None:
         # from_pretrained replaces parameters by new ones that require gradients. All loaders assign
         # through here, so the basis is frozen again at the one place that none of them can skip.
         if name == "basis" and isinstance(value, nn.Parameter):
-            value.requires_grad_(False)
+            value.requires_grad_(self.train_basis)
         super().__setattr__(name, value)
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,27 +125,60 @@ class SimVQ(nn.Module):
 
         Returns:
             Quantized latents of the same shape and type, codes (B, *spatial) int64, and the commitment
-            loss, a float32 scalar.
+            loss, a float32 scalar. In training, latents that hold NaN or infinity get code 0 and make the
+            loss NaN.
 
         Raises:
-            ValueError: if the second dimension is not d.
+            ValueError: if the second dimension is not d; in evaluation, if a latent is not finite.
         """
         if latents.ndim < 2 or latents.shape[1] != self.codebook_dim:
             raise ValueError(
                 f"SimVQ takes latents (B, {self.codebook_dim}, *spatial), got {tuple(latents.shape)}"
             )
         with torch.autocast(device_type=latents.device.type, enabled=False):
-            z = latents.float().movedim(1, -1)
-            rows = z.reshape(-1, self.codebook_dim)
-            codes = nearest_code(rows, self.codebook()).view(z.shape[:-1])
-            q = self._codes_to_vectors(codes)
-            commitment_loss = self.commitment_cost * F.mse_loss(z, q.detach())
-            commitment_loss = commitment_loss + F.mse_loss(q, z.detach())
-            # Straight-through. The value is q to the last bit, so that decoding the codes gives the
-            # same picture; `z + (q - z).detach()` would round.
-            quantized = q.detach() + (z - z.detach())
-        # One memory layout here and in lookup: convolutions round differently in different layouts.
-        return quantized.movedim(-1, 1).contiguous().to(latents.dtype), codes, commitment_loss
+            channels_last = latents.float().movedim(1, -1)
+            z = channels_last.reshape(-1, self.codebook_dim)
+            codes, q = self._quantize(z)
+            quantized, commitment_loss = _StraightThrough.apply(z, q, self.commitment_cost)
+            if self.rotation_trick:
+                quantized = _rotate(z, q.detach())
+            if not (
+                self.training
+                or torch.compiler.is_compiling()
+                or commitment_loss.isfinite()
+                or not len(z)
+            ):
+                raise ValueError(
+                    "latents hold NaN, infinity or values too large to square in float32"
+                )
+            # One memory layout here and in lookup: convolutions round differently in different layouts.
+            quantized = quantized.view(channels_last.shape).movedim(-1, 1).contiguous()
+        return quantized.to(latents.dtype), codes.view(channels_last.shape[:-1]), commitment_loss
+
+    def _quantize(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Nearest codes of z (N, d): their indices (N,) and, with gradient, their vectors (N, d)."""
+        if not self._changes():
+            codes = nearest_code(z, self._book())
+        elif self.codebook_size <= len(z):
+            codebook = self._project(self._rows())
+            codes = nearest_code(z, codebook.detach())
+            return codes, F.embedding(codes, codebook)
+        else:
+            codes = nearest_code(z, self.basis, self._project)
+        return codes, self._vectors(codes)
+
+    def _vectors(self, codes: Tensor) -> Tensor:
+        with_gradient = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        if with_gradient or self._changes():
+            return self._project(F.embedding(codes, self._rows()))
+        return self._book().codes[codes]
+
+    def _rows(self) -> Tensor:
+        # Frozen means frozen, also after someone's model.requires_grad_(True).
+        return self.basis if self.train_basis else self.basis.detach()
+
+    def _changes(self) -> bool:
+        return self.training or torch.compiler.is_compiling()
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Vectors of the given codes, through W and b.
@@ -109,49 +203,120 @@ class SimVQ(nn.Module):
                     f"0 to {self.codebook_size - 1}"
                 )
         with torch.autocast(device_type=codes.device.type, enabled=False):
-            return self._codes_to_vectors(codes.long()).movedim(-1, 1).contiguous()
-
-    def _codes_to_vectors(self, codes: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and self.projection.weight.requires_grad:
-            # Only the selected rows go through W inside autograd: no dense (K, d) gradient.
-            rows = F.embedding(codes, self.basis.detach()).float()
-            return F.linear(rows, self.projection.weight.float(), self._bias())
-        return F.embedding(codes, self.codebook())
-
-    def _bias(self) -> Tensor:
-        return self.projection.bias.float()
+            return self._vectors(codes.long()).movedim(-1, 1).contiguous()
 
     @torch.no_grad()
     def codebook(self) -> Tensor:
         """The effective codebook ``C W^T + b``, (K, d) float32, without gradient. Do not modify it.
 
-        In evaluation it is computed once and kept until W, b or C changes in any way: an optimiser step,
-        load_state_dict, a move to another device or type, an in-place edit.
+        In evaluation it is computed once and kept, with the norms that the search needs, until W, b or C
+        changes in any way: an optimiser step, load_state_dict, a move to another device or type, an
+        in-place edit.
         """
-        if self.training or torch.compiler.is_compiling():
-            self._projected = None
-            return self._project()
+        return self._project(self.basis) if self._changes() else self._book().codes
+
+    @torch.no_grad()
+    def fold_codebook(self) -> None:
+        """Put the effective codebook in the place of C; W is then the identity and b zero. For export.
+
+        Codes, vectors and the state's names stay, whatever the projection was.
+        """
+        codebook = self._project(self.basis)
+        self.basis = nn.Parameter(codebook.to(self.basis.dtype))
+        self.projection = nn.Linear(
+            self.codebook_dim, self.codebook_dim, device=codebook.device, dtype=self.basis.dtype
+        )
+        nn.init.eye_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+
+    def _project(self, rows: Tensor) -> Tensor:
+        """Codes (..., d) float32 of rows (..., m) of the basis."""
+        layers = (
+            self.projection if isinstance(self.projection, nn.Sequential) else [self.projection]
+        )
+        rows = rows.float()
+        with torch.autocast(device_type=rows.device.type, enabled=False):
+            for layer in layers:
+                if isinstance(layer, nn.Linear):
+                    rows = F.linear(rows, layer.weight.float(), layer.bias.float())
+                else:
+                    rows = layer(rows)
+        return rows
+
+    @torch.no_grad()
+    def _book(self) -> Book:
         key = tuple(
             (id(tensor), tensor.data_ptr(), _version(tensor), tensor.dtype, tensor.device)
-            for tensor in (self.basis, self.projection.weight, self.projection.bias)
+            for tensor in self.parameters()
         )
-        if self._projected is None or self._projected[0] != key:
-            self._projected = (key, self._project())
-        return self._projected[1]
+        if self._kept is None or self._kept[0] != key:
+            self._kept = None  # the old one goes before the new one is made
+            book = make_book(self.basis, self._project)
+            if book.rows[:, -1].isneginf().any():
+                raise ValueError("the codebook holds NaN or infinity: its training diverged")
+            self._kept = (key, book)
+        return self._kept[1]
 
-    def _project(self) -> Tensor:
-        with torch.autocast(device_type=self.basis.device.type, enabled=False):
-            return F.linear(self.basis.float(), self.projection.weight.float(), self._bias())
+    def train(self, mode: bool = True) -> "SimVQ":
+        """Training mode drops the kept codebook: the next step changes it."""
+        if mode:
+            self._kept = None
+        return super().train(mode)
 
     def __getstate__(self) -> dict:
-        # A copy or a pickle makes its own projected codebook.
-        return {**super().__getstate__(), "_projected": None}
+        # A copy or a pickle makes its own codebook.
+        return {**super().__getstate__(), "_kept": None}
 
     def extra_repr(self) -> str:
+        options = "".join(
+            f", {name}=True" for name in ("train_basis", "rotation_trick") if getattr(self, name)
+        )
         return (
             f"codebook_size={self.codebook_size}, codebook_dim={self.codebook_dim}, "
-            f"commitment_cost={self.commitment_cost}"
+            f"commitment_cost={self.commitment_cost}{options}"
         )
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Values of q with the gradient of z, and the commitment loss: z, q (N, d) -> (N, d), ().
+
+    One pass over the difference instead of the six that two losses and ``z + sg[q - z]`` take. The value is
+    q to the last bit, so that decoding the codes gives the same picture.
+    """
+
+    @staticmethod
+    def forward(ctx, z: Tensor, q: Tensor, commitment_cost: float) -> tuple[Tensor, Tensor]:
+        difference = q - z
+        ctx.save_for_backward(difference)
+        ctx.commitment_cost = commitment_cost
+        ctx.set_materialize_grads(False)
+        mean_square = torch.linalg.vector_norm(difference).square() / max(difference.numel(), 1)
+        return q, (1 + commitment_cost) * mean_square
+
+    @staticmethod
+    def backward(ctx, grad_quantized: Tensor | None, grad_loss: Tensor | None) -> tuple:
+        if grad_loss is None:
+            return grad_quantized, None, None
+        (difference,) = ctx.saved_tensors
+        grad_q = difference * (grad_loss * (2 / max(difference.numel(), 1)))
+        grad_z = grad_q * -ctx.commitment_cost
+        return (grad_z if grad_quantized is None else grad_z.add_(grad_quantized)), grad_q, None
+
+
+def _rotate(z: Tensor, q: Tensor) -> Tensor:
+    """Values of q with the gradient of the rotation and scaling from z to q (arXiv 2410.06424, section 4.2).
+
+    Args:
+        z, q: (N, d).
+    """
+    with torch.no_grad():
+        z_length, q_length = (x.norm(dim=-1, keepdim=True).clamp(min=1e-6) for x in (z, q))
+        z_unit, q_unit = z / z_length, q / q_length
+        middle = F.normalize(z_unit + q_unit, dim=-1, eps=1e-6)
+    along_middle = (z * middle).sum(dim=-1, keepdim=True) * middle
+    along_z = (z * z_unit).sum(dim=-1, keepdim=True) * q_unit
+    rotated = (z - 2 * along_middle + 2 * along_z) * (q_length / z_length)
+    return q + (rotated - rotated.detach())
 
 
 def _version(tensor: Tensor) -> int:

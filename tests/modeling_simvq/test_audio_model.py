@@ -175,7 +175,7 @@ def test_a_missing_weight_is_made_and_its_neighbours_are_kept(name, tiny_audio_f
     assert set(report["missing_keys"]) == {name}
     state = model.state_dict()
     fresh = state.pop(name)
-    assert fresh.isfinite().all() and fresh.std() > 0
+    assert 0 < fresh.std() < 1 and fresh.abs().max() < 1  # and not what the memory held before
     assert all(torch.equal(state[key], weights[key]) for key in weights)
 
 

@@ -112,6 +112,7 @@ def test_the_folder_holds_every_file_that_its_code_imports(tiny_folder):
         "image_processing_simvq.py",
         "modeling_simvq_image.py",
         "nearest_code.py",
+        "nearest_code_triton.py",
         "quantization_simvq.py",
         "tiling.py",
     }

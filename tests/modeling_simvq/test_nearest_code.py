@@ -1,0 +1,204 @@
+"""The search: the float64 answer on every kind of data, in bounded memory."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modeling_simvq import nearest_code
+
+search = sys.modules["modeling_simvq.nearest_code"]
+
+
+def exact(queries: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """The float64 argmin of the distance, lowest index first; scores, as |z|^2 only costs digits."""
+    queries, codes = queries.double(), codes.double()
+    return (queries @ codes.T - codes.square().sum(dim=1) / 2).argmax(dim=1)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Many blocks, pieces and chunks of pairs, of sizes that do not divide each other."""
+    monkeypatch.setattr(search, "BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(search, "PIECE_CODES", 300)
+    monkeypatch.setattr(search, "EXACT_PAIRS", 70)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    queries=st.integers(0, 300),
+    codes=st.integers(1, 3000),
+    width=st.integers(1, 33),
+    scale=st.sampled_from([1e-6, 1.0, 1e4]),
+    seed=st.integers(0, 1000),
+)
+def test_random_data(queries, codes, width, scale, seed):
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(queries, width, generator=generator) * scale
+    e = torch.randn(codes, width, generator=generator)
+    found = nearest_code(z, e)
+    assert found.dtype == torch.int64 and torch.equal(found, exact(z, e))
+
+
+def data(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    basis, z = torch.randn(3001, 32), torch.randn(500, 32)
+    if kind == "trained":  # a projected codebook with an offset, and latents near its codes
+        codes = basis @ torch.randn(32, 32) * 0.2 + torch.randn(32)
+        return codes[torch.randint(0, 3001, (500,))] + 0.05 * z, codes
+    if kind == "near ties":  # neighbours that float32 scores cannot tell apart
+        codes = basis[:1500].repeat(2, 1) * (1 + 1e-6 * torch.randn(3000, 1))
+        return codes[:500] + 0.1 * z, codes
+    if kind == "far from the origin":
+        return z + 300, basis + 300
+    if kind == "lengths over ten decades":
+        return z * 10 ** torch.linspace(-5, 5, 500)[:, None], basis * 10 ** torch.linspace(
+            -3, 2, 3001
+        )[:, None]
+    if kind == "long queries":
+        return torch.nn.functional.normalize(z, dim=1) * 1e4, basis
+    if kind == "very long queries":
+        return z * 1e10, basis
+    return z, basis
+
+
+KINDS = ["trained", "near ties", "far from the origin", "lengths over ten decades", "long queries"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "very long queries", "plain"])
+@pytest.mark.parametrize("way", ["whole", "blocks", "book", "projected"])
+def test_adversarial_data(kind, way, small_blocks, monkeypatch):
+    z, e = data(kind)
+    if way == "whole":
+        monkeypatch.setattr(search, "BLOCK_BYTES", 32 << 20)
+    if way == "book":
+        found = nearest_code(z, search.make_book(e))
+    elif way == "projected":
+        found = nearest_code(z, e / 2, lambda rows: rows * 2)
+    else:
+        found = nearest_code(z, e)
+    assert torch.equal(found, exact(z, e))
+
+
+def test_float32_alone_would_be_wrong_on_near_ties():
+    """What the second pass is for: without it these tests would see no difference."""
+    z, e = data("near ties")
+    plain = (z @ e.T - e.square().sum(dim=1) / 2).argmax(dim=1)
+    assert (plain != exact(z, e)).float().mean() > 0.1
+
+
+@pytest.mark.parametrize("width", [2, 130])
+def test_equal_codes_give_the_lowest_index(width, small_blocks):
+    e = torch.randn(40, width).repeat(30, 1)
+    assert torch.equal(nearest_code(e, e), torch.arange(40).repeat(30))
+    one = torch.randn(1, width).expand(1000, width)
+    assert not nearest_code(torch.randn(100, width), one).any()
+
+
+def test_queries_and_codes_that_are_not_finite(small_blocks):
+    torch.manual_seed(0)
+    z, e = torch.randn(6, 8), torch.randn(2000, 8)
+    expected = exact(z, e)
+    z[1, 3], z[4, 0] = torch.nan, torch.inf
+    expected[[1, 4]] = 0
+    assert torch.equal(nearest_code(z, e), expected)
+    e[expected[0]] = torch.nan
+    e[expected[2], 1] = -torch.inf
+    found, usable = nearest_code(z, e), e.isfinite().all(dim=1)
+    assert usable[found[[0, 2, 3, 5]]].all() and torch.equal(found[[1, 4]], expected[[1, 4]])
+    e[:] = torch.nan
+    assert not nearest_code(z, e).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_types_and_autocast_give_the_exact_answer(dtype):
+    z, e = torch.randn(300, 32).to(dtype), torch.randn(900, 32).to(dtype)
+    expected = exact(z.float(), e.float())
+    assert torch.equal(nearest_code(z, e), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(nearest_code(z, e), expected)
+
+
+def test_memory_layout_does_not_matter():
+    z, e = torch.randn(32, 400).T, torch.randn(700, 64)[:, ::2]
+    assert torch.equal(nearest_code(z, e), exact(z, e))
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_products_of_lower_precision_are_repaired(precision, monkeypatch):
+    """A first pass as inexact as torch's setting allows; the setting itself is read, never changed."""
+    z, e = data("near ties")
+    correct = exact(z, e)
+    bits = {"high": 10, "medium": 7}[precision]
+
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        return ((x.contiguous().view(torch.int32) >> (23 - bits)) << (23 - bits)).view(
+            torch.float32
+        )
+
+    def product(queries, codes, out):
+        return torch.mm(rounded(queries), rounded(codes), out=out)
+
+    monkeypatch.setattr(search, "_plan", lambda queries, codes: (product, 512))
+    wrong = (rounded(z) @ rounded(e).T + rounded(-e.square().sum(dim=1) / 2)).argmax(dim=1)
+    assert not torch.equal(wrong, correct)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(precision)
+        assert torch.equal(nearest_code(z, e), correct)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_both_products_and_the_choice_between_them():
+    queries, codes = torch.randn(700, 33), torch.randn(search.TILE_CODES, 33).T
+    out = torch.empty(700, search.TILE_CODES)
+    ours, other = (
+        search._matmul(queries, codes, out),
+        search._convolution(queries, codes, out.clone()),
+    )
+    torch.testing.assert_close(ours, other)
+    product, rows = search._fastest_plan(33, torch.get_num_threads())
+    assert product in (search._matmul, search._convolution) and rows in (1024, 4096)
+
+
+def test_search_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"\(4, 3\).*\(5, 2\)"):
+        nearest_code(torch.zeros(4, 3), torch.zeros(5, 2))
+    with pytest.raises(ValueError, match="empty"):
+        nearest_code(torch.zeros(4, 3), torch.zeros(0, 3))
+
+
+def test_compiled_and_exported_graphs_find_the_same_codes():
+    z, e = torch.randn(50, 8), torch.randn(200, 8)
+    expected = nearest_code(z, e)
+    assert torch.equal(
+        torch.compile(nearest_code, backend="aot_eager", fullgraph=True)(z, e), expected
+    )
+
+    class Search(torch.nn.Module):
+        def forward(self, z, e):
+            return nearest_code(z, e)
+
+    assert torch.equal(torch.export.export(Search(), (z, e)).module()(z, e), expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
+def test_memory_does_not_grow_with_the_number_of_scores():
+    """4,096 x 131,072 scores would be 2 GiB. In a process of its own."""
+    code = """
+import torch
+from modeling_simvq import nearest_code
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+codes, queries = torch.randn(131_072, 32), torch.randn(4096, 32)
+nearest_code(queries[:64], codes[:2048])
+before = peak()
+nearest_code(queries, codes)
+print((peak() - before) / 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 64
