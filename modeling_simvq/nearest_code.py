@@ -27,7 +27,7 @@ from .nearest_code_triton import search_gpu, triton_can_search
 
 TILE_CODES = 512
 # Codes are projected and scored in blocks of this size, so that the working memory does not grow with K.
-BLOCK_BYTES = 32 << 20
+BLOCK_BYTES = 24 << 20
 # Codes that are projected at once: their rows stay in the cache until they are in the block.
 PIECE_CODES = 4096
 # Pairs of a query and a group that are scored again at a time.
@@ -91,7 +91,7 @@ def nearest_code(
     Queries that hold NaN or infinity, or whose norm overflows float32, get code 0. Such codes are never
     chosen unless there is no other.
 
-    Memory beyond the arguments, on the CPU: O(N d) plus about 48 MiB.
+    Memory beyond the arguments, on the CPU: O(N d) plus about 40 MiB.
 
     Args:
         queries: (N, d), any floating-point type.

@@ -73,7 +73,7 @@ KINDS = ["trained", "near ties", "far from the origin", "lengths over ten decade
 def test_adversarial_data(kind, way, small_blocks, monkeypatch):
     z, e = data(kind)
     if way == "whole":
-        monkeypatch.setattr(search, "BLOCK_BYTES", 32 << 20)
+        monkeypatch.setattr(search, "BLOCK_BYTES", 24 << 20)
     if way == "book":
         found = nearest_code(z, search.make_book(e))
     elif way == "projected":
