@@ -20,6 +20,8 @@ class SimVQAudioConfig(PreTrainedConfig):
         codebook_size: K, number of codes.
         codebook_dim: d, channels of the latents.
         commitment_cost: beta of the paper's equation 7, weight of the encoder's side of the loss.
+        quantizer_options: further arguments of SimVQ: basis_dim, basis_init, projection_hidden_dim,
+            train_basis, rotation_trick. None are the paper's method.
         hidden_size: width of the decoder, a multiple of 32 (GroupNorm has 32 groups).
         intermediate_size: width inside the decoder's ConvNeXt blocks.
         num_decoder_layers: number of ConvNeXt blocks.
@@ -45,6 +47,7 @@ class SimVQAudioConfig(PreTrainedConfig):
         codebook_size: int = 4096,
         codebook_dim: int = 512,
         commitment_cost: float = 0.25,
+        quantizer_options: dict | None = None,
         hidden_size: int = 768,
         intermediate_size: int = 2304,
         num_decoder_layers: int = 12,
@@ -66,6 +69,9 @@ class SimVQAudioConfig(PreTrainedConfig):
         self.codebook_size = _whole("codebook_size", codebook_size)
         self.codebook_dim = _whole("codebook_dim", codebook_dim)
         self.commitment_cost = _number("commitment_cost", commitment_cost)
+        if not isinstance(quantizer_options, (dict, type(None))):
+            raise ValueError(f"quantizer_options must be a mapping, got {quantizer_options!r}")
+        self.quantizer_options = dict(quantizer_options or {})
         self.hidden_size = _whole("hidden_size", hidden_size)
         self.intermediate_size = _whole("intermediate_size", intermediate_size)
         self.num_decoder_layers = _whole("num_decoder_layers", num_decoder_layers)

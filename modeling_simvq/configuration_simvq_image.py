@@ -19,6 +19,8 @@ class SimVQImageConfig(PretrainedConfig):
         codebook_size: K, number of codes.
         codebook_dim: d, channels of the latents.
         commitment_cost: beta of the paper's equation 7, weight of the encoder's side of the loss.
+        quantizer_options: further arguments of SimVQ: basis_dim, basis_init, projection_hidden_dim,
+            train_basis, rotation_trick. None are the paper's method.
 
     Raises:
         ValueError: naming the field, if a value is impossible.
@@ -36,6 +38,7 @@ class SimVQImageConfig(PretrainedConfig):
         codebook_size: int = 1024,
         codebook_dim: int = 128,
         commitment_cost: float = 0.25,
+        quantizer_options: dict | None = None,
         **kwargs,
     ):
         self.in_channels = _positive_int("in_channels", in_channels)
@@ -55,6 +58,9 @@ class SimVQImageConfig(PretrainedConfig):
         if not 0 <= commitment_cost < float("inf"):
             raise ValueError(f"commitment_cost must be finite and >= 0, got {commitment_cost}")
         self.commitment_cost = float(commitment_cost)
+        if not isinstance(quantizer_options, (dict, type(None))):
+            raise ValueError(f"quantizer_options must be a mapping, got {quantizer_options!r}")
+        self.quantizer_options = dict(quantizer_options or {})
         if self.base_channels % 32:
             raise ValueError(
                 f"base_channels must be a multiple of 32 (GroupNorm has 32 groups), got {base_channels}"

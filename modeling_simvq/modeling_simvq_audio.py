@@ -105,7 +105,12 @@ class SimVQAudioModel(SimVQAudioPreTrainedModel):
     def __init__(self, config: SimVQAudioConfig):
         super().__init__(config)
         self.encoder = AudioEncoder(config)
-        self.quantizer = SimVQ(config.codebook_size, config.codebook_dim, config.commitment_cost)
+        self.quantizer = SimVQ(
+            config.codebook_size,
+            config.codebook_dim,
+            config.commitment_cost,
+            **config.quantizer_options,
+        )
         self.decoder = AudioDecoder(config)
         self._decoder_chunks: tuple[int, int] | None = None
         self.post_init()
@@ -147,6 +152,11 @@ class SimVQAudioModel(SimVQAudioPreTrainedModel):
     def disable_chunking(self) -> None:
         """Decode every clip whole again."""
         self._decoder_chunks = None
+
+    def fold_codebook(self) -> None:
+        """Make the effective codebook the stored one, for export: W becomes the identity. Codes stay."""
+        self.quantizer.fold_codebook()
+        self.config.quantizer_options = {}
 
     def encode(
         self,

@@ -200,7 +200,12 @@ class SimVQImageModel(SimVQImagePreTrainedModel):
     def __init__(self, config: SimVQImageConfig):
         super().__init__(config)
         self.encoder = ImageEncoder(config)
-        self.quantizer = SimVQ(config.codebook_size, config.codebook_dim, config.commitment_cost)
+        self.quantizer = SimVQ(
+            config.codebook_size,
+            config.codebook_dim,
+            config.commitment_cost,
+            **config.quantizer_options,
+        )
         self.decoder = ImageDecoder(config)
         self._tiling: tuple[int, int] | None = None
         self.post_init()
@@ -230,6 +235,11 @@ class SimVQImageModel(SimVQImagePreTrainedModel):
     def disable_tiling(self) -> None:
         """Encode and decode every picture whole again."""
         self._tiling = None
+
+    def fold_codebook(self) -> None:
+        """Make the effective codebook the stored one, for export: W becomes the identity. Codes stay."""
+        self.quantizer.fold_codebook()
+        self.config.quantizer_options = {}
 
     def encode(
         self, pixel_values: Tensor, return_dict: bool | None = None

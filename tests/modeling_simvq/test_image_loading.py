@@ -183,3 +183,43 @@ def test_other_impossible_values_are_named(field, bad):
 def test_misspelt_fields_are_named(field):
     with pytest.raises(TypeError, match=field):
         SimVQImageConfig(**{field: 4})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"basis_dim": 5, "rotation_trick": True},
+        {"projection_hidden_dim": 12},
+        {"train_basis": True, "basis_init": "orthogonal"},
+    ],
+)
+def test_options_of_the_quantizer_and_its_folded_form_are_saved(options, pixels, tmp_path):
+    torch.manual_seed(0)
+    config = SimVQImageConfig(
+        base_channels=32,
+        channel_multipliers=(1, 2),
+        num_res_blocks=1,
+        codebook_size=40,
+        codebook_dim=8,
+        quantizer_options=options,
+    )
+    model = SimVQImageModel(config).eval()
+    expected = model.encode(pixels)
+    model.save_pretrained(tmp_path / "whole")
+    model.fold_codebook()
+    model.save_pretrained(tmp_path / "folded")
+    for name in ("whole", "folded"):
+        loaded = AutoModel.from_pretrained(tmp_path / name)
+        assert loaded.config.quantizer_options == (options if name == "whole" else {})
+        trained = loaded.quantizer.basis.requires_grad
+        assert trained == (name == "whole" and "train_basis" in options)
+        found = loaded.encode(pixels)
+        assert torch.equal(found.image_codes, expected.image_codes)
+        torch.testing.assert_close(found.quantized_latents, expected.quantized_latents)
+
+
+def test_misnamed_options_of_the_quantizer_are_refused():
+    with pytest.raises(TypeError, match="rotation"):
+        SimVQImageModel(SimVQImageConfig(quantizer_options={"rotation": True}))
+    with pytest.raises(ValueError, match="quantizer_options"):
+        SimVQImageConfig(quantizer_options="rotation_trick")
