@@ -206,9 +206,7 @@ if triton is not None:
         for start in range(0, groups, GROUP):
             group = start + many
             best = tl.load(maxima + group * rows + row, mask=group < groups, other=float("-inf"))
-            bound = _bound(
-                length, tl.load(largest + group, mask=group < groups, other=0.0), ROUNDING
-            )
+            bound = _bound(length, largest, group, groups, ROUNDING)
             floors = tl.maximum(floors, tl.where(bound < float("inf"), best - bound, float("-inf")))
         floor = tl.max(floors, axis=0).to(tl.float64)
 
@@ -217,9 +215,7 @@ if triton is not None:
         for start in range(0, groups, GROUP):
             group = start + many
             best = tl.load(maxima + group * rows + row, mask=group < groups, other=float("-inf"))
-            bound = _bound(
-                length, tl.load(largest + group, mask=group < groups, other=0.0), ROUNDING
-            )
+            bound = _bound(length, largest, group, groups, ROUNDING)
             reach = (best + bound).to(tl.float64)
             # Written so that NaN, from a score that overflowed, stays a candidate.
             candidates = (group < groups) & ~(reach < floor)
@@ -249,7 +245,8 @@ if triton is not None:
         tl.store(found + row, index.to(tl.int64))
 
     @triton.jit
-    def _bound(length, largest, ROUNDING: tl.constexpr):
+    def _bound(length, largest, group, groups, ROUNDING: tl.constexpr):
         """How far a score of pass 1 can lie from the true one. The sum: products can underflow."""
-        terms = (length + largest) * largest
+        norm = tl.load(largest + group, mask=group < groups, other=0.0)
+        terms = (length + norm) * norm
         return tl.where(terms < 1e37, ROUNDING * terms + 1e-34, float("inf"))

@@ -196,7 +196,9 @@ def _convert(name: str, value, hint):
                 return float(value)
             except ValueError:
                 continue
-    if str in options and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if str in options and isinstance(value, bool):  # what YAML makes of mixed_precision: no
+        return "yes" if value else "no"
+    if str in options and isinstance(value, (int, float)):
         return str(value)
     wanted = " or ".join(getattr(option, "__name__", str(option)) for option in options)
     raise SettingsError(f"{name} must be {wanted}, got {value!r}")

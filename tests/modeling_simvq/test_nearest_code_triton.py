@@ -60,6 +60,12 @@ def near_ties(device: str) -> tuple[torch.Tensor, torch.Tensor]:
     return e[:40] + 0.1 * torch.randn(40, 32, device=device), e
 
 
+def more_groups_than_a_vector(device: str) -> bool:
+    """The kernels go through the groups 128 at a time; the nearest codes are in the last of them."""
+    e = torch.randn(kernels.GROUP_CODES**2 + 300, 3, device=device)
+    return same(e[[0, -1, -290]], e)
+
+
 def scaled(scale: float) -> Callable[[str], bool]:
     return lambda device: same(
         torch.randn(20, 16, device=device) * scale, torch.randn(1000, 16, device=device)
@@ -95,12 +101,12 @@ def codes_that_are_not_usable(device: str) -> bool:
 
 def queries_in_parts(device: str) -> bool:
     """A part of two tiles and one of less than a tile."""
-    tile, before = kernels.TILE_QUERIES, kernels.MAXIMA_BYTES
-    kernels.MAXIMA_BYTES = 4 * 2 * 2 * tile  # of 2 groups
+    before = kernels.TILE_QUERIES, kernels.MAXIMA_BYTES
+    kernels.TILE_QUERIES, kernels.MAXIMA_BYTES = 32, 4 * 2 * 64  # 64 queries times 2 groups
     try:
-        return sizes(2 * tile + 44, kernels.GROUP_CODES + 50, 3)(device)
+        return sizes(84, kernels.GROUP_CODES + 50, 3)(device)
     finally:
-        kernels.MAXIMA_BYTES = before
+        kernels.TILE_QUERIES, kernels.MAXIMA_BYTES = before
 
 
 def cut(x: torch.Tensor) -> torch.Tensor:
@@ -108,19 +114,24 @@ def cut(x: torch.Tensor) -> torch.Tensor:
     return ((x.contiguous().view(torch.int32) >> 13) << 13).view(torch.float32)
 
 
-def injected_rounding(device: str) -> bool:
+def injected_rounding(scale: float) -> Callable[[str], bool]:
     """A first pass as inexact as TF32 is repaired by the bound, and would be wrong without it."""
-    pass_1, precision, rounding = kernels._group_maxima, kernels._precision, kernels._rounding
-    kernels._group_maxima = lambda z, e, half, _: pass_1(cut(z), cut(e), half, "ieee")
-    kernels._precision = lambda device: "tf32"
-    try:
-        z, e = near_ties(device)
-        repaired = same(z, e)
-        kernels._rounding = lambda width, precision: 0.0
-        wrong = kernels.search_gpu(z, e) != exact(z, e)
-        return repaired and bool(wrong.float().mean() > 0.1)
-    finally:
-        kernels._group_maxima, kernels._precision, kernels._rounding = pass_1, precision, rounding
+
+    def case(device: str) -> bool:
+        saved = kernels._group_maxima, kernels._precision, kernels._rounding
+        kernels._group_maxima = lambda z, e, half, _: saved[0](cut(z), cut(e), half, "ieee")
+        kernels._precision = lambda device: "tf32"
+        try:
+            z, e = near_ties(device)
+            e = e * scale
+            repaired = same(z, e)
+            kernels._rounding = lambda width, precision: 0.0
+            wrong = kernels.search_gpu(z, e) != exact(z, e)
+            return repaired and bool(wrong.float().mean() > 0.1)
+        finally:
+            kernels._group_maxima, kernels._precision, kernels._rounding = saved
+
+    return case
 
 
 def the_public_function_comes_here(device: str) -> bool:
@@ -139,9 +150,9 @@ def the_public_function_comes_here(device: str) -> bool:
 CASES = {
     "one of each": sizes(1, 1, 3),
     "fewer codes than a group": sizes(37, 100, 16),
-    "rows wider than a chunk": sizes(37, 1000, 130),
+    "rows wider than a chunk": sizes(37, 300, 130),
     "many codes": sizes(3, 5000, 16),
-    "more groups than a vector": sizes(5, 128 * 128 + 300, 3),
+    "more groups than a vector": more_groups_than_a_vector,
     "no queries": sizes(0, 10, 3),
     "trained": trained,
     "near ties": lambda device: same(*near_ties(device)),
@@ -153,7 +164,9 @@ CASES = {
     "duplicates": duplicates,
     "codes that are not usable": codes_that_are_not_usable,
     "queries in parts": queries_in_parts,
-    "injected rounding": injected_rounding,
+    "injected rounding": injected_rounding(1.0),
+    # The squares of their norms are zero in float32.
+    "injected rounding, very short codes": injected_rounding(1e-25),
     "the public function": the_public_function_comes_here,
 }
 

@@ -81,3 +81,8 @@ def test_help_lists_every_setting(capsys):
     text = capsys.readouterr().out
     for name in ("dataset", "widths", "learning_rate", "autoencoder_steps", "resume"):
         assert name in text
+
+
+def test_no_without_quotes_is_a_word():
+    """YAML reads a bare no as False, and mixed_precision knows the word."""
+    assert parse("mixed_precision=no")["loop"].mixed_precision == "no"
