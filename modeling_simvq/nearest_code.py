@@ -31,7 +31,7 @@ BLOCK_BYTES = 24 << 20
 # Codes that are projected at once: their rows stay in the cache until they are in the block.
 PIECE_CODES = 4096
 # Pairs of a query and a group that are scored again at a time.
-EXACT_PAIRS = 2048
+EXACT_PAIRS = 4096
 # Below this many scores, measuring which product is fastest takes longer than the search.
 WORTH_MEASURING = 1 << 22
 
@@ -42,7 +42,7 @@ class Book(NamedTuple):
     Attributes:
         rows: (k, d + 1) float32: every code e and, as a last column, -|e|^2/2. Codes that are not finite,
             or whose squared norm is not, are zeros with -inf, so that they lose every comparison.
-        largest: the largest norm of a code.
+        largest: the largest norm of a code, or 1e-18.
     """
 
     rows: Tensor
@@ -75,7 +75,8 @@ def make_book(
             norms, half = norms.where(usable, 0.0), half.where(usable, -torch.inf)
         rows[:, -1] = half
         largest = max(largest, float(norms.max()))
-    return Book(out, largest)
+    # Squares of norms below 1e-19 vanish in float32, and bounds on rounding would with them.
+    return Book(out, max(largest, 1e-18))
 
 
 @torch.no_grad()
@@ -121,14 +122,15 @@ def nearest_code(
         return _compiled(queries, vectors if projection is None else projection(vectors))
     with torch.autocast(device_type=queries.device.type, enabled=False):
         queries = queries.float()
-        usable = torch.linalg.vector_norm(queries, dim=1).isfinite()
+        norms = torch.linalg.vector_norm(queries, dim=1)
+        usable = norms.isfinite()
         if triton_can_search(queries):
             queries = torch.where(usable[:, None], queries, 0.0)
             found = search_gpu(
                 queries, (vectors if projection is None else projection(vectors)).float()
             )
         else:
-            found = _search(queries, usable, codes, projection)
+            found = _search(queries, norms, codes, projection)
     return torch.where(usable, found, 0)
 
 
@@ -152,7 +154,7 @@ def _compiled(queries: Tensor, codes: Tensor) -> Tensor:
 
 def _search(
     queries: Tensor,
-    usable: Tensor,
+    norms: Tensor,
     codes: Tensor | Book,
     projection: Callable[[Tensor], Tensor] | None,
 ) -> Tensor:
@@ -165,7 +167,7 @@ def _search(
         total = len(codes)
         block = queries.new_empty(min(size, total), width + 1)
         books = (make_book(part, projection, out=block[: len(part)]) for part in codes.split(size))
-    best = _Best(queries, usable, total, one_book=total <= size)
+    best = _Best(queries, norms, total, one_book=total <= size)
     for number, book in enumerate(books):
         best.update(book, number * size)
     return best.index
@@ -179,13 +181,15 @@ class _Best:
         score: (N,) float64, ``z.e - |e|^2 / 2``.
     """
 
-    def __init__(self, queries: Tensor, usable: Tensor, codes: int, one_book: bool):
+    def __init__(self, queries: Tensor, norms: Tensor, codes: int, one_book: bool):
         self.one_book = one_book
         # The norms ride along in the product, (z, 1).(e, -|e|^2/2): adding them would take another pass.
         self.queries = F.pad(queries, (0, 1), value=1.0)
+        self.norms = norms.double()
+        usable = norms.isfinite()
         if not usable.all():
             self.queries.masked_fill_(~usable[:, None], 0.0)
-        self.norms = torch.linalg.vector_norm(self.queries, dim=1).double()
+            self.norms.masked_fill_(~usable, 0.0)
         self.index = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
         self.score = torch.full_like(self.norms, -torch.inf)
         self.group = _group_size(len(queries), codes)
@@ -202,7 +206,7 @@ class _Best:
         groups, owners = (~(maxima < floor)).nonzero(as_tuple=True)
         groups_of_query = owners.bincount(minlength=len(self.queries))
         for some, where in zip(owners.split(EXACT_PAIRS), groups.split(EXACT_PAIRS), strict=True):
-            queries = self.queries[some]
+            queries = self.queries.index_select(0, some)
             pair, codes = _candidates(queries, where, floor[some], tie[some], rows, self.group)
             owner = some[pair]
             if self.one_book:  # most queries have a single candidate: nothing left to compare

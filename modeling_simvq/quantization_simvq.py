@@ -136,24 +136,18 @@ class SimVQ(nn.Module):
                 f"SimVQ takes latents (B, {self.codebook_dim}, *spatial), got {tuple(latents.shape)}"
             )
         with torch.autocast(device_type=latents.device.type, enabled=False):
-            channels_last = latents.float().movedim(1, -1)
-            z = channels_last.reshape(-1, self.codebook_dim)
+            exact = latents.float()
+            z = exact.detach().movedim(1, -1)
+            shape, z = z.shape, z.reshape(-1, self.codebook_dim)
             codes, q = self._quantize(z)
-            quantized, commitment_loss = _StraightThrough.apply(z, q, self.commitment_cost)
+            quantized, commitment_loss = _StraightThrough.apply(exact, z, q, self.commitment_cost)
             if self.rotation_trick:
-                quantized = _rotate(z, q.detach())
-            if not (
-                self.training
-                or torch.compiler.is_compiling()
-                or commitment_loss.isfinite()
-                or not len(z)
-            ):
+                quantized = _rotate(exact, quantized.detach())
+            if not (self.training or torch.compiler.is_compiling() or commitment_loss.isfinite()):
                 raise ValueError(
                     "latents hold NaN, infinity or values too large to square in float32"
                 )
-            # One memory layout here and in lookup: convolutions round differently in different layouts.
-            quantized = quantized.view(channels_last.shape).movedim(-1, 1).contiguous()
-        return quantized.to(latents.dtype), codes.view(channels_last.shape[:-1]), commitment_loss
+        return quantized.to(latents.dtype), codes.view(shape[:-1]), commitment_loss
 
     def _quantize(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Nearest codes of z (N, d): their indices (N,) and, with gradient, their vectors (N, d)."""
@@ -278,43 +272,60 @@ class SimVQ(nn.Module):
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Values of q with the gradient of z, and the commitment loss: z, q (N, d) -> (N, d), ().
+    """Codes' vectors in the place of the latents, with the latents' gradient; and the commitment loss.
 
-    One pass over the difference instead of the six that two losses and ``z + sg[q - z]`` take. The value is
-    q to the last bit, so that decoding the codes gives the same picture.
+    Two losses and ``z + sg[q - z]`` would pass over the latents eight times and change their layout four
+    times. The value is q to the last bit, so that decoding the codes gives the same picture.
+
+    Args:
+        latents: (B, d, *spatial). z: the same as rows, (N, d). q: the vectors of their codes, (N, d).
+
+    Returns:
+        (B, d, *spatial) and ().
     """
 
     @staticmethod
-    def forward(ctx, z: Tensor, q: Tensor, commitment_cost: float) -> tuple[Tensor, Tensor]:
-        difference = q - z
-        ctx.save_for_backward(difference)
+    def forward(
+        ctx, latents: Tensor, z: Tensor, q: Tensor, commitment_cost: float
+    ) -> tuple[Tensor, Tensor]:
+        batch, _, *spatial = latents.shape
+        # One memory layout here and in lookup: convolutions round differently in different layouts.
+        quantized = q.view(batch, *spatial, q.shape[1]).movedim(-1, 1).contiguous()
+        difference = quantized - latents
+        ctx.save_for_backward(difference, z, q)
         ctx.commitment_cost = commitment_cost
         ctx.set_materialize_grads(False)
-        mean_square = torch.linalg.vector_norm(difference).square() / max(difference.numel(), 1)
-        return q, (1 + commitment_cost) * mean_square
+        mean_square = torch.linalg.vector_norm(difference).square() / max(z.numel(), 1)
+        return quantized, (1 + commitment_cost) * mean_square
 
     @staticmethod
     def backward(ctx, grad_quantized: Tensor | None, grad_loss: Tensor | None) -> tuple:
         if grad_loss is None:
-            return grad_quantized, None, None
-        (difference,) = ctx.saved_tensors
-        grad_q = difference * (grad_loss * (2 / max(difference.numel(), 1)))
-        grad_z = grad_q * -ctx.commitment_cost
-        return (grad_z if grad_quantized is None else grad_z.add_(grad_quantized)), grad_q, None
+            return grad_quantized, None, None, None
+        difference, z, q = ctx.saved_tensors
+        scale = grad_loss * (2 / max(z.numel(), 1))
+        grad_latents = grad_q = None
+        if ctx.needs_input_grad[0]:
+            grad_latents = difference * (scale * -ctx.commitment_cost)
+            if grad_quantized is not None:
+                grad_latents += grad_quantized
+        if ctx.needs_input_grad[2]:
+            grad_q = (q - z).mul_(scale)
+        return grad_latents, None, grad_q, None
 
 
 def _rotate(z: Tensor, q: Tensor) -> Tensor:
     """Values of q with the gradient of the rotation and scaling from z to q (arXiv 2410.06424, section 4.2).
 
     Args:
-        z, q: (N, d).
+        z, q: (B, d, *spatial).
     """
     with torch.no_grad():
-        z_length, q_length = (x.norm(dim=-1, keepdim=True).clamp(min=1e-6) for x in (z, q))
+        z_length, q_length = (x.norm(dim=1, keepdim=True).clamp(min=1e-6) for x in (z, q))
         z_unit, q_unit = z / z_length, q / q_length
-        middle = F.normalize(z_unit + q_unit, dim=-1, eps=1e-6)
-    along_middle = (z * middle).sum(dim=-1, keepdim=True) * middle
-    along_z = (z * z_unit).sum(dim=-1, keepdim=True) * q_unit
+        middle = F.normalize(z_unit + q_unit, dim=1, eps=1e-6)
+    along_middle = (z * middle).sum(dim=1, keepdim=True) * middle
+    along_z = (z * z_unit).sum(dim=1, keepdim=True) * q_unit
     rotated = (z - 2 * along_middle + 2 * along_z) * (q_length / z_length)
     return q + (rotated - rotated.detach())
 

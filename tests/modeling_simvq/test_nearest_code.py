@@ -32,7 +32,7 @@ def small_blocks(monkeypatch):
     queries=st.integers(0, 300),
     codes=st.integers(1, 3000),
     width=st.integers(1, 33),
-    scale=st.sampled_from([1e-6, 1.0, 1e4]),
+    scale=st.sampled_from([1e-6, 1.0, 1e4, 1e18]),
     seed=st.integers(0, 1000),
 )
 def test_random_data(queries, codes, width, scale, seed):
@@ -58,6 +58,8 @@ def data(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
         return z * 10 ** torch.linspace(-5, 5, 500)[:, None], basis * 10 ** torch.linspace(
             -3, 2, 3001
         )[:, None]
+    if kind == "tiny codes":  # their squared norms are below what float32 holds
+        return z, basis * 1e-21
     if kind == "long queries":
         return torch.nn.functional.normalize(z, dim=1) * 1e4, basis
     if kind == "very long queries":
@@ -65,7 +67,14 @@ def data(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     return z, basis
 
 
-KINDS = ["trained", "near ties", "far from the origin", "lengths over ten decades", "long queries"]
+KINDS = [
+    "trained",
+    "near ties",
+    "far from the origin",
+    "lengths over ten decades",
+    "long queries",
+    "tiny codes",
+]
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "very long queries", "plain"])

@@ -168,9 +168,10 @@ def test_training_searches_codes_in_float32(make_trainer, monkeypatch, precision
     types = []
     search = quantization_simvq.nearest_code
 
-    def spy(queries, codes):
+    def spy(queries, codes, projection=None):
+        found = search(queries, codes, projection)
+        codes = getattr(codes, "codes", codes if projection is None else projection(codes))
         types.append((queries.dtype, codes.dtype, torch.is_autocast_enabled("cpu")))
-        found = search(queries, codes)
         exact = torch.cdist(queries.double(), codes.double()).argmin(dim=1)
         assert (found == exact).float().mean() > 0.999
         return found
