@@ -126,7 +126,8 @@ def interleaved(turns: dict[str, Callable[[], object]], runs: int, device: str) 
                     torch.cuda.synchronize()
                 taken[name].append(time.perf_counter() - start)
             except (torch.OutOfMemoryError, MemoryError):
-                torch.cuda.empty_cache()
+                if device == "cuda":
+                    torch.cuda.empty_cache()
     return {
         name: statistics.median(times[1:]) if len(times) > runs else float("nan")
         for name, times in taken.items()

@@ -1,0 +1,57 @@
+"""The benchmark compares like with like, and prints every figure that it measured."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+PATH = Path(__file__).parents[2] / "benchmarks" / "quantizer.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("quantizer_benchmark", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_published_formulation_is_the_same_computation(benchmark):
+    torch.manual_seed(0)
+    theirs, ours = benchmark.Published(300, 8), benchmark.make("ours", 300, 8, "cpu")
+    ours.load_state_dict(theirs.state_dict())
+    results = []
+    for module in (ours, theirs):
+        module.zero_grad()
+        latents = torch.randn(
+            2, 8, 4, 4, generator=torch.Generator().manual_seed(1)
+        ).requires_grad_()
+        quantized, codes, loss = module(latents)
+        (quantized.square().sum() + loss).backward()
+        weights = (module.projection.weight.grad, module.projection.bias.grad)
+        results.append((quantized, codes.flatten(), loss, latents.grad, *weights))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_all_figures_of_a_size_reach_the_table(benchmark, capsys):
+    names = ["ours", "published"]
+    row = benchmark.measure(128, 256, 8, 1, "cpu", names)
+    row["peak"] = dict.fromkeys(names, 12.0)
+    assert row["search"] > 0 and row["product"] > 0 and set(row["step"]) == set(names)
+    decoding = benchmark.measure_decoding(128, 256, 8, 1, "cpu", names)
+    assert decoding["decode"]["ours"] > 0
+    benchmark.show([row], names)
+    header, line, cells = capsys.readouterr().out.splitlines()
+    assert header.count("|") == line.count("|") == cells.count("|")
+    assert f"{1e3 * row['step']['ours']:,.1f}" in cells
+
+
+def test_what_runs_out_of_memory_is_not_a_figure(benchmark):
+    def fails():
+        raise MemoryError
+
+    times = benchmark.interleaved({"fails": fails, "runs": lambda: None}, 3, "cpu")
+    assert math.isnan(times["fails"]) and times["runs"] >= 0
