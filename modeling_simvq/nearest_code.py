@@ -4,11 +4,12 @@ The nearest code to a query z is the row e of the codebook that minimises |z - e
 the same for every code, so the search maximises ``z.e - |e|^2 / 2`` instead: one matrix product, and no
 cancellation when |z| is large. It runs in two passes over one block of codes after another:
 
-1. Scores in float32, tile by tile. Of a tile (some queries times 512 codes) only the best score of every
-   query is kept, which costs a few per cent of the product; finding *which* code it was would cost more.
-2. A float32 score differs from the true one by no more than a known bound. Only a tile whose best score
-   lies within that bound of the best so far can hold the nearest code: one to three tiles in a query's
-   whole search. Those are scored again in float64, so the answer is the float64 one.
+1. Scores in float32, in tiles that stay in the cache. Of every query and every group of codes only the best
+   score is kept, which costs a few per cent of the product; finding *which* code it was would cost more.
+2. A float32 score differs from the true one by no more than a known bound. Only a group whose best score
+   lies within that bound of the best so far can hold the nearest code: one to three groups in a query's
+   whole search. Their codes within the bound, one or two, are scored again in float64, so the answer is the
+   float64 one.
 
 An (N, K) matrix never exists. On a GPU a Triton kernel does the same (nearest_code_triton.py).
 """
@@ -122,6 +123,9 @@ def nearest_code(
         return _compiled(queries, vectors if projection is None else projection(vectors))
     with torch.autocast(device_type=queries.device.type, enabled=False):
         queries = queries.float()
+        if queries.device.type == "mps":  # no float64 there
+            vectors = vectors if projection is None else projection(vectors)
+            return nearest_code(queries.cpu(), vectors.cpu()).to(queries.device)
         norms = torch.linalg.vector_norm(queries, dim=1)
         usable = norms.isfinite()
         if triton_can_search(queries):
@@ -188,7 +192,7 @@ class _Best:
         self.norms = norms.double()
         usable = norms.isfinite()
         if not usable.all():
-            self.queries.masked_fill_(~usable[:, None], 0.0)
+            self.queries[:, :-1].masked_fill_(~usable[:, None], 0.0)
             self.norms.masked_fill_(~usable, 0.0)
         self.index = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
         self.score = torch.full_like(self.norms, -torch.inf)

@@ -122,6 +122,17 @@ def test_queries_and_codes_that_are_not_finite(small_blocks):
     assert not nearest_code(z, e).any()
 
 
+def test_a_batch_of_nan_costs_no_more_than_another(monkeypatch):
+    """Not everything may become a candidate for such queries."""
+    seen = []
+    candidates = search._candidates
+    monkeypatch.setattr(
+        search, "_candidates", lambda *args: seen.append(len(args[0])) or candidates(*args)
+    )
+    assert not nearest_code(torch.full((500, 8), torch.nan), torch.randn(4096, 8)).any()
+    assert sum(seen) <= 600
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_types_and_autocast_give_the_exact_answer(dtype):
     z, e = torch.randn(300, 32).to(dtype), torch.randn(900, 32).to(dtype)

@@ -106,6 +106,7 @@ def change_parameter(quantizer):
         change_parameter,
         lambda quantizer: quantizer.to(torch.bfloat16),
         lambda quantizer: quantizer.double(),
+        lambda quantizer: quantizer.half(),
     ],
 )
 def test_the_kept_codebook_follows_every_change(change):
