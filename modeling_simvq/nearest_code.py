@@ -28,11 +28,11 @@ from .nearest_code_triton import search_gpu, triton_can_search
 
 TILE_CODES = 512
 # Codes are projected and scored in blocks of this size, so that the working memory does not grow with K.
-BLOCK_BYTES = 24 << 20
+BLOCK_BYTES = 16 << 20
 # Codes that are projected at once: their rows stay in the cache until they are in the block.
 PIECE_CODES = 4096
 # Pairs of a query and a group that are scored again at a time.
-EXACT_PAIRS = 4096
+EXACT_PAIRS = 2048
 # Below this many scores, measuring which product is fastest takes longer than the search.
 WORTH_MEASURING = 1 << 22
 
@@ -93,7 +93,7 @@ def nearest_code(
     Queries that hold NaN or infinity, or whose norm overflows float32, get code 0. Such codes are never
     chosen unless there is no other.
 
-    Memory beyond the arguments, on the CPU: O(N d) plus about 40 MiB.
+    Memory beyond the arguments, on the CPU: O(N d) plus about 32 MiB.
 
     Args:
         queries: (N, d), any floating-point type.
@@ -345,7 +345,7 @@ def _plan(queries: Tensor, codes: int) -> tuple[Callable, int]:
     if queries.device.type != "cpu" or len(queries) * codes < WORTH_MEASURING:
         return _matmul, 1024
     product, rows = _fastest_plan(queries.shape[1], torch.get_num_threads())
-    # Large tiles are quickest once their memory has been touched, which takes many of them.
+    # Large tiles pay once there are many of them.
     return product, rows if codes > 32 * TILE_CODES else 1024
 
 
@@ -359,7 +359,7 @@ def _fastest_plan(width: int, threads: int) -> tuple[Callable, int]:
         _group_maxima(queries, book, TILE_CODES, *plan)
         return time.perf_counter() - start
 
-    plan = _faster((_matmul, 4096), (_convolution, 4096), seconds)
+    plan = _faster((_matmul, 2048), (_convolution, 2048), seconds)
     return _faster(plan, (plan[0], 1024), seconds)
 
 
