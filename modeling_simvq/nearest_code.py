@@ -31,6 +31,10 @@ TILE_CODES = 512
 BLOCK_BYTES = 16 << 20
 # Codes that are projected at once: their rows stay in the cache until they are in the block.
 PIECE_CODES = 4096
+# Up to this size a tile of SMALL_TILE scores holds all of many queries, in groups of SMALL_GROUP.
+SMALL_CODEBOOK = 2048
+SMALL_TILE = 1 << 20
+SMALL_GROUP = 64
 # Pairs of a query and a group that are scored again at a time.
 EXACT_PAIRS = 2048
 # Below this many scores, measuring which product is fastest takes longer than the search.
@@ -172,6 +176,8 @@ def _search(
         block = queries.new_empty(min(size, total), width + 1)
         books = (make_book(part, projection, out=block[: len(part)]) for part in codes.split(size))
     best = _Best(queries, norms, total, one_book=total <= size)
+    if total <= min(size, SMALL_CODEBOOK) and total % SMALL_GROUP == 0:
+        return best.search_small(next(books))
     for number, book in enumerate(books):
         best.update(book, number * size)
     return best.index
@@ -221,6 +227,37 @@ class _Best:
                 pair, codes, owner = pair[~sole], codes[~sole], owner[~sole]
             score = _float64_scores(queries[pair], rows[codes])
             self._keep_best(owner, codes + first, score, tie)
+
+    def search_small(self, book: Book) -> Tensor:
+        """The index of every query, for a book of whole groups that is all of a small codebook.
+
+        Here a tile holds all scores of its queries, so that the candidates can be read from it. Queries with
+        more than one, about 1 %, go through `update`.
+        """
+        bound = _float32_rounding(book.rows) * (self.norms + book.largest) * book.largest
+        rows = SMALL_TILE // len(book.rows)
+        tile = self.queries.new_empty(min(rows, len(self.queries)), len(book.rows))
+        unsure = []
+        for queries, slack, index in zip(
+            *(x.split(rows) for x in (self.queries, bound.float(), self.index)),
+            strict=True,
+        ):
+            scores = torch.mm(queries, book.rows.T, out=tile[: len(queries)])
+            scores = scores.unflatten(1, (-1, SMALL_GROUP))
+            maxima = scores.amax(dim=2)
+            best, group = maxima.max(dim=1)
+            floor = (best - 2 * slack)[:, None]
+            inside = scores[torch.arange(len(queries)), group] >= floor
+            torch.add(inside.byte().argmax(dim=1), group, alpha=SMALL_GROUP, out=index)
+            unsure.append(((maxima >= floor).sum(dim=1) != 1) | (inside.sum(dim=1) != 1))
+        unsure = torch.cat(unsure).nonzero()[:, 0]
+        if len(unsure):
+            rest = _Best(
+                self.queries[unsure, :-1], self.norms[unsure], len(book.rows), one_book=True
+            )
+            rest.update(book, 0)
+            self.index[unsure] = rest.index
+        return self.index
 
     def _keep_best(self, rows: Tensor, codes: Tensor, score: Tensor, tie: Tensor) -> None:
         best = self.score.scatter_reduce(0, rows, score, "amax")
@@ -360,7 +397,7 @@ def _fastest_plan(width: int, threads: int) -> tuple[Callable, int]:
         return time.perf_counter() - start
 
     plan = _faster((_matmul, 2048), (_convolution, 2048), seconds)
-    return _faster(plan, (plan[0], 1024), seconds)
+    return _faster(plan, (plan[0], 4096), seconds)
 
 
 def _faster(usual: tuple, other: tuple, seconds: Callable[[tuple], float]) -> tuple[Callable, int]:

@@ -137,8 +137,9 @@ class SimVQ(nn.Module):
             )
         with torch.autocast(device_type=latents.device.type, enabled=False):
             exact = latents.float()
-            z = exact.detach().movedim(1, -1)
-            shape, z = z.shape, z.reshape(-1, self.codebook_dim)
+            # A copy in any case: _StraightThrough overwrites it.
+            z = exact.detach().movedim(1, -1).clone(memory_format=torch.contiguous_format)
+            shape, z = z.shape, z.view(-1, self.codebook_dim)
             codes, q = self._quantize(z)
             quantized, commitment_loss = _StraightThrough.apply(exact, z, q, self.commitment_cost)
             if self.rotation_trick:
@@ -278,7 +279,8 @@ class _StraightThrough(torch.autograd.Function):
     times. The value is q to the last bit, so that decoding the codes gives the same picture.
 
     Args:
-        latents: (B, d, *spatial). z: the same as rows, (N, d). q: the vectors of their codes, (N, d).
+        latents: (B, d, *spatial). q: the vectors of their codes, (N, d).
+        z: the latents as rows, (N, d). Becomes q - z, all that backward needs.
 
     Returns:
         (B, d, *spatial) and ().
@@ -288,30 +290,39 @@ class _StraightThrough(torch.autograd.Function):
     def forward(
         ctx, latents: Tensor, z: Tensor, q: Tensor, commitment_cost: float
     ) -> tuple[Tensor, Tensor]:
-        batch, _, *spatial = latents.shape
-        # One memory layout here and in lookup: convolutions round differently in different layouts.
-        quantized = q.view(batch, *spatial, q.shape[1]).movedim(-1, 1).contiguous()
-        difference = quantized - latents
-        ctx.save_for_backward(difference, z, q)
-        ctx.commitment_cost = commitment_cost
+        difference = z.neg_().add_(q)
+        ctx.save_for_backward(difference)
+        ctx.shape, ctx.commitment_cost = latents.shape, commitment_cost
         ctx.set_materialize_grads(False)
         mean_square = torch.linalg.vector_norm(difference).square() / max(z.numel(), 1)
-        return quantized, (1 + commitment_cost) * mean_square
+        # One memory layout here and in lookup: convolutions round differently in different layouts.
+        return _to_channels_first(q, ctx.shape).contiguous(), (1 + commitment_cost) * mean_square
 
     @staticmethod
     def backward(ctx, grad_quantized: Tensor | None, grad_loss: Tensor | None) -> tuple:
         if grad_loss is None:
             return grad_quantized, None, None, None
-        difference, z, q = ctx.saved_tensors
-        scale = grad_loss * (2 / max(z.numel(), 1))
+        (difference,) = ctx.saved_tensors
+        scale = grad_loss * (2 / max(difference.numel(), 1))
         grad_latents = grad_q = None
         if ctx.needs_input_grad[0]:
-            grad_latents = difference * (scale * -ctx.commitment_cost)
-            if grad_quantized is not None:
-                grad_latents += grad_quantized
+            grad_latents, to_encoder = (
+                _to_channels_first(difference, ctx.shape),
+                scale * -ctx.commitment_cost,
+            )
+            if grad_quantized is None:
+                grad_latents = grad_latents * to_encoder
+            else:
+                grad_latents = torch.addcmul(grad_quantized, grad_latents, to_encoder)
         if ctx.needs_input_grad[2]:
-            grad_q = (q - z).mul_(scale)
+            grad_q = difference * scale
         return grad_latents, None, grad_q, None
+
+
+def _to_channels_first(rows: Tensor, shape: torch.Size) -> Tensor:
+    """A view of rows (N, d) as (B, d, *spatial)."""
+    batch, width, *spatial = shape
+    return rows.view(batch, *spatial, width).movedim(-1, 1)
 
 
 def _rotate(z: Tensor, q: Tensor) -> Tensor:
