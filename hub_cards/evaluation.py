@@ -1,0 +1,166 @@
+"""What an evaluation found, as it lies beside a model in evaluation.json and goes into its card.
+
+The file holds one object, or a list of them, one a data set::
+
+    {"dataset": {"name": "LibriTTS test-clean", "id": "mythicinfinity/libritts", "config": "clean",
+                 "split": "test.clean", "samples": 4837},
+     "metrics": {"pesq": 2.54, "utilisation": 0.994},
+     "protocol": "whole clips at 24 kHz",
+     "source": "measured"}
+
+Only the name of the data set and the metrics are needed.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+FILE_NAME = "evaluation.json"
+
+# Key in "metrics": name on a card, decimals, and which way is better (+1 up, -1 down, 0 neither).
+METRICS = {
+    "rfid": ("rFID", 2, -1),
+    "lpips": ("LPIPS", 3, -1),
+    "lpips_alex": ("LPIPS (AlexNet)", 3, -1),
+    "lpips_vgg": ("LPIPS (VGG)", 3, -1),
+    "psnr": ("PSNR, dB", 2, 1),
+    "ssim": ("SSIM", 3, 1),
+    "l1": ("L1", 4, -1),
+    "utmos": ("UTMOS", 2, 1),
+    "pesq": ("PESQ", 2, 1),
+    "stoi": ("STOI", 3, 1),
+    "vuv_f1": ("V/UV F1", 3, 1),
+    "mel_distance": ("mel distance", 3, -1),
+    "si_sdr": ("SI-SDR, dB", 2, 1),
+    "utilisation": ("utilisation", 3, 1),
+    "perplexity": ("perplexity", 1, 0),
+}
+SOURCES = {
+    "measured": "measured with this repository's code",
+    "training": "measured by the training run's own validation",
+    "authors": "reported by the authors of the paper, not measured by us",
+}
+
+
+class EvaluationError(ValueError):
+    """An evaluation is missing or cannot be used. The message names the file and the fault."""
+
+
+@dataclass
+class Evaluation:
+    """Figures of a model on one data set.
+
+    Attributes:
+        dataset: its name for people.
+        metrics: key to value, finite. Keys of METRICS are shown by their names there, others as they are.
+        dataset_id: on the Hub, or None; with config and split.
+        samples: how many were evaluated, or None.
+        protocol: what was done to the samples, in words.
+        source: a key of SOURCES.
+    """
+
+    dataset: str
+    metrics: dict[str, float]
+    dataset_id: str | None = None
+    config: str | None = None
+    split: str | None = None
+    samples: int | None = None
+    protocol: str = ""
+    source: str = "measured"
+    extra: dict = field(default_factory=dict, repr=False)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Metric names and values as text, in the order of METRICS."""
+        order = list(METRICS)
+        keys = sorted(self.metrics, key=lambda k: (order.index(k) if k in order else len(order), k))
+        return [(metric_name(key), format_value(key, self.metrics[key])) for key in keys]
+
+
+def metric_name(key: str) -> str:
+    """Name of a metric on a card, with an arrow to where better is."""
+    name, _, better = METRICS.get(key, (key, 4, 0))
+    return name + {1: " ↑", -1: " ↓", 0: ""}[better]
+
+
+def format_value(key: str, value: float) -> str:
+    """A metric's value as people read it."""
+    if key == "utilisation":
+        return f"{value:.1%}"
+    return f"{value:,.{METRICS.get(key, (key, 4, 0))[1]}f}"
+
+
+def read_evaluations(path: Path) -> list[Evaluation]:
+    """Read evaluation.json.
+
+    Raises:
+        EvaluationError: if the file is not there, is no JSON, or lacks what it must hold.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise EvaluationError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise EvaluationError(f"{path} is not valid JSON: {error}") from error
+    found = [_parse(item, path) for item in (content if isinstance(content, list) else [content])]
+    if not found:
+        raise EvaluationError(f"{path} holds no evaluation")
+    return found
+
+
+def write_evaluations(path: Path, evaluations: list[Evaluation]) -> None:
+    """Write evaluation.json."""
+    items = []
+    for evaluation in evaluations:
+        dataset = {
+            "name": evaluation.dataset,
+            "id": evaluation.dataset_id,
+            "config": evaluation.config,
+            "split": evaluation.split,
+            "samples": evaluation.samples,
+        }
+        items.append(
+            {
+                "dataset": {key: value for key, value in dataset.items() if value is not None},
+                "metrics": evaluation.metrics,
+                "protocol": evaluation.protocol,
+                "source": evaluation.source,
+                **evaluation.extra,
+            }
+        )
+    content = items[0] if len(items) == 1 else items
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def _parse(item, path: Path) -> Evaluation:
+    dataset = item.get("dataset") if isinstance(item, dict) else None
+    metrics = item.get("metrics") if isinstance(item, dict) else None
+    if not isinstance(dataset, dict) or not isinstance(dataset.get("name"), str):
+        raise EvaluationError(f'{path}: "dataset" must be an object with a "name"')
+    if not isinstance(metrics, dict) or not metrics:
+        raise EvaluationError(f'{path}: "metrics" must be an object with at least one figure')
+    for key, value in metrics.items():
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+        ):
+            raise EvaluationError(f"{path}: metric {key} must be a finite number, got {value!r}")
+    source = item.get("source", "measured")
+    if source not in SOURCES:
+        raise EvaluationError(
+            f'{path}: "source" must be one of {", ".join(SOURCES)}, got {source!r}'
+        )
+    return Evaluation(
+        dataset=dataset["name"],
+        metrics=metrics,
+        dataset_id=dataset.get("id"),
+        config=dataset.get("config"),
+        split=dataset.get("split"),
+        samples=dataset.get("samples"),
+        protocol=str(item.get("protocol", "")),
+        source=source,
+        extra={
+            k: v for k, v in item.items() if k not in ("dataset", "metrics", "protocol", "source")
+        },
+    )

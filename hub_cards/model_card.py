@@ -1,0 +1,193 @@
+"""Model cards: metadata that the Hub understands, and a page that answers a reader's questions."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import torch
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from transformers import PreTrainedModel
+
+from hub_cards.evaluation import SOURCES, Evaluation, metric_name
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+PAPER = "https://arxiv.org/abs/2411.02038"
+TRAINING_SETTINGS = "training_settings.json"
+PROJECT_TAGS = ["simvq", "vector-quantization", "tokenizer", "arxiv:2411.02038"]
+# Settings that say something about the machine or its owner and nothing about the model.
+PRIVATE_SETTINGS = {"output_dir", "resume", "num_workers", "tracker", "push_to_hub", "hub_model_id"}
+
+
+def make_model_card(
+    model: PreTrainedModel,
+    repo_id: str,
+    *,
+    evaluations: list[Evaluation] = (),
+    settings: dict | None = None,
+    resolution: int | None = None,
+    sample_names: list[str] | None = None,
+    with_code: bool = False,
+    license: str = "mit",
+    base_model: str | None = None,
+    origin: str = "",
+) -> ModelCard:
+    """Fill the card of an image or audio tokenizer.
+
+    Args:
+        model: the loaded model; its type chooses the template.
+        repo_id: where it will live.
+        evaluations: figures, which also become the card's model-index.
+        settings: the training run's settings. Paths and machine settings are left out.
+        resolution: for pictures, the side that the processor crops to.
+        sample_names: what samples/ shows; None if there are no samples.
+        with_code: the repository holds the model's code.
+        base_model: Hub id of the checkpoint that this one was made from.
+        origin: a paragraph on where the weights come from.
+    """
+    config = model.config
+    is_image = config.model_type == "simvq_image"
+    bits = math.log2(config.codebook_size)
+    numbers = {"bits": bits, "resolution": resolution or 128}
+    if is_image:
+        numbers["tokens"] = numbers["resolution"] // config.downsample_factor
+        numbers["bits_per_pixel"] = bits / config.downsample_factor**2
+    else:
+        numbers["tokens_per_second"] = config.sampling_rate / config.hop_length
+        numbers["kilobits_per_second"] = bits * numbers["tokens_per_second"] / 1000
+    settings = public_settings(settings or {})
+    modality = "image" if is_image else "audio"
+    title = repo_id.split("/")[-1]
+    # In the order of first mention, each once.
+    datasets = list(dict.fromkeys(_hub_datasets(settings, evaluations)))
+    data = ModelCardData(
+        license=license,
+        library_name="transformers",
+        pipeline_tag="image-to-image" if is_image else "audio-to-audio",
+        tags=[*PROJECT_TAGS, f"{modality}-tokenizer", *(["custom_code"] if with_code else [])],
+        datasets=datasets or None,
+        base_model=base_model,
+        model_name=title,
+        eval_results=_eval_results(evaluations, modality) or None,
+    )
+    template = _templates().get_template(f"{modality}_model_card.md")
+    return ModelCard(
+        template.render(
+            card_data=data.to_yaml(),
+            title=title,
+            repo_id=repo_id,
+            config=config,
+            parameters=model.num_parameters(),
+            codebook=codebook_statistics(model, evaluations),
+            evaluations=evaluations,
+            sources=SOURCES,
+            settings=yaml.safe_dump(settings, sort_keys=False).strip() if settings else "",
+            samples=sample_names is not None,
+            sample_names=", ".join(_escape(name) for name in sample_names or []),
+            with_code=with_code,
+            remote=", trust_remote_code=True" if with_code else "",
+            origin=origin,
+            **numbers,
+        )
+    )
+
+
+def codebook_statistics(
+    model: PreTrainedModel, evaluations: list[Evaluation] = ()
+) -> list[tuple[str, str]]:
+    """What the weights themselves, and the evaluations, say of the codebook: names and values."""
+    quantizer = model.quantizer.eval()
+    rows = []
+    for evaluation in evaluations:
+        used = evaluation.metrics.get("utilisation")
+        if used is not None:
+            rows.append((f"in use on {evaluation.dataset}", f"{used:.1%}"))
+        perplexity = evaluation.metrics.get("perplexity")
+        if perplexity is not None:
+            rows.append((f"perplexity on {evaluation.dataset}", f"{perplexity:,.0f}"))
+    codebook = quantizer.codebook()
+    norms = torch.linalg.vector_norm(codebook, dim=1)
+    rows.append(("length of a code, mean ± deviation", f"{norms.mean():.3f} ± {norms.std():.3f}"))
+    if isinstance(quantizer.projection, torch.nn.Linear):
+        spectrum = torch.linalg.svdvals(quantizer.projection.weight.detach().float())
+        rows.append(("effective rank of W", f"{_effective_rank(spectrum):.1f} of {len(spectrum)}"))
+    return rows
+
+
+def _effective_rank(spectrum: torch.Tensor) -> float:
+    """exp of the entropy of the normalised singular values (Roy and Vetterli, 2007)."""
+    share = spectrum / spectrum.sum()
+    return float(torch.exp(torch.special.entr(share).sum()))
+
+
+def public_settings(settings: dict) -> dict:
+    """Settings without paths of this machine, nulls and what does not concern the model."""
+    kept = {
+        key: value
+        for key, value in settings.items()
+        if key not in PRIVATE_SETTINGS and value is not None
+    }
+    dataset = kept.get("dataset")
+    if isinstance(dataset, str) and not _is_hub_id(dataset):
+        kept["dataset"] = "(local files)"
+    return kept
+
+
+def read_settings(model_dir: Path) -> dict:
+    """The training run's settings beside the model, or one folder up; empty if there are none."""
+    for path in (model_dir / TRAINING_SETTINGS, model_dir.parent / "settings.json"):
+        if path.is_file():
+            try:
+                content = json.loads(path.read_text())
+            except ValueError as error:
+                raise ValueError(f"{path} is not valid JSON: {error}") from error
+            if isinstance(content, dict):
+                return content
+    return {}
+
+
+def _is_hub_id(name: str) -> bool:
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()
+
+
+def _hub_datasets(settings: dict, evaluations: list[Evaluation]) -> list[str]:
+    named = [settings.get("dataset"), *(evaluation.dataset_id for evaluation in evaluations)]
+    return [name for name in named if name and _is_hub_id(name)]
+
+
+def _eval_results(evaluations: list[Evaluation], modality: str) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type=f"{modality}-to-{modality}",
+            task_name=f"{modality.capitalize()} reconstruction",
+            dataset_type=evaluation.dataset_id or "custom",
+            dataset_name=evaluation.dataset,
+            dataset_config=evaluation.config,
+            dataset_split=evaluation.split,
+            metric_type=key,
+            metric_name=metric_name(key),
+            metric_value=value,
+            # The Hub shows a source by its address: the paper's where the figures are its authors'.
+            source_name="authors" if evaluation.source == "authors" else None,
+            source_url=PAPER if evaluation.source == "authors" else None,
+        )
+        for evaluation in evaluations
+        for key, value in evaluation.metrics.items()
+    ]
+
+
+def _escape(text: str) -> str:
+    """A file name as plain text in Markdown."""
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", text)
+
+
+def _templates() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )

@@ -1,0 +1,252 @@
+"""Publish a tokenizer on the Hub: weights, processor, card, samples and, if asked, its code, in one commit.
+
+  python hub_cards/push_to_hub.py runs/mine/model me/my-tokenizer
+  python hub_cards/push_to_hub.py runs/mine/model me/my-tokenizer --with-code --space me/my-demo
+  python hub_cards/push_to_hub.py runs/mine/model me/my-tokenizer --dry-run
+
+Log in once with `hf auth login` (a token with write access). The model is loaded back and tried before anything
+is sent, and what arrived is compared with what was sent. Pushing the same folder again changes nothing.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+# As a command this file's folder is on the path, but hub_cards is imported from the one above.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import transformers
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel
+
+import modeling_simvq  # noqa: F401  registers the models
+from hub_cards.evaluation import FILE_NAME, EvaluationError, read_evaluations
+from hub_cards.hub_commit import HubError, commit_files, hub_errors
+from hub_cards.model_card import TRAINING_SETTINGS, make_model_card, public_settings, read_settings
+from hub_cards.samples import SamplesError, write_samples
+from hub_cards.space_files import space_files
+
+PROCESSOR_FILE = "preprocessor_config.json"
+# What a push owns in the repository: files of these names that it does not send are deleted.
+OWNED = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.py",
+    "samples/*",
+    FILE_NAME,
+    TRAINING_SETTINGS,
+)
+
+
+class PushError(ValueError):
+    """The folder cannot be published. The message says why, and what to do."""
+
+
+def push_to_hub(
+    model_dir: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    with_code: bool = False,
+    dry_run: bool = False,
+    evaluation: str | Path | None = None,
+    without_evaluation: bool = False,
+    samples: str | Path | None = None,
+    space: str | None = None,
+    card_options: dict | None = None,
+) -> str:
+    """Publish the model in a folder.
+
+    Args:
+        model_dir: what save_pretrained, the trainers or the converter wrote.
+        repo_id: "name" in your own account, or "organisation/name". Made if it is not there.
+        private: visibility of a new repository; one that exists stays as it is.
+        revision: branch, made if it is not there; main by default.
+        with_code: add the model's code, for trust_remote_code.
+        dry_run: do everything but talk to the Hub; card and samples are kept in a folder.
+        evaluation: JSON file of figures; by default evaluation.json in model_dir.
+        without_evaluation: publish although there are no figures.
+        samples: pictures, or a recording, to show on the card.
+        space: id of a Gradio Space to publish too, showing this model.
+        card_options: license, base_model and origin, as of make_model_card.
+
+    Returns:
+        Address of the commit; on a dry run, of the folder that holds card and samples.
+
+    Raises:
+        PushError: if the folder holds no model that loads and works, or no evaluation.
+        HubError: if the Hub refuses, or what arrived there is not what was sent.
+    """
+    model_dir = Path(model_dir)
+    model, processor = load_back(model_dir)
+    evaluation_file = Path(evaluation) if evaluation else model_dir / FILE_NAME
+    if not evaluation_file.is_file() and (evaluation or not without_evaluation):
+        raise PushError(
+            f"there is no evaluation {evaluation_file}: evaluate the model first, name its figures with "
+            "--evaluation FILE, or publish it all the same with --without-evaluation"
+        )
+    with _folder(keep=dry_run) as made:
+        evaluations = read_evaluations(evaluation_file) if evaluation_file.is_file() else []
+        pictures, names = write_samples(
+            model, processor, Path(samples) if samples else None, made / "samples"
+        )
+        settings = read_settings(model_dir)
+        card = make_model_card(
+            model,
+            repo_id,
+            evaluations=evaluations,
+            settings=settings,
+            resolution=_resolution(processor),
+            sample_names=names,
+            with_code=with_code,
+            **(card_options or {}),
+        )
+        (made / "README.md").write_text(str(card))
+        files = {"README.md": made / "README.md"}
+        files |= {f"samples/{path.name}": path for path in pictures}
+        files |= {path.name: path for path in model_dir.glob("*.safetensors*")}
+        for name in ("config.json", PROCESSOR_FILE):
+            files[name] = _with_or_without_code(model_dir / name, made, with_code)
+        if with_code:
+            files |= _code(model_dir)
+        if evaluation_file.is_file():
+            files[FILE_NAME] = evaluation_file
+        if settings:
+            files[TRAINING_SETTINGS] = made / TRAINING_SETTINGS
+            files[TRAINING_SETTINGS].write_text(
+                json.dumps(public_settings(settings), indent=2) + "\n"
+            )
+        if dry_run:
+            for name, path in sorted(files.items()):
+                print(f"{path.stat().st_size:>14,}  {name}")
+            return str(made)
+        address = commit_files(
+            repo_id, files, owned=OWNED, card=card, private=private, revision=revision,
+            message=f"Upload {type(model).__name__}",
+        )  # fmt: skip
+        if space:
+            commit_files(
+                space,
+                space_files(space, [repo_id], made),
+                repo_type="space",
+                private=private,
+                message=f"Space for {repo_id}",
+            )
+    return address
+
+
+def load_back(model_dir: Path):
+    """Model and processor of a folder, as a stranger would load them.
+
+    Raises:
+        PushError: if they cannot be loaded, are no SimVQ tokenizer, or lack weights.
+    """
+    for name in ("config.json", PROCESSOR_FILE):
+        if not (model_dir / name).is_file():
+            raise PushError(
+                f"{model_dir} holds no {name}: is it the folder that save_pretrained wrote?"
+            )
+    if not list(model_dir.glob("*.safetensors")):
+        raise PushError(f"{model_dir} holds no safetensors weights")
+    try:
+        config = AutoConfig.from_pretrained(model_dir)
+        if config.model_type not in ("simvq_image", "simvq_audio"):
+            raise PushError(f"{model_dir} holds a {config.model_type} model, no SimVQ tokenizer")
+        model, report = AutoModel.from_pretrained(model_dir, output_loading_info=True)
+        auto = AutoImageProcessor if config.model_type == "simvq_image" else AutoFeatureExtractor
+        processor = auto.from_pretrained(model_dir)
+    except PushError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise PushError(f"the model in {model_dir} does not load: {error}") from error
+    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report.get(fault):
+            names = ", ".join(sorted(map(str, report[fault]))[:3])
+            raise PushError(f"the weights in {model_dir} do not fit the model: {fault}: {names}")
+    broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
+    if broken:
+        raise PushError(f"the weights in {model_dir} hold NaN or infinity: {', '.join(broken[:3])}")
+    return model.eval(), processor
+
+
+@contextmanager
+def _folder(keep: bool):
+    """A new folder, which goes at the end unless it is to be looked at."""
+    if keep:
+        yield Path(tempfile.mkdtemp(prefix="simvq-push-"))
+        return
+    with tempfile.TemporaryDirectory(prefix="simvq-push-") as folder:
+        yield Path(folder)
+
+
+def _resolution(processor) -> int | None:
+    crop = getattr(processor, "crop_size", None)
+    return int(crop["height"]) if crop else None
+
+
+def _with_or_without_code(path: Path, made: Path, with_code: bool) -> Path:
+    """The file itself, or a copy that does not point to code which is not sent."""
+    content = json.loads(path.read_text())
+    if with_code or "auto_map" not in content:
+        return path
+    del content["auto_map"]
+    (made / path.name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    return made / path.name
+
+
+def _code(model_dir: Path) -> dict[str, Path]:
+    files = {path.name: path for path in model_dir.glob("*.py")}
+    if not files:
+        raise PushError(
+            f"{model_dir} holds no code to publish: save the model with modeling_simvq imported, or leave "
+            "out --with-code"
+        )
+    return files
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "model_dir", help="folder with config.json, *.safetensors and the processor"
+    )
+    parser.add_argument("repo_id", help="name, or organisation/name, on the Hub")
+    parser.add_argument(
+        "--private", action="store_true", default=None, help="make a new repository private"
+    )
+    parser.add_argument("--revision", help="branch (default: main); made if it is not there")
+    parser.add_argument(
+        "--with-code", action="store_true", help="add the code, for trust_remote_code"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what would be sent; send nothing"
+    )
+    parser.add_argument("--evaluation", help=f"JSON of figures (default: MODEL_DIR/{FILE_NAME})")
+    parser.add_argument("--without-evaluation", action="store_true", help="publish without figures")
+    parser.add_argument(
+        "--samples", help="pictures or a recording for the card: a file or a folder"
+    )
+    parser.add_argument("--space", metavar="ID", help="publish a Gradio Space with this model too")
+    options = parser.parse_args(arguments)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        with hub_errors():
+            address = push_to_hub(**vars(options))
+    except (PushError, HubError, EvaluationError, SamplesError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(
+        f"dry run: card and samples are in {address}"
+        if options.dry_run
+        else f"published: {address}"
+    )
+
+
+if __name__ == "__main__":
+    main()
