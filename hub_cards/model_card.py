@@ -18,7 +18,15 @@ PAPER = "https://arxiv.org/abs/2411.02038"
 TRAINING_SETTINGS = "training_settings.json"
 PROJECT_TAGS = ["simvq", "vector-quantization", "tokenizer", "arxiv:2411.02038"]
 # Settings that say something about the machine or its owner and nothing about the model.
-PRIVATE_SETTINGS = {"output_dir", "resume", "num_workers", "tracker", "push_to_hub", "hub_model_id"}
+PRIVATE_SETTINGS = {
+    "output_dir",
+    "resume",
+    "num_workers",
+    "tracker",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private",
+}
 
 
 def make_model_card(
@@ -130,7 +138,7 @@ def public_settings(settings: dict) -> dict:
         if key not in PRIVATE_SETTINGS and value is not None
     }
     dataset = kept.get("dataset")
-    if isinstance(dataset, str) and not _is_hub_id(dataset):
+    if isinstance(dataset, str) and not is_hub_id(dataset):
         kept["dataset"] = "(local files)"
     return kept
 
@@ -148,13 +156,14 @@ def read_settings(model_dir: Path) -> dict:
     return {}
 
 
-def _is_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
+    """Whether a data set's name is one on the Hub, and no path here."""
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()
 
 
 def _hub_datasets(settings: dict, evaluations: list[Evaluation]) -> list[str]:
     named = [settings.get("dataset"), *(evaluation.dataset_id for evaluation in evaluations)]
-    return [name for name in named if name and _is_hub_id(name)]
+    return [name for name in named if name and is_hub_id(name)]
 
 
 def _eval_results(evaluations: list[Evaluation], modality: str) -> list[EvalResult]:

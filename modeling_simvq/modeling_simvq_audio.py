@@ -17,6 +17,7 @@ from .audio_decoder import AudioDecoder, ConvNeXtBlock
 from .audio_encoder import AudioEncoder, fold_weight_norm
 from .configuration_simvq_audio import SimVQAudioConfig
 from .quantization_simvq import SimVQ
+from .verified_download import VerifiedDownload
 
 # Without gradients the encoder's convolutions run on so many seconds at a time, with the same result.
 ENCODER_CHUNK_SECONDS = 10
@@ -64,7 +65,7 @@ class SimVQAudioOutput(ModelOutput):
     latents: torch.FloatTensor | None = None
 
 
-class SimVQAudioPreTrainedModel(PreTrainedAudioTokenizerBase):
+class SimVQAudioPreTrainedModel(VerifiedDownload, PreTrainedAudioTokenizerBase):
     """Loading, saving and initialisation."""
 
     config_class = SimVQAudioConfig

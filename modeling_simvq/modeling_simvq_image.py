@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 from .configuration_simvq_image import SimVQImageConfig
 from .quantization_simvq import SimVQ
 from .tiling import run_tiled
+from .verified_download import VerifiedDownload
 
 
 @dataclass
@@ -170,7 +171,7 @@ class ImageDecoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(hidden)))
 
 
-class SimVQImagePreTrainedModel(PreTrainedModel):
+class SimVQImagePreTrainedModel(VerifiedDownload, PreTrainedModel):
     """Loading, saving and initialisation."""
 
     config_class = SimVQImageConfig

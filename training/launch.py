@@ -19,6 +19,8 @@ from accelerate.utils import (
 )
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from hub_cards.hub_commit import HubError
+from training import publishing
 from training.checkpoints import CheckpointError
 from training.loop import Trainer
 from training.recipe import Recipe
@@ -43,7 +45,7 @@ def run(groups: dict[str, type], build_recipe: Callable[..., Recipe], descriptio
         settings = parse_settings(groups, description)
         accelerator = make_accelerator(settings["loop"])
         train(settings, build_recipe, accelerator)
-    except (SettingsError, CheckpointError, DivergedError, ValueError, OSError) as error:
+    except (SettingsError, CheckpointError, DivergedError, HubError, ValueError, OSError) as error:
         if logging.getLogger().isEnabledFor(logging.DEBUG):
             raise
         sys.exit(f"error: {error}")
@@ -71,6 +73,8 @@ def train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Acce
     """Build the recipe, train it to the end and shut the processes down in order."""
     loop = settings["loop"]
     set_seed(loop.seed)
+    if loop.push_to_hub and accelerator.is_main_process:
+        publishing.check_login()
     output_dir = Path(loop.output_dir)
     flat = {k: v for group in settings.values() for k, v in dataclasses.asdict(group).items()}
     if accelerator.is_main_process:
@@ -103,6 +107,12 @@ def train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Acce
     set_seed(loop.seed, device_specific=True)
     with logging_redirect_tqdm():
         trainer.train()
+    if accelerator.is_main_process:
+        model_dir = output_dir / "model"
+        publishing.write_records(settings, trainer.figures, model_dir)
+        if loop.push_to_hub:
+            address = publishing.publish(loop, model_dir, evaluated=bool(trainer.figures))
+            logger.info(f"published: {address}")
     accelerator.end_training()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -88,6 +88,7 @@ class Trainer:
         self.counter = CodeCounter(recipe.model.config.codebook_size, accelerator.device)
         self.means = FigureMeans()
         self._codes_matched = False
+        self.figures: dict[str, float] | None = None  # of the last validation
 
     def _count_steps(self) -> int:
         settings = self.settings
@@ -266,6 +267,7 @@ class Trainer:
             return None
         self.ema.eval()
         result = self.recipe.validate(self.ema.module, self.validation_loader, self.accelerator)
+        self.figures = result.figures
         step = self.progress.step
         self.accelerator.log({f"validation/{k}": v for k, v in result.figures.items()}, step=step)
         if self.accelerator.is_main_process:

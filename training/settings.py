@@ -7,6 +7,7 @@ text of a setting is its field's metadata.
 import argparse
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -61,6 +62,13 @@ class LoopSettings:
     resume: str | None = setting(None, "latest, or the path of a checkpoint")
     tracker: str = setting("tensorboard", "tensorboard, wandb, trackio or none")
     max_bad_steps: int = setting(20, "stop after this many non-finite steps in a row")
+    push_to_hub: bool = setting(
+        False, "publish the final model on the Hub, with its code and a card"
+    )
+    hub_model_id: str | None = setting(
+        None, "name, or organisation/name, on the Hub; the name of output_dir by default"
+    )
+    hub_private: bool = setting(False, "publish to a private repository")
 
     def __post_init__(self):
         one_of(self, "mixed_precision", ("no", "bf16", "fp16"))
@@ -160,10 +168,15 @@ def _overrides(words: list[str]) -> dict:
         word = words[index]
         name, equals, value = word.removeprefix("--").partition("=")
         if not equals:
-            if not word.startswith("--") or index + 1 == len(words):
+            if not word.startswith("--"):
                 raise SettingsError(f"cannot read {word!r}: overrides are key=value or --key value")
-            index += 1
-            value = words[index]
+            following = words[index + 1] if index + 1 < len(words) else "--"
+            # `--push-to-hub` alone switches on; a value that starts with -- or holds = needs `key=value`.
+            if following.startswith("--") or re.match(r"\w+=", following):
+                value = "true"
+            else:
+                index += 1
+                value = following
         try:
             values[name.replace("-", "_")] = yaml.safe_load(value)
         except yaml.YAMLError as error:

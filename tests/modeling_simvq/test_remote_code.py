@@ -115,6 +115,7 @@ def test_the_folder_holds_every_file_that_its_code_imports(tiny_folder):
         "nearest_code_triton.py",
         "quantization_simvq.py",
         "tiling.py",
+        "verified_download.py",
     }
     settings = json.loads((tiny_folder / "config.json").read_text())
     assert settings["auto_map"]["AutoModel"] == "modeling_simvq_image.SimVQImageModel"

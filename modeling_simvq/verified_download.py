@@ -1,0 +1,124 @@
+"""Weights from the Hub are compared with their sha256 before they are loaded.
+
+The Hub's client takes whatever bytes arrive if their number is right. It stores a large file under the sha256
+that the Hub told, so the comparison needs no further request and works offline too.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import time
+from pathlib import Path
+
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+logger = logging.getLogger(__name__)
+
+TRIES = 3
+PAUSE_SECONDS = 1.0
+_PLACE = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+)
+
+
+class VerifiedDownload:
+    """Mixin of PreTrainedModel classes: from_pretrained refuses weights that were damaged on the way."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As of PreTrainedModel. Damaged weights are fetched anew, once.
+
+        Raises:
+            OSError: if what the Hub sends does not have the sha256 that the Hub names; also as of
+                PreTrainedModel.
+        """
+        name = pretrained_model_name_or_path
+        if name is not None and not os.path.exists(name) and kwargs.get("state_dict") is None:
+            place = {key: kwargs[key] for key in _PLACE if kwargs.get(key) is not None}
+            # The commit of the configuration, where there is one: a branch may move in between.
+            commit = kwargs.get("_commit_hash") or getattr(
+                kwargs.get("config"), "_commit_hash", None
+            )
+            place |= {"revision": commit} if commit else {}
+            verify_weights(str(name), kwargs.get("variant"), **place)
+            kwargs.pop("force_download", None)  # it is done
+        return super().from_pretrained(name, *args, **kwargs)
+
+
+def verify_weights(repo_id: str, variant: str | None = None, **place) -> None:
+    """Download a repository's safetensors files, unless they are in the cache, and check all of them.
+
+    Args:
+        place: cache_dir, force_download, local_files_only, revision, subfolder, token.
+
+    Raises:
+        OSError: if a file is damaged even when it is fetched anew, or cannot be fetched. A repository
+            without safetensors is left to from_pretrained.
+    """
+    single, index = (
+        _with_variant(name, variant) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+    )
+    if _verified(repo_id, single, place) is not None:
+        return
+    listed = _verified(repo_id, index, place)
+    if listed is not None:
+        try:
+            shards = sorted(set(json.loads(Path(listed).read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise OSError(f"{index} of {repo_id} is damaged: {error!r}") from error
+        for shard in shards:
+            _verified(repo_id, shard, place)
+
+
+def _with_variant(name: str, variant: str | None) -> str:
+    return name if variant is None else name.replace(".safetensors", f".{variant}.safetensors", 1)
+
+
+def _verified(repo_id: str, name: str, place: dict) -> str | None:
+    path = _fetch(repo_id, name, place)
+    if path is None or _intact(path):
+        return path
+    _remove(path)
+    logger.warning(f"{name} of {repo_id} is damaged: fetching it again")
+    path = _fetch(repo_id, name, place)
+    if path is None or _intact(path):
+        return path
+    _remove(path)
+    raise OSError(
+        f"{name} of {repo_id} is damaged: it does not have the sha256 that the Hub names. It is removed from "
+        "the cache; load again when the connection, or the Hub, is in order"
+    )
+
+
+def _fetch(repo_id: str, name: str, place: dict) -> str | None:
+    """Path in the cache, or None if the repository has no such file."""
+    for number in range(TRIES):
+        try:
+            return cached_file(repo_id, name, _raise_exceptions_for_missing_entries=False, **place)
+        except OSError as error:  # the client retries HEAD, but not GET
+            response = getattr(error.__cause__, "response", None)
+            if number + 1 == TRIES or response is None or response.status_code < 500:
+                raise
+            time.sleep(PAUSE_SECONDS * 2**number)
+
+
+def _intact(path: str) -> bool:
+    """False if the file's name in the cache is a sha256, and not its own."""
+    blob = Path(os.path.realpath(path))
+    if not re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        return True  # a small file, or a cache without links: there is nothing to compare with
+    with blob.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == blob.name
+
+
+def _remove(path: str) -> None:
+    for part in (os.path.realpath(path), path):
+        Path(part).unlink(missing_ok=True)
