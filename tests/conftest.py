@@ -1,12 +1,21 @@
 """A Hub on the loopback address, for every test that asks for one."""
 
 import pytest
+from huggingface_hub import constants
 
 from tests.hub.hub_server import HubServer
 
 
 @pytest.fixture
-def hub():
-    """An empty Hub with the users "maker" and "reader" and the organisation "org"."""
+def hub(monkeypatch):
+    """An empty Hub, with the users "maker" and "reader" and the organisation "org".
+
+    This process takes it for the Hub, as the maker. Other processes do with `hub.environment`.
+    """
     with HubServer(multipart_bytes=1 << 20) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", server.token)
         yield server
