@@ -80,7 +80,7 @@ def make_model_card(
         model_name=title,
         eval_results=_eval_results(evaluations, modality) or None,
     )
-    template = _templates().get_template(f"{modality}_model_card.md")
+    template = load_templates().get_template(f"{modality}_model_card.md")
     return ModelCard(
         template.render(
             card_data=data.to_yaml(),
@@ -192,7 +192,8 @@ def _escape(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", text)
 
 
-def _templates() -> Environment:
+def load_templates() -> Environment:
+    """The cards' templates; a name that is not filled is an error."""
     return Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,

@@ -1,0 +1,147 @@
+"""Tokenised data sets on the Hub: a card, and codes in Parquet files of the smallest integers that hold them."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, Features, List, Value
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from hub_cards.hub_commit import commit_files
+from hub_cards.model_card import PROJECT_TAGS, load_templates
+
+CODE_COLUMNS = ("image_codes", "audio_codes")
+SHARD_BYTES = 500_000_000
+
+
+def code_type(codebook_size: int) -> str:
+    """Name of the smallest integer type that holds all codes: uint8, uint16 or uint32."""
+    return np.min_scalar_type(codebook_size - 1).name
+
+
+def make_dataset_card(
+    repo_id: str,
+    tokenizer: str,
+    splits: dict[str, int],
+    columns: list[str],
+    *,
+    codebook_size: int,
+    source: str | None = None,
+    license: str | None = None,
+) -> DatasetCard:
+    """Fill the card of a tokenised data set.
+
+    Args:
+        tokenizer: Hub id of the model that made the codes.
+        splits: name to number of rows.
+        columns: of which one is image_codes or audio_codes.
+        source: Hub id of the data set that was tokenised.
+        license: of the source.
+
+    Raises:
+        ValueError: if no column holds codes.
+    """
+    column = next((name for name in CODE_COLUMNS if name in columns), None)
+    if column is None:
+        raise ValueError(
+            f"a tokenised data set has a column {' or '.join(CODE_COLUMNS)}, got {columns}"
+        )
+    files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in splits]
+    data = DatasetCardData(
+        license=license,
+        pretty_name=repo_id.split("/")[-1],
+        source_datasets=[source] if source else None,
+        tags=[*PROJECT_TAGS, column.replace("_codes", "-codes")],
+        configs=[{"config_name": "default", "data_files": files}],
+    )
+    text = (
+        load_templates()
+        .get_template("dataset_card.md")
+        .render(
+            card_data=data.to_yaml(),
+            title=repo_id.split("/")[-1],
+            repo_id=repo_id,
+            tokenizer=tokenizer,
+            source=source,
+            codebook_size=codebook_size,
+            column=column,
+            columns=", ".join(f"`{name}`" for name in columns),
+            splits=list(splits.items()),
+        )
+    )
+    return DatasetCard(text)
+
+
+def push_tokens(
+    splits: dict[str, Dataset],
+    repo_id: str,
+    tokenizer: str,
+    *,
+    codebook_size: int,
+    source: str | None = None,
+    license: str | None = None,
+    private: bool | None = None,
+) -> str:
+    """Publish a tokenised data set in one commit. The same again changes nothing.
+
+    Args:
+        splits: name to rows with a column image_codes (h, w) or audio_codes (T,), and any others.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        ValueError: if no column holds codes, or one lies outside [0, codebook_size).
+        HubError: as of commit_files.
+    """
+    first = next(iter(splits.values()))
+    sizes = {name: rows.num_rows for name, rows in splits.items()}
+    options = {"codebook_size": codebook_size, "source": source, "license": license}
+    card = make_dataset_card(repo_id, tokenizer, sizes, first.column_names, **options)
+    with tempfile.TemporaryDirectory(prefix="simvq-tokens-") as made:
+        (Path(made) / "README.md").write_text(str(card))
+        files = {"README.md": Path(made) / "README.md"}
+        for name, rows in splits.items():
+            files |= _write_shards(_narrowed(rows, codebook_size), name, Path(made))
+        return commit_files(
+            repo_id,
+            files,
+            owned=("data/*.parquet",),
+            card=card,
+            repo_type="dataset",
+            private=private,
+            message=f"Codes of {tokenizer}",
+        )
+
+
+def _narrowed(rows: Dataset, codebook_size: int) -> Dataset:
+    """The same rows with codes of the smallest type, each checked."""
+    columns = [name for name in CODE_COLUMNS if name in rows.column_names]
+    for batch in rows.select_columns(columns).with_format("numpy").iter(1000):
+        for name in columns:
+            for codes in batch[name]:
+                codes = np.asarray(codes)
+                if codes.size and not 0 <= codes.min() <= codes.max() < codebook_size:
+                    wrong = codes.min() if codes.min() < 0 else codes.max()
+                    raise ValueError(
+                        f"{name} holds {wrong}; codes of this tokenizer are 0 to {codebook_size - 1}"
+                    )
+
+    def narrow(feature):
+        if isinstance(feature, List):
+            return List(narrow(feature.feature), length=feature.length)
+        return Value(code_type(codebook_size))
+
+    features = {k: narrow(v) if k in columns else v for k, v in rows.features.items()}
+    return rows.cast(Features(features))
+
+
+def _write_shards(rows: Dataset, split: str, folder: Path) -> dict[str, Path]:
+    count = max(1, -(-rows.data.nbytes // SHARD_BYTES))
+    files = {}
+    for index in range(count):
+        name = f"data/{split}-{index:05}-of-{count:05}.parquet"
+        (folder / name).parent.mkdir(exist_ok=True)
+        rows.shard(count, index, contiguous=True).to_parquet(folder / name)
+        files[name] = folder / name
+    return files
