@@ -1,4 +1,4 @@
-"""Tokenised data sets on the Hub: a card, and codes in Parquet files of the smallest integers that hold them."""
+"""Tokenised data sets on the Hub: a card, and codes in Parquet files, as the smallest integers that do."""
 
 import tempfile
 from pathlib import Path

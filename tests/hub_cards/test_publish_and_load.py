@@ -1,4 +1,4 @@
-"""From a folder to the Hub, and from there to a stranger's machine: real commands, real clients, fresh caches."""
+"""From a folder to the Hub, and on to a stranger's machine: real commands, real clients, fresh caches."""
 
 import json
 import os
@@ -60,8 +60,8 @@ def test_a_picture_tokenizer_with_its_code(hub, image_folder, tmp_path):
     """Published with the code; loaded without the package, by the card's own lines, then offline."""
     repo, space = "org/tiny-pictures", "org/tiny-demo"
     settings = {
-        "dataset": "/home/someone/secret",
-        "output_dir": "/home/someone",
+        "dataset": "/home/zebedee/faces",
+        "output_dir": "/home/zebedee",
         "codebook_size": 64,
     }
     (image_folder / "training_settings.json").write_text(json.dumps(settings))
@@ -72,7 +72,7 @@ def test_a_picture_tokenizer_with_its_code(hub, image_folder, tmp_path):
         files
     )
     assert {"modeling_simvq_image.py", "verified_download.py", "evaluation.json"} <= set(files)
-    assert not any(b"someone" in content for content in files.values())
+    assert not any(b"zebedee" in content for content in files.values())
     assert len(hub.repository(repo).commits) == 2  # the empty one, and this
     card = files["README.md"].decode()
     keep_card("image_card", files)
@@ -118,15 +118,12 @@ def test_a_sound_tokenizer_private_on_a_branch(hub, audio_folder, tmp_path):
     stranger.mkdir()
     (stranger / "speech.wav").write_bytes(files["samples/original.wav"])
     program = example(files["README.md"].decode())
-    for revision in ("v2", "final"):
-        pinned = program.replace(
-            "from_pretrained(name", f"from_pretrained(name, revision={revision!r}"
-        )
-        program_of_both = pinned if revision == "v2" else program_of_both + pinned
-    program_of_both += "\nprint(type(model).__module__, codes.shape[-1])"
-    done = run(
-        [sys.executable, "-c", program_of_both], hub.environment(tmp_path / "home"), stranger
+    program = "".join(
+        program.replace("from_pretrained(name", f"from_pretrained(name, revision={revision!r}")
+        for revision in ("v2", "final")
     )
+    program += "\nprint(type(model).__module__, codes.shape[-1])"
+    done = run([sys.executable, "-c", program], hub.environment(tmp_path / "home"), stranger)
     module, frames = done.stdout.split()
     sound, rate = soundfile.read(stranger / "reconstruction.wav")
     assert module == "modeling_simvq.modeling_simvq_audio"
