@@ -18,7 +18,7 @@ from pathlib import Path
 
 FILE_NAME = "evaluation.json"
 
-# Key in "metrics": name on a card, decimals, and which way is better (+1 up, -1 down, 0 neither).
+# Key in "metrics": name on a card, most decimals, and which way is better (+1 up, -1 down, 0 neither).
 METRICS = {
     "rfid": ("rFID", 2, -1),
     "lpips": ("LPIPS", 3, -1),
@@ -87,7 +87,8 @@ def format_value(key: str, value: float) -> str:
     """A metric's value as people read it."""
     if key == "utilisation":
         return f"{value:.1%}"
-    return f"{value:,.{METRICS.get(key, (key, 4, 0))[1]}f}"
+    # No more digits than the value has: 0.12 is not 0.120.
+    return f"{round(float(value), METRICS.get(key, (key, 4, 0))[1]):,}"
 
 
 def read_evaluations(path: Path) -> list[Evaluation]:
