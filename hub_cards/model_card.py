@@ -69,7 +69,7 @@ def make_model_card(
     modality = "image" if is_image else "audio"
     title = repo_id.split("/")[-1]
     # In the order of first mention, each once.
-    datasets = list(dict.fromkeys(_hub_datasets(settings, evaluations)))
+    datasets = list(dict.fromkeys(_training_datasets(settings, evaluations)))
     data = ModelCardData(
         license=license,
         library_name="transformers",
@@ -161,8 +161,10 @@ def is_hub_id(name: str) -> bool:
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()
 
 
-def _hub_datasets(settings: dict, evaluations: list[Evaluation]) -> list[str]:
-    named = [settings.get("dataset"), *(evaluation.dataset_id for evaluation in evaluations)]
+def _training_datasets(settings: dict, evaluations: list[Evaluation]) -> list[str]:
+    """Hub ids of what the model was trained on; of evaluations of the run itself, and of the authors', too."""
+    named = [settings.get("dataset")]
+    named += [e.dataset_id for e in evaluations if e.source in ("training", "authors")]
     return [name for name in named if name and is_hub_id(name)]
 
 

@@ -12,6 +12,7 @@ import soundfile
 from PIL import Image
 from skimage import data
 
+from hub_cards.push_to_hub import push_to_hub
 from tests.hub_cards.artefacts import keep_card
 
 REPOSITORY = Path(__file__).parents[2]
@@ -150,12 +151,17 @@ print(loaded.features)
 """
 
 
-def test_a_tokenised_data_set(hub, tmp_path):
-    done = run([sys.executable, "-c", DATASET], hub.environment(tmp_path / "home"), REPOSITORY)
+def test_a_tokenised_data_set(hub, image_folder, tmp_path):
+    """Published twice; loaded whole and streamed; decoded by the card's own lines."""
+    push_to_hub(image_folder, "org/tiny-pictures", with_code=True)
+    environment = hub.environment(tmp_path / "home")
+    done = run([sys.executable, "-c", DATASET], environment, REPOSITORY)
     assert "uint8" in done.stdout
+    card = hub.files("org/tokens", repo_type="dataset")["README.md"].decode()
+    program = BLOCK_THE_PACKAGE + example(card) + "print(tuple(decoded.shape))"
+    assert "(4, 3, 32, 32)" in run([sys.executable, "-c", program], environment, tmp_path).stdout
     files = hub.files("org/tokens", repo_type="dataset")
     keep_card("dataset_card", files)
-    card = files["README.md"].decode()
     assert "org/tiny-pictures" in card and "10" in card
     assert (
         len(hub.repository("org/tokens", "dataset").commits) == 2

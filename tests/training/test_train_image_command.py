@@ -97,7 +97,7 @@ def test_train_with_lpips_resume_and_load(photos, tmp_path):
     assert not model.quantizer.basis.requires_grad
 
 
-def test_two_processes_share_the_work(photos, tmp_path):
+def test_two_processes_share_the_work_and_publish_it_once(photos, tmp_path, hub):
     launcher = ("--multi_gpu", "--num_processes", "2", "--num_machines", "1")
     launcher += ("--mixed_precision", "no", "--dynamo_backend", "no")
     output = launch(
@@ -106,14 +106,26 @@ def test_two_processes_share_the_work(photos, tmp_path):
         "max_steps=2",
         "gradient_accumulation_steps=2",
         "autoencoder_steps=1",
+        "--push-to-hub",
+        "hub_model_id=org/two-ranks",
         launcher=launcher,
         ACCELERATE_USE_CPU="true",
+        HF_HUB_OFFLINE="0",
+        **hub.environment(tmp_path / "home"),
     )
     assert "2 process(es) on cpu" in output
     assert "16 samples per step" in output
     lines = (tmp_path / "run" / "figures.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [2]
     AutoModel.from_pretrained(tmp_path / "run" / "model")
+
+    assert f"published: {hub.url}/org/two-ranks" in output
+    assert len(hub.repository("org/two-ranks").commits) == 2  # the empty one, and one of both ranks
+    files = hub.files("org/two-ranks")
+    assert not any(str(tmp_path).encode() in content for content in files.values())
+    evaluation = json.loads(files["evaluation.json"])
+    assert evaluation["source"] == "training" and evaluation["metrics"]["psnr"] > 0
+    assert b"codebook_size: 64" in files["README.md"]
 
 
 def test_a_mistake_is_one_line(photos):

@@ -1,0 +1,127 @@
+"""What a stranger meets when Hub, line or token are not in order, and what the cache holds afterwards."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import CommitOperationAdd, HfApi
+from transformers import AutoModel
+
+from hub_cards.push_to_hub import push_to_hub
+from modeling_simvq import verified_download
+
+REPO = "org/tiny"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(verified_download, "PAUSE_SECONDS", 0.01)
+
+
+@pytest.fixture
+def published(hub, image_folder, tmp_path):
+    """Loads the published model into a cache of its own; keyword arguments as of from_pretrained."""
+    push_to_hub(image_folder, REPO)
+    codebook = AutoModel.from_pretrained(image_folder).quantizer.codebook()
+    hub.requests.clear()
+
+    def load(**more) -> None:
+        model = AutoModel.from_pretrained(REPO, cache_dir=tmp_path / "cache", **more)
+        assert torch.equal(model.eval().quantizer.codebook(), codebook)
+
+    return load
+
+
+def weights_in(cache: Path) -> list[Path]:
+    return [path for path in cache.rglob("*") if path.name == "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("token", "private", "gated", "says"),
+    [
+        (False, True, False, "not a valid model identifier"),
+        ("hf_reader", True, False, "not a valid model identifier"),
+        ("hf_wrong", False, False, "token"),
+        (False, False, True, "gated repo"),
+        ("hf_reader", False, True, "gated repo"),
+    ],
+)
+def test_who_may_not_load(hub, published, tmp_path, token, private, gated, says):
+    hub.repository(REPO).private, hub.repository(REPO).gated = private, gated
+    with pytest.raises(OSError, match=says):
+        published(token=token)
+    assert not weights_in(tmp_path / "cache")
+    hub.repository(REPO).granted.add("reader")
+    if gated and token:
+        published(token=token)
+
+
+def test_what_is_not_there(hub, published):
+    with pytest.raises(OSError, match="not a valid model identifier"):
+        AutoModel.from_pretrained("org/nothing")
+    with pytest.raises(OSError, match="not a valid git identifier"):
+        published(revision="v9")
+    HfApi().create_commit(
+        "org/tiny", [CommitOperationAdd("notes.txt", b"x")], commit_message="more"
+    )
+    published(revision=HfApi().repo_info(REPO).sha)
+
+
+def test_server_errors_that_go_away(hub, published):
+    hub.fail("GET", "/store/", times=2, status=503)
+    published()
+
+
+def test_a_server_error_that_stays_leaves_nothing(hub, published, tmp_path):
+    hub.fail("GET", "/store/", times=99, status=503)
+    with pytest.raises(OSError):
+        published()
+    assert not weights_in(tmp_path / "cache")
+    hub.faults.clear()
+    published()
+
+
+def test_a_download_cut_in_the_middle_goes_on(hub, published):
+    hub.fail("GET", "/store/", cut_after=1_500_000)
+    published()
+    assert sum(method == "GET" and "/store/" in path for method, path in hub.requests) == 2
+
+
+def test_a_damaged_download_is_fetched_again(hub, published, caplog):
+    hub.fail("GET", "/store/", corrupt=True)
+    published()
+    assert "fetching it again" in caplog.text
+
+
+def test_damaged_weights_never_load(hub, published, tmp_path):
+    hub.fail("GET", "/store/", times=2, corrupt=True)
+    with pytest.raises(OSError, match="does not have the sha256"):
+        published()
+    assert not weights_in(tmp_path / "cache")
+    published()
+
+
+def test_a_cache_that_rots_is_noticed_offline_and_mended_online(hub, published, tmp_path):
+    published()
+    (weights,) = weights_in(tmp_path / "cache")
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.resolve().write_bytes(content)
+    with pytest.raises(OSError):
+        published(local_files_only=True)
+    published()
+    published(local_files_only=True)
+
+
+def test_shards_are_verified_too(hub, image_folder, published, tmp_path):
+    model = AutoModel.from_pretrained(image_folder)
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="1MB")
+    for name in ("preprocessor_config.json", "evaluation.json"):
+        (tmp_path / "sharded" / name).write_bytes((image_folder / name).read_bytes())
+    push_to_hub(tmp_path / "sharded", REPO)
+    names = set(hub.files(REPO))
+    assert "model.safetensors" not in names and "model.safetensors.index.json" in names
+    hub.fail("GET", "/store/", times=2, corrupt=True)
+    with pytest.raises(OSError, match="does not have the sha256"):
+        published()
+    published()
