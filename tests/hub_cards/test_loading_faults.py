@@ -21,7 +21,9 @@ def impatient(monkeypatch):
 @pytest.fixture
 def published(hub, image_folder, tmp_path):
     """Loads the published model into a cache of its own; keyword arguments as of from_pretrained."""
-    push_to_hub(image_folder, REPO)
+    api = HfApi()
+    api.create_repo(REPO)
+    api.upload_folder(repo_id=REPO, folder_path=image_folder, ignore_patterns="*.py")
     codebook = AutoModel.from_pretrained(image_folder).quantizer.codebook()
     hub.requests.clear()
 
@@ -41,7 +43,7 @@ def weights_in(cache: Path) -> list[Path]:
     [
         (False, True, False, "not a valid model identifier"),
         ("hf_reader", True, False, "not a valid model identifier"),
-        ("hf_wrong", False, False, "token"),
+        ("hf_wrong", False, False, "Invalid credentials"),
         (False, False, True, "gated repo"),
         ("hf_reader", False, True, "gated repo"),
     ],
