@@ -71,7 +71,8 @@ def push_to_hub(
         evaluation: JSON file of figures; by default evaluation.json in model_dir.
         without_evaluation: publish although there are no figures.
         samples: pictures, or a recording, to show on the card.
-        space: id of a Gradio Space to publish too, showing this model.
+        space: id of a Gradio Space to publish too, showing this model; needs with_code, because a Space
+            does not have the package.
         card_options: license, base_model and origin, as of make_model_card.
 
     Returns:
@@ -82,6 +83,8 @@ def push_to_hub(
         HubError: if the Hub refuses, or what arrived there is not what was sent.
     """
     model_dir = Path(model_dir)
+    if space and not with_code:
+        raise PushError("a Space runs the model's code from its repository: add --with-code")
     model, processor = load_back(model_dir)
     evaluation_file = Path(evaluation) if evaluation else model_dir / FILE_NAME
     if not evaluation_file.is_file() and (evaluation or not without_evaluation):
@@ -232,7 +235,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--samples", help="pictures or a recording for the card: a file or a folder"
     )
-    parser.add_argument("--space", metavar="ID", help="publish a Gradio Space with this model too")
+    parser.add_argument(
+        "--space",
+        metavar="ID",
+        help="publish a Gradio Space with this model too (needs --with-code)",
+    )
     options = parser.parse_args(arguments)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -1,7 +1,8 @@
 """A Hub on the loopback address, for every test that asks for one."""
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_api
+from transformers.utils import hub as transformers_hub
 
 from tests.hub.hub_server import HubServer
 
@@ -16,6 +17,9 @@ def hub(monkeypatch):
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        # huggingface_hub's functions belong to an object made at import, transformers keeps another one.
+        monkeypatch.setattr(hf_api.api, "endpoint", server.url)
+        monkeypatch.setattr(transformers_hub, "_hf_api", None, raising=False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setenv("HF_TOKEN", server.token)
         yield server

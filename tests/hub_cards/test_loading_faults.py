@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi
-from transformers import AutoModel
+from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel
 
 from hub_cards.push_to_hub import push_to_hub
 from modeling_simvq import verified_download
@@ -127,3 +127,15 @@ def test_shards_are_verified_too(hub, image_folder, published, tmp_path):
     with pytest.raises(OSError, match="does not have the sha256"):
         published()
     published()
+
+
+@pytest.mark.parametrize("modality", ["image", "audio"])
+def test_the_methods_that_every_model_of_transformers_has(hub, converted, modality, tmp_path):
+    """model.push_to_hub and processor.push_to_hub, without this project's command."""
+    auto = AutoImageProcessor if modality == "image" else AutoFeatureExtractor
+    model = AutoModel.from_pretrained(converted[modality])
+    model.push_to_hub(f"org/plain-{modality}")
+    auto.from_pretrained(converted[modality]).push_to_hub(f"org/plain-{modality}")
+    again = AutoModel.from_pretrained(f"org/plain-{modality}", cache_dir=tmp_path)
+    assert torch.equal(again.quantizer.basis, model.quantizer.basis)
+    auto.from_pretrained(f"org/plain-{modality}", cache_dir=tmp_path)

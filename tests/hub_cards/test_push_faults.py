@@ -53,6 +53,12 @@ def test_a_dry_run_sends_nothing(hub, image_folder, capsys):
     assert "model.safetensors" in capsys.readouterr().out
 
 
+def test_a_space_needs_the_code(hub, image_folder):
+    with pytest.raises(PushError, match="--with-code"):
+        push_to_hub(image_folder, REPO, space="org/demo")
+    assert not hub.requests
+
+
 def spoil_missing(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights.pop("quantizer.projection.weight")
