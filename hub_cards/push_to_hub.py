@@ -238,7 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--space",
         metavar="ID",
-        help="publish a Gradio Space with this model too (needs --with-code)",
+        help="publish a Gradio Space too (needs --with-code)",
     )
     options = parser.parse_args(arguments)
     transformers.utils.logging.set_verbosity_error()

@@ -1,175 +1,329 @@
-"""A page to try SimVQ tokenizers: encode a picture or a sound, look at its codes, edit them, decode.
+"""Gradio Space of SimVQ tokenizers: see what is left of a picture or a sound, and its codes.
 
-python app.py CHECKPOINT [CHECKPOINT ...]    folders, or names on the Hub
-python app.py                                the checkpoints listed in checkpoints.json
+    python app.py PATH_OR_REPO [...] [--port N]
+
+Checkpoints are folders or repositories of the Hub. Without arguments they are read from checkpoints.json beside
+this file, a JSON list, unless the environment variable SIMVQ_CHECKPOINTS names some, separated by commas. Their
+code is run when modeling_simvq is not installed: list only those you trust.
 """
 
 import argparse
+import html
 import json
 import os
-from collections.abc import Callable
-from functools import wraps
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# Before gradio is imported: nobody is told about visits, and no run is kept in a visitor's browser.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ.setdefault("GRADIO_RUN_HISTORY", "False")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import gradio as gr
-import tokens
-from tokens import InputError, load
+import numpy as np
+import tokenizer
+import transformers
+from codes import code_statistics, picture_of_codes, read_codes, write_codes
 
-LISTED = Path(__file__).resolve().parent / "checkpoints.json"
-INTRODUCTION = """
+CHECKPOINTS = Path(__file__).resolve().parent / "checkpoints.json"
+STYLE = CHECKPOINTS.with_name("style.css")
+HEIGHT = 380
+RESULT = {
+    "format": "png",
+    "interactive": False,
+    "height": HEIGHT,
+    "buttons": ["download", "fullscreen"],
+}
+
+EXPLANATION = """
 # SimVQ tokenizers
 
-A picture or a sound becomes a grid or a line of integers, and the integers become a picture or a sound again. The
-codebook is a frozen random basis behind one trained linear layer, so that no code is left to die
-([arXiv 2411.02038](https://arxiv.org/abs/2411.02038)).
+A tokenizer turns a picture or a sound into a few integers, its **codes**, and back. SimVQ
+([arXiv 2411.02038](https://arxiv.org/abs/2411.02038)) learns its codebook through one linear layer, so that all
+codes stay in use. Give a picture or a sound, compare what comes back, then change its codes and decode again.
 """
 
 
-def _said(function: Callable) -> Callable:
-    """Mistakes of visitors as messages on the page."""
-
-    @wraps(function)
-    def guarded(*arguments):
-        try:
-            return function(*arguments)
-        except InputError as error:
-            raise gr.Error(str(error), duration=None, print_exception=False) from error
-
-    return guarded
+@contextmanager
+def errors_shown():
+    """What is wrong with an input or a checkpoint is told on the page, not in the log."""
+    try:
+        yield
+    except ValueError as error:
+        # The page takes messages for HTML.
+        raise gr.Error(html.escape(str(error)), print_exception=False) from error
 
 
-@_said
-def show_inputs(checkpoint: str) -> tuple:
-    """Show the half of the page that fits a checkpoint, and empty the codes of another one."""
-    kind = load(checkpoint).kind
-    return gr.Group(visible=kind == "picture"), gr.Group(visible=kind == "sound"), "", None, ""
+def figures(config, encoded: tokenizer.Encoded) -> str:
+    """HTML of the statistics of codes."""
+    found = code_statistics(encoded.codes, config.codebook_size)
+    rows, columns = encoded.codes.shape
+    if config.model_type == "simvq_image":
+        height, width = encoded.size
+        grid = f"codes, {rows} × {columns}"
+        rate = (f"{found.bits / (height * width):.4f}", "bits per pixel")
+        size = (f"{width} × {height}", "pixels")
+    else:
+        seconds = encoded.size[0] / config.sampling_rate
+        grid = "codes"
+        rate = (f"{found.bits / seconds / 1000:.3f}", "kbit/s")
+        size = (f"{seconds:.2f}", "seconds")
+    shown = [
+        size,
+        (f"{found.tokens:,}", grid),
+        (f"{found.distinct:,} of {found.codebook_size:,}", "distinct codes in this input"),
+        (f"{found.perplexity:.1f}", "perplexity of these codes"),
+        rate,
+    ]
+    boxes = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for value, name in shown)
+    return f'<div class="figures">{boxes}</div>'
 
 
-@_said
-def reconstruct_picture(checkpoint: str, picture) -> tuple:
-    """Picture to reconstruction, codes, figures and size."""
-    if picture is None:
-        raise InputError("drop a picture first")
-    tokenizer = load(checkpoint)
-    before = picture.size
-    codes, picture = tokens.encode_picture(tokenizer, picture)
-    if max(before) > tokens.LONGEST_SIDE:
-        gr.Info(
-            f"scaled from {before[0]} x {before[1]} to {picture.width} x {picture.height} pixels"
-        )
-    figures = tokens.describe(
-        codes, tokenizer.codebook_size, picture.width * picture.height, tokenizer.kind
+def select(names: list[str], name: str) -> tuple:
+    """What a checkpoint is, and the inputs that fit it; results of another one are cleared."""
+    with errors_shown():
+        _listed(names, name)
+        config = tokenizer.load_config(name)
+    image = config.model_type == "simvq_image"
+    size = f"K = {config.codebook_size:,} codes"
+    if image:
+        side = config.downsample_factor
+        about = f"Pictures: one code for {side} × {side} pixels, {size}."
+    else:
+        each = f"{config.hop_length} samples at {config.sampling_rate:,} Hz"
+        about = f"Sound: one code for {each}, {size}. Each line of codes is one second."
+    return (
+        about,
+        *(gr.Column(visible=shown) for shown in (image, image, image, not image, not image)),
+        *(None, None, None, "", "", "", None),
     )
-    decoded = tokens.decode_picture(tokenizer, codes, picture.size)
-    return decoded, tokens.write_codes(codes), tokens.draw_codes(codes), figures, picture.size
 
 
-@_said
-def reconstruct_sound(checkpoint: str, sound) -> tuple:
-    """Sound to reconstruction, codes and figures."""
-    if sound is None:
-        raise InputError("drop a recording first, or make one")
-    tokenizer = load(checkpoint)
-    rate, samples = sound
-    codes, seconds = tokens.encode_sound(tokenizer, rate, samples)
-    if len(samples) > rate * tokens.LONGEST_SECONDS:
-        gr.Info(f"only the first {tokens.LONGEST_SECONDS} seconds were encoded")
-    figures = tokens.describe(codes, tokenizer.codebook_size, seconds, tokenizer.kind)
-    decoded = tokens.decode_sound(tokenizer, codes)
-    return decoded, tokens.write_codes(codes), tokens.draw_codes(codes), figures
+def nothing_chosen() -> tuple:
+    """The page without inputs and results, where `select` failed."""
+    about = "This checkpoint cannot be shown: choose another one."
+    return (
+        about,
+        *(gr.Column(visible=False) for _ in range(5)),
+        *(None, None, None, "", "", "", None),
+    )
 
 
-@_said
-def decode_edited(checkpoint: str, text: str, size) -> tuple:
-    """Edited codes to picture or sound; what is not of the checkpoint's kind stays as it is."""
-    tokenizer = load(checkpoint)
-    codes = tokens.read_codes(text, tokenizer.codebook_size, tokenizer.kind)
-    drawn = tokens.draw_codes(codes)
-    if tokenizer.kind == "sound":
-        return gr.skip(), tokens.decode_sound(tokenizer, codes), drawn
-    # Rows that were added or taken away leave nothing to crop.
-    factor = tokenizer.model.config.downsample_factor
-    whole = size and (-(-size[1] // factor), -(-size[0] // factor)) == codes.shape
-    return tokens.decode_picture(tokenizer, codes, size if whole else None), gr.skip(), drawn
+def reconstruct(names: list[str], name: str, picture: str | None, sound: str | None) -> tuple:
+    """Encode the upload and decode its codes."""
+    with errors_shown():
+        _listed(names, name)
+        config = tokenizer.load_config(name)
+        image = config.model_type == "simvq_image"
+        if (picture if image else sound) is None:
+            raise ValueError(f"First give a {'picture' if image else 'sound'}.")
+        model, processor = tokenizer.load(name)
+        if image:
+            read, note = tokenizer.read_picture(picture)
+            encoded = tokenizer.encode_picture(model, processor, read)
+        else:
+            read, note = tokenizer.read_sound(sound, config.sampling_rate)
+            encoded = tokenizer.encode_sound(model, processor, read)
+        text = write_codes(encoded.codes, _line(config))
+        return *_results(name, encoded), note, text, encoded
 
 
-def build(checkpoints: list[str]) -> gr.Blocks:
-    """The page."""
-    kind = load(checkpoints[0]).kind
-    with gr.Blocks(title="SimVQ tokenizers") as page:
-        gr.Markdown(INTRODUCTION)
-        checkpoint = gr.Dropdown(checkpoints, value=checkpoints[0], label="Checkpoint")
-        size = gr.State(None)
-        with gr.Group(visible=kind == "picture") as pictures:
-            with gr.Row():
-                picture = gr.Image(type="pil", label="Picture", height=384)
-                decoded_picture = gr.Image(
-                    type="pil", label="Reconstruction", height=384, format="png", interactive=False
-                )
-            encode_picture = gr.Button("Encode and decode the picture", variant="primary")
-        with gr.Group(visible=kind == "sound") as sounds:
-            with gr.Row():
-                sound = gr.Audio(type="numpy", label="Sound")
-                decoded_sound = gr.Audio(
-                    type="numpy", label="Reconstructed sound", interactive=False
-                )
-            encode_sound = gr.Button("Encode and decode the sound", variant="primary")
-        figures = gr.Markdown()
+def decode(names: list[str], name: str, text: str, original: tokenizer.Encoded | None) -> tuple:
+    """Decode the codes in the text field, which need not be those of an upload."""
+    with errors_shown():
+        _listed(names, name)
+        config = tokenizer.load_config(name)
+        one_row = config.model_type == "simvq_audio"
+        limits = tokenizer.largest_grid(config)
+        codes = read_codes(text or "", config.codebook_size, *limits, one_row=one_row)
+        if original is not None and original.codes.shape == codes.shape:
+            changed = int(np.count_nonzero(original.codes != codes))
+            encoded = tokenizer.Encoded(codes, original.size)
+            note = f"Decoded from the text field: {changed:,} of {codes.size:,} codes changed."
+        else:
+            encoded = tokenizer.Encoded(codes, tokenizer.whole_size(config, codes))
+            note = "Decoded from the text field."
+        return *_results(name, encoded), note
+
+
+def _results(name: str, encoded: tokenizer.Encoded) -> tuple:
+    """Reconstructed picture, reconstructed sound, picture of the codes, figures."""
+    model, processor = tokenizer.load(name)
+    picture = sound = None
+    if model.config.model_type == "simvq_image":
+        picture = tokenizer.decode_picture(model, processor, encoded)
+    else:
+        sound = (model.config.sampling_rate, tokenizer.decode_sound(model, encoded))
+    drawn = picture_of_codes(encoded.codes, _line(model.config))
+    return picture, sound, drawn, figures(model.config, encoded)
+
+
+def _line(config) -> int | None:
+    """Codes that are shown in a line: those of one second of sound, or a whole row of a picture."""
+    return max(1, round(config.frame_rate)) if config.model_type == "simvq_audio" else None
+
+
+def _listed(names: list[str], name: str) -> None:
+    if name not in names:
+        raise ValueError("Only the listed checkpoints can be chosen.")
+
+
+def example_pictures() -> list[str]:
+    """Photographs that come with scikit-image, if it is installed."""
+    package = find_spec("skimage")
+    if package is None:
+        return []
+    folder = Path(package.origin).parent / "data"
+    photographs = [
+        folder / name for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
+    ]
+    return [str(path) for path in photographs if path.is_file()]
+
+
+def build_page(names: list[str]) -> gr.Blocks:
+    """The page over these checkpoints; visitors can choose no others."""
+    with gr.Blocks(
+        title="SimVQ tokenizers", analytics_enabled=False, delete_cache=(3600, 3600)
+    ) as page:
+        gr.Markdown(EXPLANATION)
+        name = gr.Dropdown(names, value=names[0], label="Checkpoint", filterable=False)
+        about = gr.Markdown(elem_id="about")
         with gr.Row():
-            drawn = gr.Image(
-                label="Codes, a colour each", height=384, format="png", interactive=False
-            )
+            with gr.Column() as picture_in:
+                picture = gr.Image(
+                    label="Original picture",
+                    elem_id="picture",
+                    type="filepath",
+                    image_mode=None,
+                    sources=["upload", "clipboard", "webcam"],
+                    height=HEIGHT,
+                )
+            with gr.Column(visible=False) as sound_in:
+                sound = gr.Audio(
+                    label="Original sound",
+                    elem_id="sound",
+                    type="filepath",
+                    buttons=["download"],
+                )
+            with gr.Column() as picture_out:
+                made_picture = gr.Image(label="Reconstruction", elem_id="made_picture", **RESULT)
+            with gr.Column(visible=False) as sound_out:
+                made_sound = gr.Audio(
+                    label="Reconstruction",
+                    elem_id="made_sound",
+                    interactive=False,
+                    buttons=["download"],
+                )
+        # The file itself: a damaged one is then named by read_picture, in words.
+        picture.preprocess = lambda upload: upload.path if upload else None
+        with gr.Column() as photographs:
+            if paths := example_pictures():
+                gr.Examples(paths, picture, label="Photographs to try")
+        run = gr.Button("Encode and reconstruct", variant="primary")
+        note = gr.Markdown(elem_id="note")
+        statistics = gr.HTML(elem_id="statistics", padding=False)
+        with gr.Row():
+            drawn = gr.Image(label="Codes, a colour for each", elem_id="code_picture", **RESULT)
             with gr.Column():
-                codes = gr.Textbox(
-                    label="Codes",
+                text = gr.Textbox(
+                    label="Codes (rows of integers; change them)",
                     lines=12,
                     max_lines=12,
-                    info="Edit them, and decode what you made.",
+                    elem_id="codes",
                 )
-                decode = gr.Button("Decode these codes")
-        checkpoint.change(show_inputs, checkpoint, [pictures, sounds, codes, drawn, figures])
-        encode_picture.click(
-            reconstruct_picture,
-            [checkpoint, picture],
-            [decoded_picture, codes, drawn, figures, size],
+                run_decode = gr.Button("Decode these codes")
+        original = gr.State()
+
+        results = [made_picture, made_sound, drawn, statistics, note]
+        # One at a time, whoever asks: a model fills the machine. Progress, and the mark of an error, cover the
+        # reconstruction only.
+        alone = {
+            "concurrency_id": "model",
+            "concurrency_limit": 1,
+            "show_progress_on": [made_picture, made_sound],
+        }
+        parts = [picture_in, picture_out, photographs, sound_in, sound_out]
+        shown = [about, *parts, *results, text, original]
+        chosen = gr.on(
+            [page.load, name.change],
+            partial(select, names),
+            name,
+            shown,
+            api_name="select",
+            **alone,
         )
-        encode_sound.click(
-            reconstruct_sound, [checkpoint, sound], [decoded_sound, codes, drawn, figures]
+        # Figures of the checkpoint before must not stand under the name of one that does not load.
+        chosen.failure(nothing_chosen, None, shown, api_visibility="private")
+        run.click(
+            partial(reconstruct, names),
+            [name, picture, sound],
+            [*results, text, original],
+            api_name="reconstruct",
+            **alone,
         )
-        decode.click(
-            decode_edited, [checkpoint, codes, size], [decoded_picture, decoded_sound, drawn]
+        run_decode.click(
+            partial(decode, names), [name, text, original], results, api_name="decode", **alone
         )
     return page
 
 
-def main() -> None:
-    """Command line."""
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Checkpoints and port of the command line. Ends the program with a message if there is no checkpoint."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__.split("\n\n")[0],
+        epilog="\n\n".join(__doc__.split("\n\n")[2:]) + "\nexamples:\n"
+        "  python app.py runs/mine/model                 a folder that training wrote\n"
+        "  python app.py you/simvq-pictures you/simvq-speech --port 7861\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoints", nargs="*", help="folders, or names on the Hub")
+    parser.add_argument(
+        "checkpoints",
+        nargs="*",
+        metavar="PATH_OR_REPO",
+        help="SimVQ tokenizers to choose from (default: SIMVQ_CHECKPOINTS, or else checkpoints.json)",
+    )
     parser.add_argument(
         "--port", type=int, help="port of the page (default: the first free from 7860)"
     )
-    options = parser.parse_args()
-    checkpoints = options.checkpoints or _listed(parser)
-    try:
-        page = build(checkpoints)
-    except InputError as error:
-        parser.exit(1, f"error: {error}\n")
-    page.launch(server_port=options.port, max_file_size="50mb")
+    options = parser.parse_args(arguments)
+    if not options.checkpoints:
+        named = os.environ.get("SIMVQ_CHECKPOINTS", "").split(",")
+        options.checkpoints = [name for part in named if (name := part.strip())]
+    if not options.checkpoints:
+        try:
+            options.checkpoints = json.loads(CHECKPOINTS.read_text())
+        except FileNotFoundError:
+            parser.error(f"name a checkpoint (a folder or a Hub id), or list some in {CHECKPOINTS}")
+        except ValueError as error:
+            parser.error(f"{CHECKPOINTS} is not JSON: {error}")
+        names = options.checkpoints
+        if not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
+            parser.error(f"{CHECKPOINTS} must be a list of Hub ids, not {json.dumps(names)[:80]}")
+    return options
 
 
-def _listed(parser: argparse.ArgumentParser) -> list[str]:
-    try:
-        listed = json.loads(LISTED.read_text())
-    except (OSError, ValueError):
-        listed = None
-    if not isinstance(listed, list) or not listed or not all(isinstance(c, str) for c in listed):
-        parser.error(f"name a checkpoint, or list some in {LISTED.name}")
-    return listed
+def main(arguments: list[str] | None = None) -> None:
+    """Serve the page until interrupted."""
+    options = parse_arguments(arguments)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    page = build_page(list(dict.fromkeys(options.checkpoints)))
+    _, url, _ = page.launch(
+        server_port=options.port,
+        quiet=True,
+        ssr_mode=False,
+        prevent_thread_lock=True,
+        max_file_size="100mb",
+        footer_links=["gradio"],
+        theme=gr.themes.Soft(
+            font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+        ),
+        css_paths=STYLE,
+    )
+    print(f"The page is at {url}", flush=True)
+    page.block_thread()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The Gradio Space: its pure functions, and the whole page in a browser with checkpoints that bring their code."""
+"""The Gradio Space: its functions, and the whole page in a browser with checkpoints that bring their code."""
 
 import io
 import json
@@ -17,14 +17,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from modeling_simvq import (
-    SimVQAudioConfig,
-    SimVQAudioFeatureExtractor,
-    SimVQAudioModel,
-    SimVQImageConfig,
-    SimVQImageModel,
-    SimVQImageProcessor,
-)
+from modeling_simvq import SimVQImageConfig, SimVQImageModel, SimVQImageProcessor
 
 SPACE = Path(__file__).parents[2] / "hub_cards" / "space"
 CHROMIUM_ARGUMENTS = [
@@ -36,6 +29,7 @@ CHROMIUM_ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+REMOVE = re.compile("Remove|Clear")
 
 pytest.importorskip("soxr", reason="the Space needs soxr")
 from hub_cards.space import codes as codes_module  # noqa: E402
@@ -43,10 +37,10 @@ from hub_cards.space import tokenizer  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory) -> dict[str, Path]:
-    """Random tokenizers of K = 64 with their code: 2 x 2 pixels a code, and 320 samples at 24 kHz a code."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    made = {name: folder / name for name in ("pictures", "sounds")}
+def checkpoints(converted, tmp_path_factory) -> dict[str, Path]:
+    """K = 64, with their code: pictures, random weights, 2 x 2 pixels a code; sounds, 320 samples a code."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "pictures"
+    made = {"pictures": folder, "sounds": converted["audio"]}
     image = SimVQImageConfig(
         base_channels=32,
         channel_multipliers=(1, 1),
@@ -56,16 +50,6 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
     )
     SimVQImageModel(image).save_pretrained(made["pictures"])
     SimVQImageProcessor(size_divisor=2).save_pretrained(made["pictures"])
-    audio = SimVQAudioConfig(
-        num_filters=4,
-        codebook_size=64,
-        codebook_dim=8,
-        hidden_size=32,
-        intermediate_size=64,
-        num_decoder_layers=1,
-    )
-    SimVQAudioModel(audio).save_pretrained(made["sounds"])
-    SimVQAudioFeatureExtractor().save_pretrained(made["sounds"])
     return made
 
 
@@ -137,12 +121,19 @@ def test_every_code_has_a_colour_of_its_own():
     np.testing.assert_array_equal(
         colours[[5, 77]], codes_module.colours_of_codes(np.array([5, 77]))
     )
-    drawn = np.asarray(codes_module.picture_of_codes(np.array([[5, 77], [77, 5]]), long_side=20))
-    assert drawn.shape == (20, 20, 3)
-    np.testing.assert_array_equal(drawn[0, [0, 9, 10, 19]], colours[[5, 5, 77, 77]])
-    np.testing.assert_array_equal(drawn[[0, 19], [0, 19]], colours[[5, 5]])
-    strip = codes_module.picture_of_codes(np.arange(2250)[None])
-    assert strip.size[0] == 2250 and strip.size[1] >= 32
+
+
+def test_codes_as_a_picture():
+    five, seven, eight = codes_module.colours_of_codes(np.array([5, 7, 8])).tolist()
+    drawn = codes_module.picture_of_codes(np.array([[5, 7], [8, 5]]))
+    corners = [drawn.getpixel(at) for at in ((0, 0), (383, 383), (384, 0), (0, 384), (767, 767))]
+    assert drawn.size == (768, 768)
+    assert corners == [tuple(c) for c in (five, five, seven, eight, five)]
+    wrapped = codes_module.picture_of_codes(np.array([[5, 7, 8]]), per_line=2)
+    assert wrapped.getpixel((0, 767)) == tuple(eight)
+    assert wrapped.getpixel((767, 767)) == (255, 255, 255)
+    assert codes_module.picture_of_codes(np.array([[5, 7, 8]])).size == (768, 256)
+    assert codes_module.picture_of_codes(np.arange(2250)[None]).size == (2250, 96)
 
 
 def test_a_whole_picture_to_codes_and_back(checkpoints):
@@ -326,7 +317,7 @@ def picture_shown(page, where: str) -> Image.Image:
     return Image.open(io.BytesIO(page.request.get(source).body()))
 
 
-def sound_shown(page, address: str) -> np.ndarray:
+def sound_shown(page) -> tuple[np.ndarray, int]:
     link = page.locator("#made_sound a[download]").get_attribute("href")
     return soundfile.read(io.BytesIO(page.request.get(link).body()), dtype="int16")
 
@@ -361,10 +352,11 @@ def test_the_page_in_a_browser(browser, page_address, checkpoints, tmp_path):
         expect(toast).to_have_count(0)
 
     def upload(where: str, path: Path) -> None:
-        if page.locator(f"#{where}").get_by_label("Clear").count():
-            page.locator(f"#{where}").get_by_label("Clear").click()
+        remove = page.locator(f"#{where}").get_by_role("button", name=REMOVE)
+        if remove.count():
+            remove.click()
         page.locator(f"#{where} input[type=file]").set_input_files(path)
-        expect(page.locator(f"#{where}").get_by_label("Clear")).to_be_visible()
+        expect(remove).to_be_visible()
 
     # A picture.
     picture = picture_of_size(95, 64)
@@ -406,6 +398,7 @@ def test_the_page_in_a_browser(browser, page_address, checkpoints, tmp_path):
     expect(toast).to_contain_text(
         "row 2, code 2: 999 is not a code; codes are integers from 0 to 63"
     )
+    page.wait_for_timeout(500)  # it fades in
     page.screenshot(path=artefacts / "space_error.png")
     told("999 is not a code")
     field.fill("1 <b>2</b>")
@@ -427,14 +420,22 @@ def test_the_page_in_a_browser(browser, page_address, checkpoints, tmp_path):
     expect(field).to_have_value("")
     run.click()
     told("First give a sound")
-    noise = np.random.default_rng(0).normal(0, 0.05, (31 * 16_000, 2)).cumsum(axis=0) % 1 - 0.5
-    soundfile.write(tmp_path / "sound.wav", noise, 16_000)
+    seconds = np.arange(31 * 16_000) / 16_000
+    voice = 0.3 * np.sin(2 * np.pi * (120 + 5 * seconds) * seconds) * np.sin(5 * seconds)
+    soundfile.write(tmp_path / "sound.wav", np.stack([voice, voice / 2], axis=1), 16_000)
     upload("sound", tmp_path / "sound.wav")
     run.click()
     expect(page.locator("#note")).to_contain_text("cut from 31.0 to its first 30 seconds")
     assert figures_shown(page)["kbit/s"] == f"{6 * 2250 / 30 / 1000:.3f}"
-    sound, rate = sound_shown(page, page_address)
+    model, extractor = tokenizer.load(str(checkpoints["sounds"]))
+    read, _ = tokenizer.read_sound(tmp_path / "sound.wav", 24_000)
+    encoded = tokenizer.encode_sound(model, extractor, read)
+    assert len(np.unique(encoded.codes)) > 1
+    expect(field).to_have_value(codes_module.write_codes(encoded.codes, per_line=75))
+    sound, rate = sound_shown(page)
     assert rate == 24_000 and sound.shape == (30 * 24_000,)
+    expected = tokenizer.decode_sound(model, encoded)
+    np.testing.assert_allclose(sound.astype(int), expected.astype(int), atol=2)
     page.screenshot(path=artefacts / "space_sound.png", full_page=True)
     field.fill("0 1 2\n3")
     decode.click()
