@@ -18,7 +18,7 @@ try:
 except ImportError:
     REMOTE_CODE = True  # the checkpoints bring their code; the Space's owner chose them
 
-LONGEST_SIDE = 1024
+LONGEST_SIDE = 512  # at the published size a CPU takes seconds for it, and a minute for 1024
 LONGEST_SECONDS = 30
 MOST_PIXELS = 100_000_000
 # Only these parsers see an upload: Pillow would hand EPS files to Ghostscript, for one.

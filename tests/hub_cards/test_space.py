@@ -1,56 +1,21 @@
-"""The Gradio Space: its functions, and the whole page in a browser with checkpoints that bring their code."""
+"""The Space's functions: codes as text and pictures, uploads of every kind, checkpoints that do not load."""
 
-import io
-import json
-import math
-import os
 import re
 import shutil
-import socket
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
-
-from modeling_simvq import SimVQImageConfig, SimVQImageModel, SimVQImageProcessor
+from safetensors.torch import load_file, save_file
 
 SPACE = Path(__file__).parents[2] / "hub_cards" / "space"
-CHROMIUM_ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-REMOVE = re.compile("Remove|Clear")
 
 pytest.importorskip("soxr", reason="the Space needs soxr")
 from hub_cards.space import codes as codes_module  # noqa: E402
 from hub_cards.space import tokenizer  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def checkpoints(converted, tmp_path_factory) -> dict[str, Path]:
-    """K = 64, with their code: pictures, random weights, 2 x 2 pixels a code; sounds, 320 samples a code."""
-    folder = tmp_path_factory.mktemp("checkpoints") / "pictures"
-    made = {"pictures": folder, "sounds": converted["audio"]}
-    image = SimVQImageConfig(
-        base_channels=32,
-        channel_multipliers=(1, 1),
-        num_res_blocks=1,
-        codebook_size=64,
-        codebook_dim=8,
-    )
-    SimVQImageModel(image).save_pretrained(made["pictures"])
-    SimVQImageProcessor(size_divisor=2).save_pretrained(made["pictures"])
-    return made
 
 
 @pytest.fixture
@@ -63,12 +28,6 @@ def app(monkeypatch):
     yield app
     for name in ("app", "codes", "tokenizer"):
         sys.modules.pop(name)
-
-
-def picture_of_size(width: int, height: int) -> Image.Image:
-    y, x = np.mgrid[:height, :width]
-    wave = np.stack([np.sin(x / 7), np.cos(y / 5), np.sin((x + y) / 9)], axis=-1)
-    return Image.fromarray((wave * 100 + 128).astype(np.uint8))
 
 
 def test_statistics_of_codes():
@@ -136,42 +95,42 @@ def test_codes_as_a_picture():
     assert codes_module.picture_of_codes(np.arange(2250)[None]).size == (2250, 96)
 
 
-def test_a_whole_picture_to_codes_and_back(checkpoints):
+def test_a_whole_picture_to_codes_and_back(checkpoints, waves):
     model, processor = tokenizer.load(str(checkpoints["pictures"]))
     assert tokenizer.load(str(checkpoints["pictures"]))[0] is model and not model.training
-    encoded = tokenizer.encode_picture(model, processor, picture_of_size(47, 32))
+    encoded = tokenizer.encode_picture(model, processor, waves(47, 32))
     assert encoded.codes.shape == (16, 24) and encoded.size == (32, 47)
     assert tokenizer.decode_picture(model, processor, encoded).size == (47, 32)
     assert tokenizer.whole_size(model.config, encoded.codes) == (32, 48)
-    assert tokenizer.largest_grid(model.config) == (512, 512)
-    with pytest.raises(ValueError, match="smaller than one token"):
-        tokenizer.encode_picture(model, processor, picture_of_size(1, 9))
+    assert tokenizer.largest_grid(model.config) == (256, 256)
+    with pytest.raises(ValueError, match="smaller than one code"):
+        tokenizer.encode_picture(model, processor, waves(1, 9))
 
 
-def test_pictures_as_uploaded(tmp_path):
+def test_pictures_as_uploaded(tmp_path, waves):
     path = tmp_path / "picture.png"
-    picture_of_size(2000, 500).save(path)
+    waves(2000, 500).save(path)
     picture, note = tokenizer.read_picture(path)
-    assert picture.size == (1024, 256) and "from 2000 x 500 down to 1024 x 256" in note
+    assert picture.size == (512, 128) and "from 2000 x 500 down to 512 x 128" in note
     photograph = tmp_path / "photograph.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
-    picture_of_size(60, 40).save(photograph, exif=exif)
+    waves(60, 40).save(photograph, exif=exif)
     picture, note = tokenizer.read_picture(photograph)
     assert picture.size == (40, 60) and note == ""
     Image.fromarray(np.full((8, 8), 32768, np.uint16)).save(path)
     picture, _ = tokenizer.read_picture(path)
     assert picture.mode == "RGB" and np.asarray(picture)[0, 0].tolist() == [127, 127, 127]
-    picture_of_size(64, 64).save(path)
+    waves(64, 64).save(path)
     for content in (b"", b"no picture", path.read_bytes()[:300]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="not a picture that can be read"):
             tokenizer.read_picture(path)
 
 
-def test_enormous_pictures_are_refused(tmp_path, monkeypatch):
+def test_enormous_pictures_are_refused(tmp_path, monkeypatch, waves):
     monkeypatch.setattr(tokenizer, "MOST_PIXELS", 99)
-    picture_of_size(10, 10).save(tmp_path / "picture.png")
+    waves(10, 10).save(tmp_path / "picture.png")
     with pytest.raises(ValueError, match="10 x 10 pixels, more than 99"):
         tokenizer.read_picture(tmp_path / "picture.png")
 
@@ -254,199 +213,30 @@ def test_visitors_choose_among_the_listed_checkpoints_only(app):
             call()
 
 
+def test_a_checkpoint_that_lacks_weights(checkpoints, tmp_path):
+    folder = shutil.copytree(checkpoints["pictures"], tmp_path / "lacking")
+    weights = load_file(folder / "model.safetensors")
+    del weights["decoder.conv_out.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(tokenizer.CheckpointError, match=r"lacks 1 weights: decoder\.conv_out"):
+        tokenizer.load(str(folder))
+
+
+def test_only_parsers_of_common_pictures_see_an_upload(tmp_path):
+    path = tmp_path / "picture.eps"
+    Image.new("RGB", (64, 64)).save(path)
+    with pytest.raises(ValueError, match="not a picture that can be read"):
+        tokenizer.read_picture(str(path))
+
+
+def test_checkpoints_named_by_the_environment(app, monkeypatch):
+    monkeypatch.setenv("SIMVQ_CHECKPOINTS", "a/b, some folder/c,")
+    assert app.parse_arguments([]).checkpoints == ["a/b", "some folder/c"]
+    assert app.parse_arguments(["d"]).checkpoints == ["d"]
+
+
 def test_the_card_of_the_space():
     front = (SPACE / "README.md").read_text().split("---")[1]
     fields = dict(re.findall(r"^(\w+): *(.*)$", front, re.MULTILINE))
     assert fields["sdk"] == "gradio" and (SPACE / fields["app_file"]).is_file()
     assert fields["license"] == "mit" and len(fields["short_description"]) <= 60
-
-
-@pytest.fixture
-def page_address(checkpoints, tmp_path):
-    """Address of the Space, running from a copy of its own files, with nothing of this repository to import."""
-    pytest.importorskip("gradio", reason="gradio is not installed")
-    copy = tmp_path / "space"
-    shutil.copytree(SPACE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    listed = [*map(str, checkpoints.values()), str(tmp_path / "gone")]
-    (copy / "checkpoints.json").write_text(json.dumps(listed))
-    blocked = tmp_path / "blocked"
-    blocked.mkdir()
-    for name in ("modeling_simvq", "hub_cards", "training"):
-        (blocked / f"{name}.py").write_text("raise ImportError('blocked in this test')")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": str(blocked),
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_OFFLINE": "1",
-        "GRADIO_TEMP_DIR": str(tmp_path / "gradio"),
-    }
-    log = tmp_path / "log.txt"
-    command = [sys.executable, "app.py", "--port", str(port)]
-    with log.open("w") as stream:
-        server = subprocess.Popen(command, cwd=copy, env=environment, stdout=stream, stderr=stream)
-    try:
-        deadline = time.monotonic() + 120
-        while "The page is at" not in log.read_text():
-            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        server.terminate()
-        server.wait(20)
-    # Bad input is told on the page: the log stays quiet.
-    assert len(log.read_text().splitlines()) == 1, log.read_text()
-
-
-@pytest.fixture
-def browser():
-    """Debian's Chromium, headless."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("there is no chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=CHROMIUM_ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-def picture_shown(page, where: str) -> Image.Image:
-    source = page.locator(f"#{where} img").get_attribute("src")
-    return Image.open(io.BytesIO(page.request.get(source).body()))
-
-
-def sound_shown(page) -> tuple[np.ndarray, int]:
-    link = page.locator("#made_sound a[download]").get_attribute("href")
-    return soundfile.read(io.BytesIO(page.request.get(link).body()), dtype="int16")
-
-
-def figures_shown(page) -> dict[str, str]:
-    boxes = page.locator("#statistics .figures div")
-    pairs = [box.inner_text().splitlines() for box in boxes.all()]
-    return {name: value for value, name in (filter(None, pair) for pair in pairs)}
-
-
-def test_the_page_in_a_browser(browser, page_address, checkpoints, tmp_path):
-    """A visitor's way: a picture, its codes changed, bad codes, damaged uploads, then a sound."""
-    from playwright.sync_api import expect
-
-    expect.set_options(timeout=20_000)
-    artefacts = Path(os.environ.get("SIMVQ_ARTEFACTS") or tmp_path)
-    artefacts.mkdir(parents=True, exist_ok=True)
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    requested = []
-    page.on("request", lambda request: requested.append(request.url))
-    page.goto(page_address)
-    run = page.get_by_role("button", name="Encode and reconstruct")
-    decode = page.get_by_role("button", name="Decode these codes")
-    field = page.get_by_label("Codes (rows of integers; change them)")
-    expect(page.locator("#about")).to_contain_text("2 × 2 pixels, K = 64")
-    expect(page.locator("#sound")).to_be_hidden()
-
-    def told(message: str) -> None:
-        toast = page.get_by_test_id("toast-body").filter(has_text=message)
-        expect(toast).to_be_visible()
-        page.get_by_test_id("toast-close").last.click()
-        expect(toast).to_have_count(0)
-
-    def upload(where: str, path: Path) -> None:
-        remove = page.locator(f"#{where}").get_by_role("button", name=REMOVE)
-        if remove.count():
-            remove.click()
-        page.locator(f"#{where} input[type=file]").set_input_files(path)
-        expect(remove).to_be_visible()
-
-    # A picture.
-    picture = picture_of_size(95, 64)
-    picture.save(tmp_path / "picture.png")
-    upload("picture", tmp_path / "picture.png")
-    run.click()
-    expect(page.locator("#made_picture img")).to_be_visible()
-    model, processor = tokenizer.load(str(checkpoints["pictures"]))
-    encoded = tokenizer.encode_picture(model, processor, picture)
-    expected = tokenizer.decode_picture(model, processor, encoded)
-    shown = picture_shown(page, "made_picture")
-    assert shown.size == (95, 64)
-    np.testing.assert_allclose(np.asarray(shown, int), np.asarray(expected, int), atol=1)
-    expect(field).to_have_value(codes_module.write_codes(encoded.codes))
-    found = figures_shown(page)
-    distinct = len(np.unique(encoded.codes))
-    assert found["bits per pixel"] == f"{math.log2(64) * 32 * 48 / (64 * 95):.4f}"
-    assert found["codes, 32 × 48"] == "1,536" and found["pixels"] == "95 × 64"
-    assert found["distinct codes in this input"] == f"{distinct} of 64"
-    colour = picture_shown(page, "code_picture").convert("RGB").getpixel((0, 0))
-    assert colour == tuple(codes_module.colours_of_codes(encoded.codes[0, 0]).tolist())
-    page.screenshot(path=artefacts / "space_picture.png", full_page=True)
-
-    # Its first row of codes changed.
-    changed = encoded.codes.copy()
-    changed[0] = (changed[0] + 1) % 64
-    before = page.locator("#made_picture img").get_attribute("src")
-    field.fill(codes_module.write_codes(changed))
-    decode.click()
-    expect(page.locator("#note")).to_contain_text("48 of 1,536 codes changed")
-    expect(page.locator("#made_picture img")).not_to_have_attribute("src", before)
-    again = picture_shown(page, "made_picture")
-    assert np.abs(np.asarray(again, int) - np.asarray(shown, int)).max() > 1
-
-    # What cannot be codes, and what is no picture.
-    field.fill("1 2\n3 999")
-    decode.click()
-    toast = page.get_by_test_id("toast-body")
-    expect(toast).to_contain_text(
-        "row 2, code 2: 999 is not a code; codes are integers from 0 to 63"
-    )
-    page.wait_for_timeout(500)  # it fades in
-    page.screenshot(path=artefacts / "space_error.png")
-    told("999 is not a code")
-    field.fill("1 <b>2</b>")
-    decode.click()
-    told("<b>2</b> is not an integer")
-    (tmp_path / "damaged.png").write_bytes(b"no picture")
-    upload("picture", tmp_path / "damaged.png")
-    run.click()
-    told("not a picture that can be read")
-
-    # A sound.
-    def choose(name: str) -> None:
-        page.get_by_label("Checkpoint").click()
-        page.get_by_role("option", name=name).click()
-
-    choose(str(checkpoints["sounds"]))
-    expect(page.locator("#about")).to_contain_text("320 samples at 24,000 Hz, K = 64")
-    expect(page.locator("#picture")).to_be_hidden()
-    expect(field).to_have_value("")
-    run.click()
-    told("First give a sound")
-    seconds = np.arange(31 * 16_000) / 16_000
-    voice = 0.3 * np.sin(2 * np.pi * (120 + 5 * seconds) * seconds) * np.sin(5 * seconds)
-    soundfile.write(tmp_path / "sound.wav", np.stack([voice, voice / 2], axis=1), 16_000)
-    upload("sound", tmp_path / "sound.wav")
-    run.click()
-    expect(page.locator("#note")).to_contain_text("cut from 31.0 to its first 30 seconds")
-    assert figures_shown(page)["kbit/s"] == f"{6 * 2250 / 30 / 1000:.3f}"
-    model, extractor = tokenizer.load(str(checkpoints["sounds"]))
-    read, _ = tokenizer.read_sound(tmp_path / "sound.wav", 24_000)
-    encoded = tokenizer.encode_sound(model, extractor, read)
-    assert len(np.unique(encoded.codes)) > 1
-    expect(field).to_have_value(codes_module.write_codes(encoded.codes, per_line=75))
-    sound, rate = sound_shown(page)
-    assert rate == 24_000 and sound.shape == (30 * 24_000,)
-    expected = tokenizer.decode_sound(model, encoded)
-    np.testing.assert_allclose(sound.astype(int), expected.astype(int), atol=2)
-    page.screenshot(path=artefacts / "space_sound.png", full_page=True)
-    field.fill("0 1 2\n3")
-    decode.click()
-    expect(page.locator("#note")).to_contain_text("Decoded from the text field")
-    assert figures_shown(page)["seconds"] == "0.05"
-    (tmp_path / "damaged.wav").write_bytes(b"no sound")
-    upload("sound", tmp_path / "damaged.wav")
-    run.click()
-    told("not a sound that can be read")
-
-    choose(str(tmp_path / "gone"))
-    told("gone could not be loaded")
-    outside = [u for u in requested if not u.startswith((page_address, "data:", "blob:"))]
-    assert not outside
