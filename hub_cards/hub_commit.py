@@ -26,7 +26,7 @@ TRIES = 4
 PAUSE_SECONDS = 1.0  # before the second try; doubled at each further one
 
 
-class HubError(RuntimeError):
+class HubError(Exception):
     """The Hub refused, could not be reached, or holds something other than what was sent."""
 
 
@@ -209,6 +209,11 @@ def hub_errors(repo_id: str = "the Hub") -> Iterator[None]:
             ) from error
         said = error.server_message or error
         raise HubError(f"the Hub answered {status} for {repo_id}: {said}") from error
+    except RuntimeError as error:
+        # What huggingface_hub makes of a large file that cannot be sent.
+        if not isinstance(error.__cause__, HTTPError):
+            raise
+        raise HubError(f"{error}: nothing was published. Push again") from error
     except HTTPError as error:
         raise HubError(f"cannot reach the Hub ({type(error).__name__}): {error}") from error
 

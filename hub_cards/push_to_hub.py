@@ -235,6 +235,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--samples", help="pictures or a recording for the card: a file or a folder"
     )
+    parser.add_argument("--license", default="mit", help="of the weights (default: %(default)s)")
     parser.add_argument(
         "--space",
         metavar="ID",
@@ -244,8 +245,10 @@ def main(arguments: list[str] | None = None) -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
+        arguments = vars(options)
+        card_options = {"license": arguments.pop("license")}
         with hub_errors():
-            address = push_to_hub(**vars(options))
+            address = push_to_hub(**arguments, card_options=card_options)
     except (PushError, HubError, EvaluationError, SamplesError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(

@@ -59,8 +59,12 @@ def _files(given: Path, suffixes: set[str], most: int) -> list[Path]:
 
 def _pictures(given: Path | None) -> dict[str, Image.Image]:
     if given is None:
-        from skimage import data  # the pictures lie inside the package
-
+        try:
+            from skimage import data  # the pictures lie inside the package
+        except ImportError:
+            raise SamplesError(
+                "name pictures for the card with --samples: those of scikit-image are not installed"
+            ) from None
         return {
             name: Image.fromarray(getattr(data, name)())
             for name in ("astronaut", "chelsea", "coffee")

@@ -6,15 +6,13 @@ import json
 import re
 from urllib.parse import parse_qs, urlsplit
 
-import yaml
-
-from tests.hub.hub_http import HubRequests, Refusal
-from tests.hub.hub_repositories import File, MissingObject, Repository, StaleParent, is_large
+from tests.hub.hub_http import HubRequests, json_answer
+from tests.hub.hub_repositories import Refusal, Repository, User, card_faults
 
 REPO = r"(?P<kind>models|datasets|spaces)/(?P<repo>[^/]+(?:/[^/]+)?)"
 PREFIX = r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo>[^/]+(?:/[^/]+)?)"
+REVISION = r"(?P<revision>[^/]+)"
 OBJECT = r"(?P<oid>[0-9a-f]{64})"
-LICENSES = {"mit", "apache-2.0", "cc-by-4.0", "openrail", "other", "unknown"}
 
 
 class HubApi(HubRequests):
@@ -22,281 +20,233 @@ class HubApi(HubRequests):
 
     # Who asks, and for what
 
-    def _user(self, needed: bool = False) -> str | None:
+    def _user(self) -> User | None:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ").strip()
         if token and token not in self.hub.users:
             raise Refusal(401, "Invalid credentials in Authorization header")
-        if needed and not token:
-            raise Refusal(401, "Invalid username or password.")
         return self.hub.users.get(token)
 
-    def _writer(self, namespace: str) -> str:
-        user = self._user(needed=True)
-        if user == "reader" or namespace not in (user, "org"):
-            raise Refusal(403, "Forbidden: pass a token with write access to this namespace")
+    def _known_user(self) -> User:
+        user = self._user()
+        if user is None:
+            raise Refusal(401, "Invalid username or password.")
         return user
 
     def _repository(self, kind: str | None, repo: str, content: bool = False) -> Repository:
-        user = self._user()
-        found = self.hub.repositories.get((kind or "models", repo))
-        member = user and repo.split("/")[0] in (user, "org") and user != "reader"
+        """A repository that this user may see; with `content`, whose files she may have."""
+        user, found = self._user(), self.hub.repositories.get((kind or "models", repo))
+        member = user is not None and user.belongs_to(repo.split("/")[0])
         if found is None or (found.private and not member):
             raise Refusal(404 if user else 401, "Repository not found", "RepoNotFound")
-        if content and found.gated and not member and user not in found.granted:
-            raise Refusal(403, f"Access to {repo} is restricted", "GatedRepo")
+        if content and found.gated and not member and (not user or user.name not in found.granted):
+            raise Refusal(403 if user else 401, f"Access to {repo} is restricted", "GatedRepo")
         return found
 
-    def _commit_of(self, repository: Repository, revision: str):
-        commit = repository.resolve(revision)
-        if commit is None:
-            raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        return commit
+    def _writable(self, kind: str | None, repo: str) -> Repository:
+        found = self._repository(kind, repo)
+        self._check_may_write(repo.split("/")[0])
+        return found
+
+    def _check_may_write(self, namespace: str) -> None:
+        user = self._known_user()
+        if user.role != "write" or not user.belongs_to(namespace):
+            raise Refusal(403, "Forbidden: pass a token with write access to this namespace")
+
+    def _page(self, items: list) -> tuple:
+        """The page of a list that the query asks for, with the address of the next."""
+        start, headers = int(self.query.get("cursor", 0)), {}
+        end = start + min(int(self.query.get("limit", 1000)), self.hub.page_items)
+        if end < len(items):
+            query = "&".join(f"{k}={v}" for k, v in (self.query | {"cursor": end}).items())
+            headers["Link"] = f'<{self.hub.url}{urlsplit(self.path).path}?{query}>; rel="next"'
+        return json_answer(items[start:end], headers=headers)
+
+    def _asks(self, name: str) -> bool:
+        return self.query.get(name, "").lower() in ("true", "1")
 
     # Accounts and repositories
 
     def whoami(self):
-        user = self._user(needed=True)
-        role = "read" if user == "reader" else "write"
-        return {
-            "type": "user",
-            "name": user,
-            "orgs": [{"name": "org"}],
-            "auth": {"type": "access_token", "accessToken": {"displayName": "test", "role": role}},
-        }
+        user = self._known_user()
+        token = {"displayName": "test", "role": user.role}
+        orgs = [{"type": "org", "name": name} for name in user.organisations]
+        auth = {"type": "access_token", "accessToken": token}
+        return {"type": "user", "name": user.name, "orgs": orgs, "auth": auth}
+
+    def _named(self) -> tuple[str, str, dict]:
+        """Kind and name of the repository that the body is about, which this user may write."""
+        body = json.loads(self.body)
+        namespace = body.get("organization") or self._known_user().name
+        self._check_may_write(namespace)
+        return (body.get("type") or "model") + "s", f"{namespace}/{body['name']}", body
 
     def create(self):
-        wanted = json.loads(self.body)
-        user = self._user(needed=True)
-        namespace = wanted.get("organization") or user
-        self._writer(namespace)
-        repo_type, repo_id = wanted.get("type") or "model", f"{namespace}/{wanted['name']}"
-        prefix = "" if repo_type == "model" else f"{repo_type}s/"
-        answer = {"url": f"{self.hub.url}/{prefix}{repo_id}"}
-        if (repo_type + "s", repo_id) in self.hub.repositories:
-            return self._json(409, answer | {"error": "You already created this repo"})
-        private = wanted.get("private") or wanted.get("visibility") == "private"
-        self.hub.repositories[repo_type + "s", repo_id] = Repository(repo_type, repo_id, private)
+        kind, repo, body = self._named()
+        if kind == "spaces" and not body.get("sdk"):
+            raise Refusal(400, "sdk is required for a Space")
+        answer = {"url": f"{self.hub.url}/{'' if kind == 'models' else kind + '/'}{repo}"}
+        private = bool(body.get("private")) or body.get("visibility") == "private"
+        new = Repository(kind.removesuffix("s"), repo, private, sdk=body.get("sdk"))
+        if self.hub.repositories.setdefault((kind, repo), new) is not new:
+            return json_answer(answer | {"error": "You already created this repo"}, 409)
         return answer
 
-    @staticmethod
-    def _json(status: int, content) -> tuple:
-        return status, {"Content-Type": "application/json"}, json.dumps(content).encode()
+    def delete(self):
+        kind, repo, _ = self._named()
+        self._repository(kind, repo)
+        del self.hub.repositories[kind, repo]
+        return {}
+
+    def list_repositories(self, kind):
+        user, found = self._user(), []
+        for (its_kind, repo), repository in list(self.hub.repositories.items()):
+            author = repo.split("/")[0]
+            visible = not repository.private or (user and user.belongs_to(author))
+            asked = self.query.get("author", author) == author
+            if its_kind == kind and visible and asked and self.query.get("search", "") in repo:
+                found.append(repository.info())
+        return self._page(found)
 
     def validate_yaml(self):
         content = json.loads(self.body)["content"]
         errors = [{"message": fault} for fault in card_faults(content)]
-        return self._json(400 if errors else 200, {"errors": errors, "warnings": []})
+        empty = [] if content.startswith("---") else [{"message": "empty or missing yaml metadata"}]
+        return json_answer({"errors": errors, "warnings": empty}, 400 if errors else 200)
 
     def info(self, kind, repo, revision="main"):
-        repository = self._repository(kind, repo)
-        commit = self._commit_of(repository, revision)
-        siblings = []
-        for path, file in sorted(commit.files.items()):
-            sibling = {"rfilename": path, "size": file.size, "blobId": file.oid}
-            if file.sha256:
-                sibling["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": 130}
-            siblings.append(sibling if "blobs" in self.query else {"rfilename": path})
-        return {
-            "_id": "0" * 24,
-            "id": repo,
-            "author": repo.split("/")[0],
-            "sha": commit.oid,
-            "private": repository.private,
-            "gated": "auto" if repository.gated else False,
-            "disabled": False,
-            "lastModified": commit.date,
-            "createdAt": "2026-01-01T00:00:00.000Z",
-            "downloads": 0,
-            "likes": 0,
-            "tags": [],
-            "siblings": siblings,
-        }
+        return self._repository(kind, repo).info(revision, self._asks("blobs"))
+
+    def check_access(self, kind, repo, write):
+        self._repository(kind, repo, content=True)
+        if write:
+            self._writable(kind, repo)
+        return {}
 
     def refs(self, kind, repo):
-        repository = self._repository(kind, repo)
-
-        def listed(names: dict[str, str], place: str) -> list[dict]:
-            return [
-                {"name": name, "ref": f"refs/{place}/{name}", "targetCommit": oid}
-                for name, oid in names.items()
-            ]
-
-        return {
-            "branches": listed(repository.branches, "heads"),
-            "tags": listed(repository.tags, "tags"),
-            "converts": [],
-        }
+        return self._repository(kind, repo).refs()
 
     def commits(self, kind, repo, revision):
-        repository = self._repository(kind, repo)
-        self._commit_of(repository, revision)
-        return [
-            {"id": c.oid, "title": c.message, "message": "", "date": c.date, "authors": []}
-            for c in reversed(repository.commits.values())
-        ]
+        commits = self._repository(kind, repo).at(revision).history()
+        told = [{"id": c.oid, "title": c.message, "message": "", "date": c.date} for c in commits]
+        return self._page([commit | {"authors": [{"user": "maker"}]} for commit in told])
 
     def make_branch(self, kind, repo, name):
-        repository = self._repository(kind, repo)
-        self._writer(repo.split("/")[0])
-        if name in repository.branches:
-            raise Refusal(409, "Reference already exists")
         start = json.loads(self.body or b"{}").get("startingPoint") or "main"
-        repository.branches[name] = self._commit_of(repository, start).oid
-        return {}
+        return self._make_ref(self._writable(kind, repo), "branches", name, start)
 
     def make_tag(self, kind, repo, revision):
-        repository = self._repository(kind, repo)
-        self._writer(repo.split("/")[0])
-        tag = json.loads(self.body)["tag"]
-        if tag in repository.tags:
-            raise Refusal(409, "Tag already exists")
-        repository.tags[tag] = self._commit_of(repository, revision).oid
+        name = json.loads(self.body)["tag"]
+        return self._make_ref(self._writable(kind, repo), "tags", name, revision)
+
+    def _make_ref(self, repository: Repository, place: str, name: str, start: str) -> dict:
+        if name in getattr(repository, place):
+            raise Refusal(409, "Reference already exists")
+        getattr(repository, place)[name] = repository.at(start).oid
         return {}
 
-    # Listing
+    def delete_ref(self, kind, repo, place, name):
+        repository = self._writable(kind, repo)
+        names = repository.branches if place == "branch" else repository.tags
+        if names.pop(name, None) is None:
+            raise Refusal(404, f"Invalid rev id: {name}", "RevisionNotFound")
+        return {}
 
     def tree(self, kind, repo, revision, folder=None):
         repository = self._repository(kind, repo)
-        commit = self._commit_of(repository, revision)
-        prefix = f"{folder}/" if folder else ""
-        deep = self.query.get("recursive", "").lower() in ("true", "1")
-        items = {}
-        for path in sorted(commit.files):
-            if not path.startswith(prefix):
-                continue
-            names = path.removeprefix(prefix).split("/")
-            for depth in range(1, len(names)):
-                if deep or depth == 1:
-                    name = prefix + "/".join(names[:depth])
-                    items[name] = {"type": "directory", "oid": "0" * 40, "size": 0, "path": name}
-            if deep or len(names) == 1:
-                items[path] = _listed(path, commit.files[path])
-        if folder and not items:
-            raise Refusal(404, f"{folder} does not exist", "EntryNotFound")
-        listed = list(items.values())
-        start, size = int(self.query.get("cursor", 0)), int(self.query.get("limit", 50))
-        headers = {"Content-Type": "application/json"}
-        if start + size < len(listed):
-            kept = f"recursive={deep}&limit={size}&cursor={start + size}"
-            headers["Link"] = f'<{self.hub.url}{urlsplit(self.path).path}?{kept}>; rel="next"'
-        return 200, headers, json.dumps(listed[start : start + size]).encode()
+        deep, expand = self._asks("recursive"), self._asks("expand")
+        return self._page(repository.tree(revision, folder, deep, expand))
 
     def paths_info(self, kind, repo, revision):
-        commit = self._commit_of(self._repository(kind, repo), revision)
         if "json" in self.headers.get("Content-Type", ""):
-            paths = json.loads(self.body)["paths"]
+            asked = json.loads(self.body)
+            paths, expand = asked["paths"], asked.get("expand", False)
         else:
-            paths = parse_qs(self.body.decode()).get("paths", [])
-        found = []
-        for path in paths:
-            if path in commit.files:
-                found.append(_listed(path, commit.files[path]))
-            elif any(name.startswith(path.rstrip("/") + "/") for name in commit.files):
-                found.append({"type": "directory", "oid": "0" * 40, "size": 0, "path": path})
-        return found
+            asked = parse_qs(self.body.decode())
+            paths, expand = asked.get("paths", []), asked.get("expand", [""])[0].lower() == "true"
+        return self._repository(kind, repo).paths_info(revision, paths, expand)
 
     # Uploading
 
     def preupload(self, kind, repo, revision):
-        repository = self._repository(kind, repo)
-        self._writer(repo.split("/")[0])
-        commit = self._commit_of(repository, revision)
-        answer = []
-        for asked in json.loads(self.body)["files"]:
-            large = is_large(asked["path"], asked["size"])
-            told = {
-                "path": asked["path"],
-                "uploadMode": "lfs" if large else "regular",
-                "shouldIgnore": False,
-            }
-            if there := commit.files.get(asked["path"]):
-                told["oid"] = there.sha256 or there.oid
-            answer.append(told)
-        return {"files": answer}
+        repository, files = self._writable(kind, repo), json.loads(self.body)["files"]
+        for asked in files:
+            asked["sample"] = base64.b64decode(asked["sample"])
+        return {"files": [repository.upload_mode(revision, **asked) for asked in files]}
 
     def lfs_batch(self, kind, repo):
-        repository = self._repository(kind, repo)
-        self._writer(repo.split("/")[0])
-        store = f"{self.hub.store_url}/store/{kind or 'models'}/{repo}"
+        repository = self._writable(kind, repo)
+        place = f"{kind or 'models'}/{repo}"
+        verify = {"href": f"{self.hub.url}/verify/{place}"}
         objects = []
         for wanted in json.loads(self.body)["objects"]:
-            oid, size = wanted["oid"], wanted["size"]
-            if oid in repository.contents:
-                objects.append(wanted)
-                continue
-            upload = {"href": f"{store}/{oid}"}
-            if size >= self.hub.multipart_bytes:
+            if wanted["oid"] not in repository.contents:
+                upload = {"href": f"{self.hub.store_url}/store/{place}/{wanted['oid']}"}
                 chunk = self.hub.multipart_bytes
-                parts = {str(i + 1): f"{store}/{oid}/{i + 1}" for i in range(-(-size // chunk))}
-                upload = {"href": f"{store}/{oid}", "header": {"chunk_size": str(chunk), **parts}}
-            verify = {"href": f"{self.hub.url}/verify/{kind or 'models'}/{repo}"}
-            objects.append({**wanted, "actions": {"upload": upload, "verify": verify}})
+                if wanted["size"] > chunk:
+                    numbers = range(1, -(-wanted["size"] // chunk) + 1)
+                    parts = {str(number): f"{upload['href']}/{number}" for number in numbers}
+                    upload["header"] = {"chunk_size": str(chunk), **parts}
+                wanted["actions"] = {"upload": upload, "verify": verify}
+            objects.append(wanted)
         return {"transfer": "basic", "objects": objects}
 
+    def _store(self, kind: str, repo: str) -> Repository:
+        # Addresses in the store are signed; it refuses further credentials, which shows tokens that leak.
+        if "Authorization" in self.headers:
+            raise Refusal(400, "Only one auth mechanism allowed")
+        return self.hub.repositories[kind, repo]
+
     def put(self, kind, repo, oid, part=None):
+        unverified = self._store(kind, repo).unverified
         if part:
             self.hub.parts[oid, int(part)] = self.body
-            return 200, {"ETag": f'"{hashlib.md5(self.body).hexdigest()}"'}, b""
-        return self._keep(kind, repo, oid, self.body)
+        else:
+            unverified[oid] = self.body
+        return 200, {"ETag": f'"{hashlib.md5(self.body).hexdigest()}"'}, b""
 
     def complete(self, kind, repo, oid):
-        numbers = [part["partNumber"] for part in json.loads(self.body)["parts"]]
-        return self._keep(kind, repo, oid, b"".join(self.hub.parts[oid, n] for n in numbers))
-
-    def _keep(self, kind: str, repo: str, oid: str, content: bytes) -> tuple:
-        if hashlib.sha256(content).hexdigest() != oid:
-            raise Refusal(422, "the content does not have this sha256")
-        self.hub.repositories[kind, repo].contents[oid] = content
-        return 200, {"ETag": f'"{oid}"'}, b""
+        blocks = []
+        for part in json.loads(self.body)["parts"]:
+            block = self.hub.parts.pop((oid, part["partNumber"]), b"")
+            if part["etag"].strip('"') != hashlib.md5(block).hexdigest():
+                raise Refusal(400, f"no part {part['partNumber']} with this ETag was uploaded")
+            blocks.append(block)
+        self._store(kind, repo).unverified[oid] = b"".join(blocks)
+        return {}
 
     def verify(self, kind, repo):
         wanted = json.loads(self.body)
-        content = self.hub.repositories[kind, repo].contents.get(wanted["oid"])
-        if content is None or len(content) != wanted["size"]:
-            raise Refusal(404, "object not uploaded")
+        self._writable(kind, repo).verify(wanted["oid"], wanted["size"])
         return {}
 
     def commit(self, kind, repo, revision):
-        repository = self._repository(kind, repo)
-        self._writer(repo.split("/")[0])
+        repository = self._writable(kind, repo)
         header, *changes = (json.loads(line) for line in self.body.splitlines() if line)
         for change in changes:
             if change["key"] == "file":
                 change["value"]["content"] = base64.b64decode(change["value"]["content"])
         value = header["value"]
-        try:
-            made = repository.commit(revision, changes, value["summary"], value.get("parentCommit"))
-        except StaleParent:
-            raise Refusal(
-                412, "A commit has happened since. Please refresh and try again."
-            ) from None
-        except MissingObject as error:
-            raise Refusal(400, f"LFS pointer to a file that does not exist: {error}") from None
-        except KeyError:
-            raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound") from None
-        return {
-            "success": True,
-            "commitOid": made.oid,
-            "commitUrl": f"{self.hub.url}/{repo}/commit/{made.oid}",
-        }
+        made = repository.commit(revision, changes, value["summary"], value.get("parentCommit"))
+        url = f"{self.hub.url}/{'' if kind == 'models' else kind + '/'}{repo}/commit/{made.oid}"
+        return {"success": True, "commitOid": made.oid, "commitUrl": url}
 
     # Downloading
 
     def download(self, kind, repo, revision, file):
         repository = self._repository(kind, repo, content=True)
-        commit = self._commit_of(repository, revision)
-        found = commit.files.get(file)
+        commit = repository.at(revision)
         headers = {"X-Repo-Commit": commit.oid}
+        found = commit.files.get(file)
         if found is None:
-            raise Refusal(404, "Entry not found", "EntryNotFound")
+            raise Refusal(404, "Entry not found", "EntryNotFound", headers)
         if found.sha256 is None:
             return self._ranged(repository.read(found), headers | {"ETag": f'"{found.oid}"'})
-        headers |= {"X-Linked-ETag": f'"{found.sha256}"', "X-Linked-Size": found.size}
         place = f"{self.hub.store_url}/store/{kind or 'models'}/{repo}/{found.sha256}"
+        headers |= {"X-Linked-ETag": f'"{found.sha256}"', "X-Linked-Size": found.size}
         return 302, headers | {"Location": place}, b""
 
     def fetch(self, kind, repo, oid):
-        content = self.hub.repositories[kind, repo].contents.get(oid)
+        content = self._store(kind, repo).contents.get(oid)
         if content is None:
             raise Refusal(404, "no such object")
         return self._ranged(content, {"ETag": f'"{oid}"'})
@@ -315,65 +265,28 @@ class HubApi(HubRequests):
         return 206, headers, content[start : end + 1]
 
 
-def _listed(path: str, file: File) -> dict:
-    item = {"type": "file", "oid": file.oid, "size": file.size, "path": path}
-    if file.sha256:
-        item["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": 130}
-    return item
-
-
-def card_faults(content: str) -> list[str]:
-    """What the Hub would reject in a card's metadata, as far as it says."""
-    match = re.match(r"---\r?\n(.*?)\r?\n---", content, re.DOTALL)
-    if not match:
-        return ["empty or missing yaml metadata in repo card"]
-    try:
-        data = yaml.safe_load(match.group(1))
-    except yaml.YAMLError as error:
-        return [f"bad indentation or syntax in yaml: {error}"]
-    if not isinstance(data, dict):
-        return ["metadata must be a mapping"]
-    faults = []
-    if (license_ := data.get("license")) is not None and license_ not in LICENSES:
-        faults.append(f'"license" must be one of {sorted(LICENSES)}')
-    for name in ("tags", "datasets", "model-index"):
-        if name in data and not isinstance(data[name], list):
-            faults.append(f'"{name}" must be an array')
-    for model in data.get("model-index") or []:
-        for result in model.get("results") or [{}]:
-            if not (result.get("task") or {}).get("type"):
-                faults.append('"model-index[0].results[0].task.type" is required')
-            dataset = result.get("dataset") or {}
-            if not dataset.get("name") or not dataset.get("type"):
-                faults.append('"model-index[0].results[0].dataset" needs name and type')
-            for metric in result.get("metrics") or [{}]:
-                if not metric.get("type") or "value" not in metric:
-                    faults.append('"model-index[0].results[0].metrics[0]" needs type and value')
-    return faults
-
-
 HubApi.routes = [
     (("GET",), "/api/whoami-v2", HubApi.whoami),
     (("POST",), "/api/repos/create", HubApi.create),
+    (("DELETE",), "/api/repos/delete", HubApi.delete),
     (("POST",), "/api/validate-yaml", HubApi.validate_yaml),
-    (("POST",), rf"/api/{REPO}/preupload/(?P<revision>[^/]+)", HubApi.preupload),
-    (("POST",), rf"/api/{REPO}/commit/(?P<revision>[^/]+)", HubApi.commit),
-    (("POST",), rf"/api/{REPO}/paths-info/(?P<revision>[^/]+)", HubApi.paths_info),
-    (("POST",), rf"/api/{REPO}/branch/(?P<name>.+)", HubApi.make_branch),
-    (("POST",), rf"/api/{REPO}/tag/(?P<revision>[^/]+)", HubApi.make_tag),
-    (("GET",), rf"/api/{REPO}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", HubApi.tree),
-    (("GET",), rf"/api/{REPO}/revision/(?P<revision>[^/]+)", HubApi.info),
-    (("GET",), rf"/api/{REPO}/commits/(?P<revision>[^/]+)", HubApi.commits),
+    (("GET",), "/api/(?P<kind>models|datasets|spaces)", HubApi.list_repositories),
+    (("POST",), rf"/api/{REPO}/preupload/{REVISION}", HubApi.preupload),
+    (("POST",), rf"/api/{REPO}/commit/{REVISION}", HubApi.commit),
+    (("POST",), rf"/api/{REPO}/paths-info/{REVISION}", HubApi.paths_info),
+    (("POST",), rf"/api/{REPO}/branch/(?P<name>[^/]+)", HubApi.make_branch),
+    (("POST",), rf"/api/{REPO}/tag/{REVISION}", HubApi.make_tag),
+    (("DELETE",), rf"/api/{REPO}/(?P<place>branch|tag)/(?P<name>[^/]+)", HubApi.delete_ref),
+    (("GET",), rf"/api/{REPO}/tree/{REVISION}(?:/(?P<folder>.+))?", HubApi.tree),
+    (("GET",), rf"/api/{REPO}/revision/{REVISION}", HubApi.info),
+    (("GET",), rf"/api/{REPO}/commits/{REVISION}", HubApi.commits),
     (("GET",), rf"/api/{REPO}/refs", HubApi.refs),
+    (("GET",), rf"/api/{REPO}/auth-check(?P<write>/write)?", HubApi.check_access),
     (("GET",), rf"/api/{REPO}", HubApi.info),
     (("POST",), rf"{PREFIX}\.git/info/lfs/objects/batch", HubApi.lfs_batch),
     (("PUT",), rf"/store/{REPO}/{OBJECT}(?:/(?P<part>\d+))?", HubApi.put),
     (("POST",), rf"/store/{REPO}/{OBJECT}", HubApi.complete),
     (("GET", "HEAD"), rf"/store/{REPO}/{OBJECT}", HubApi.fetch),
     (("POST",), rf"/verify/{REPO}", HubApi.verify),
-    (
-        ("GET", "HEAD"),
-        rf"{PREFIX}/resolve/(?P<revision>[^/]+)/(?P<file>.+)",
-        HubApi.download,
-    ),
+    (("GET", "HEAD"), rf"{PREFIX}/resolve/{REVISION}/(?P<file>.+)", HubApi.download),
 ]

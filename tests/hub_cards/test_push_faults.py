@@ -151,6 +151,13 @@ def test_a_server_error_that_stays(hub, image_folder):
     assert not hub.files(REPO)
 
 
+def test_weights_that_cannot_be_sent(hub, image_folder):
+    hub.fail("PUT", "/store/", times=99, status=403)
+    with pytest.raises(HubError, match="nothing was published"):
+        push_to_hub(image_folder, REPO)
+    assert not hub.files(REPO)
+
+
 def test_a_commit_whose_answer_is_lost_is_no_error(hub, image_folder):
     hub.fail("POST", "/commit/", status=504, applied=True)
     push_to_hub(image_folder, REPO)
