@@ -186,7 +186,7 @@ def test_both_products_and_the_choice_between_them():
     )
     torch.testing.assert_close(ours, other)
     product, rows = search._fastest_plan(33, torch.get_num_threads())
-    assert product in (search._matmul, search._convolution) and rows in (1024, 2048)
+    assert product in (search._matmul, search._convolution) and rows in (2048, 4096)
 
 
 def test_search_refuses_what_does_not_fit():
