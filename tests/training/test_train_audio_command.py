@@ -52,16 +52,16 @@ TINY = [
 ]
 
 
-def train(*words: str, processes: int = 1) -> subprocess.CompletedProcess:
+def train(*words: str, processes: int = 1, **more: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
     command += ["--num_processes", str(processes), "--mixed_precision", "no"]
     command += ["--dynamo_backend", "no", *(["--multi_gpu"] if processes > 1 else [])]
     command += [str(REPOSITORY / "training" / "train_audio.py"), *TINY, *words]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **more}
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
 
-def test_train_resume_and_load(tmp_path):
+def test_train_resume_publish_and_load(tmp_path, hub):
     data = tmp_path / "speech"
     shutil.copytree(SPEECH, data)
     (data / "train" / "broken.wav").write_bytes(b"RIFF, but nothing follows")
@@ -79,9 +79,12 @@ def test_train_resume_and_load(tmp_path):
     assert Image.open(run / "spectrogram-0" / "step-00000004.png").size[0] > 500
     assert any((run / "tensorboard").rglob("events*"))
 
-    again = train(f"dataset={data}", f"output_dir={run}", "max_steps=6", "--resume", "latest")
+    more = ["max_steps=6", "--resume", "latest", "--push-to-hub", "hub_model_id=org/voices"]
+    environment = hub.environment(tmp_path / "home")
+    again = train(f"dataset={data}", f"output_dir={run}", *more, **environment)
     assert again.returncode == 0, again.stderr
-    assert "at step 4" in again.stderr
+    assert "at step 4" in again.stderr and f"published: {hub.url}/org/voices" in again.stderr
+    assert {"modeling_simvq_audio.py", "samples/original.wav"} <= set(hub.files("org/voices"))
 
     model = AutoModelForAudioTokenization.from_pretrained(run / "model")
     extractor = AutoFeatureExtractor.from_pretrained(run / "model")
