@@ -1,6 +1,6 @@
 """One pass over a validation set, the same for every modality."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +17,33 @@ Measured = tuple[dict[str, Tensor], Tensor]
 
 
 @torch.no_grad()
+def measured_batches(
+    loader: DataLoader,
+    accelerator: Accelerator,
+    measure: Callable[[dict[str, Tensor]], Measured],
+    desc: str,
+) -> Iterator[Measured]:
+    """Figures and codes of the samples of all ranks, batch after batch, each sample once.
+
+    Args:
+        loader: prepared; batches have "valid", (B,) bool, false for samples that could not be read.
+        measure: maps a batch to figures, each (B, ...), and codes (B, ...).
+
+    Yields:
+        The same on all ranks, without what could not be read.
+    """
+    hidden = not accelerator.is_local_main_process
+    for batch in tqdm(loader, desc=desc, unit="batch", leave=False, disable=hidden):
+        per_sample, codes = measure(batch)
+        # gather_for_metrics drops the samples that fill up the last batch of all ranks.
+        gathered = accelerator.gather_for_metrics(
+            {**per_sample, "codes": codes, "valid": batch["valid"]}
+        )
+        valid = gathered.pop("valid")
+        codes = gathered.pop("codes")[valid]
+        yield {name: values[valid] for name, values in gathered.items()}, codes
+
+
 def run_validation(
     loader: DataLoader,
     accelerator: Accelerator,
@@ -26,27 +53,18 @@ def run_validation(
     """Means of per-sample figures, utilisation and perplexity, over all ranks.
 
     Args:
-        loader: prepared; batches have "valid", (B,) bool, false for samples that could not be read.
-        measure: maps a batch to figures, each (B,), and codes (B, ...).
+        loader, measure: as of measured_batches, figures (B,).
 
     Returns:
         Figures, equal on all ranks; empty if no sample was valid.
     """
     counter = CodeCounter(codebook_size, accelerator.device)
     figures: dict[str, list[Tensor]] = {}
-    hidden = not accelerator.is_local_main_process
-    for batch in tqdm(loader, desc="validating", unit="batch", leave=False, disable=hidden):
-        per_sample, codes = measure(batch)
-        # gather_for_metrics drops the samples that fill up the last batch of all ranks.
-        gathered = accelerator.gather_for_metrics(
-            {**per_sample, "codes": codes, "valid": batch["valid"]}
-        )
-        valid = gathered.pop("valid")
-        codes = gathered.pop("codes")[valid]
+    for per_sample, codes in measured_batches(loader, accelerator, measure, "validating"):
         if accelerator.is_main_process:  # every rank has gathered the same codes
             counter.update(codes)
-        for name, values in gathered.items():
-            figures.setdefault(name, []).append(values[valid])
+        for name, values in per_sample.items():
+            figures.setdefault(name, []).append(values)
     usage = counter.read(accelerator)
     if usage.tokens == 0:
         logger.warning("the validation set has no sample that can be read: no figures")

