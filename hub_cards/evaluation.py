@@ -25,6 +25,7 @@ METRICS = {
     "lpips_alex": ("LPIPS (AlexNet)", 3, -1),
     "lpips_vgg": ("LPIPS (VGG)", 3, -1),
     "psnr": ("PSNR, dB", 2, 1),
+    "psnr_batch": ("PSNR over batches of 64, dB", 2, 1),
     "ssim": ("SSIM", 3, 1),
     "l1": ("L1", 4, -1),
     "utmos": ("UTMOS", 2, 1),

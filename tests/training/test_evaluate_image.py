@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from training.evaluate_image import Mean, evaluate, to_bytes
+from training.evaluate_image import BatchPsnr, Mean, evaluate, to_bytes
 from training.inception import InceptionWeightsError, load_inception
 
 REPOSITORY = Path(__file__).parents[2]
@@ -101,6 +101,17 @@ def test_a_mean_and_its_interval():
         mean.add(some)
     assert mean.mean == pytest.approx(float(values.mean()))
     assert mean.interval == pytest.approx(1.96 * float(values.std()) / 1000**0.5)
+
+
+def test_psnr_over_batches_is_what_the_authors_script_printed():
+    """Fixture eval_image: ten pictures in batches of 4, 4 and 2, through their evaluation.py."""
+    per_picture = [7.944322412109716, 7.811833005316885, 7.801924470744893, 7.748666658864152]
+    per_picture += [7.686878249680552, 7.759079756409649, 7.553577716747801, 7.803030359511672]
+    per_picture += [7.764556211151202, 7.668779951724082]
+    printed = BatchPsnr(4)
+    for some in torch.tensor(per_picture, dtype=torch.float64).split(3):
+        printed.add(some)
+    assert printed.read() == pytest.approx(7.747368363917185, rel=1e-12)
 
 
 def test_nothing_to_evaluate(accelerator):
