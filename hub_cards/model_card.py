@@ -118,7 +118,7 @@ def codebook_statistics(
     codebook = quantizer.codebook()
     norms = torch.linalg.vector_norm(codebook, dim=1)
     rows.append(("length of a code, mean ± deviation", f"{norms.mean():.3f} ± {norms.std():.3f}"))
-    if isinstance(quantizer.projection, torch.nn.Linear):
+    if isinstance(getattr(quantizer, "projection", None), torch.nn.Linear):
         spectrum = torch.linalg.svdvals(quantizer.projection.weight.detach().float())
         rows.append(("effective rank of W", f"{_effective_rank(spectrum):.1f} of {len(spectrum)}"))
     return rows

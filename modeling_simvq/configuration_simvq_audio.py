@@ -5,6 +5,8 @@ import math
 
 from transformers import PreTrainedConfig
 
+from .quantizers import QUANTIZERS
+
 
 class SimVQAudioConfig(PreTrainedConfig):
     """Architecture of the audio tokenizer. The defaults are the published 24 kHz model with K = 4,096.
@@ -20,8 +22,10 @@ class SimVQAudioConfig(PreTrainedConfig):
         codebook_size: K, number of codes.
         codebook_dim: d, channels of the latents.
         commitment_cost: beta of the paper's equation 7, weight of the encoder's side of the loss.
-        quantizer_options: further arguments of SimVQ: basis_dim, basis_init, projection_hidden_dim,
-            train_basis, rotation_trick. None are the paper's method.
+        quantizer: "simvq", or what the paper compares it with: "vq", "vq_ema", "fc", "fsq", "lfq", "lc"
+            (see make_quantizer).
+        quantizer_options: further arguments of the quantizer; of SimVQ basis_dim, basis_init,
+            projection_hidden_dim, train_basis, train_projection, rotation_trick. None are the paper's method.
         hidden_size: width of the decoder, a multiple of 32 (GroupNorm has 32 groups).
         intermediate_size: width inside the decoder's ConvNeXt blocks.
         num_decoder_layers: number of ConvNeXt blocks.
@@ -47,6 +51,7 @@ class SimVQAudioConfig(PreTrainedConfig):
         codebook_size: int = 4096,
         codebook_dim: int = 512,
         commitment_cost: float = 0.25,
+        quantizer: str = "simvq",
         quantizer_options: dict | None = None,
         hidden_size: int = 768,
         intermediate_size: int = 2304,
@@ -69,6 +74,9 @@ class SimVQAudioConfig(PreTrainedConfig):
         self.codebook_size = _whole("codebook_size", codebook_size)
         self.codebook_dim = _whole("codebook_dim", codebook_dim)
         self.commitment_cost = _number("commitment_cost", commitment_cost)
+        if quantizer not in QUANTIZERS:
+            raise ValueError(f"quantizer must be one of {', '.join(QUANTIZERS)}, got {quantizer!r}")
+        self.quantizer = quantizer
         if not isinstance(quantizer_options, (dict, type(None))):
             raise ValueError(f"quantizer_options must be a mapping, got {quantizer_options!r}")
         self.quantizer_options = dict(quantizer_options or {})

@@ -4,6 +4,8 @@ import difflib
 
 from transformers import PretrainedConfig
 
+from .quantizers import QUANTIZERS
+
 
 class SimVQImageConfig(PretrainedConfig):
     """Sizes of a SimVQ image tokenizer. The defaults are the published ImageNet 128 x 128 model.
@@ -19,8 +21,10 @@ class SimVQImageConfig(PretrainedConfig):
         codebook_size: K, number of codes.
         codebook_dim: d, channels of the latents.
         commitment_cost: beta of the paper's equation 7, weight of the encoder's side of the loss.
-        quantizer_options: further arguments of SimVQ: basis_dim, basis_init, projection_hidden_dim,
-            train_basis, rotation_trick. None are the paper's method.
+        quantizer: "simvq", or what the paper compares it with: "vq", "vq_ema", "fc", "fsq", "lfq", "lc"
+            (see make_quantizer).
+        quantizer_options: further arguments of the quantizer; of SimVQ basis_dim, basis_init,
+            projection_hidden_dim, train_basis, train_projection, rotation_trick. None are the paper's method.
 
     Raises:
         ValueError: naming the field, if a value is impossible.
@@ -38,6 +42,7 @@ class SimVQImageConfig(PretrainedConfig):
         codebook_size: int = 1024,
         codebook_dim: int = 128,
         commitment_cost: float = 0.25,
+        quantizer: str = "simvq",
         quantizer_options: dict | None = None,
         **kwargs,
     ):
@@ -58,6 +63,9 @@ class SimVQImageConfig(PretrainedConfig):
         if not 0 <= commitment_cost < float("inf"):
             raise ValueError(f"commitment_cost must be finite and >= 0, got {commitment_cost}")
         self.commitment_cost = float(commitment_cost)
+        if quantizer not in QUANTIZERS:
+            raise ValueError(f"quantizer must be one of {', '.join(QUANTIZERS)}, got {quantizer!r}")
+        self.quantizer = quantizer
         if not isinstance(quantizer_options, (dict, type(None))):
             raise ValueError(f"quantizer_options must be a mapping, got {quantizer_options!r}")
         self.quantizer_options = dict(quantizer_options or {})

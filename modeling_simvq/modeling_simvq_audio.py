@@ -17,6 +17,7 @@ from .audio_decoder import AudioDecoder, ConvNeXtBlock
 from .audio_encoder import AudioEncoder, fold_weight_norm
 from .configuration_simvq_audio import SimVQAudioConfig
 from .quantization_simvq import SimVQ
+from .quantizers import make_quantizer
 from .verified_download import VerifiedDownload
 
 # Without gradients the encoder's convolutions run on so many seconds at a time, with the same result.
@@ -106,12 +107,7 @@ class SimVQAudioModel(SimVQAudioPreTrainedModel):
     def __init__(self, config: SimVQAudioConfig):
         super().__init__(config)
         self.encoder = AudioEncoder(config)
-        self.quantizer = SimVQ(
-            config.codebook_size,
-            config.codebook_dim,
-            config.commitment_cost,
-            **config.quantizer_options,
-        )
+        self.quantizer = make_quantizer(config)
         self.decoder = AudioDecoder(config)
         self._decoder_chunks: tuple[int, int] | None = None
         self.post_init()

@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_simvq_image import SimVQImageConfig
 from .quantization_simvq import SimVQ
+from .quantizers import make_quantizer
 from .tiling import run_tiled
 from .verified_download import VerifiedDownload
 
@@ -201,12 +202,7 @@ class SimVQImageModel(SimVQImagePreTrainedModel):
     def __init__(self, config: SimVQImageConfig):
         super().__init__(config)
         self.encoder = ImageEncoder(config)
-        self.quantizer = SimVQ(
-            config.codebook_size,
-            config.codebook_dim,
-            config.commitment_cost,
-            **config.quantizer_options,
-        )
+        self.quantizer = make_quantizer(config)
         self.decoder = ImageDecoder(config)
         self._tiling: tuple[int, int] | None = None
         self.post_init()

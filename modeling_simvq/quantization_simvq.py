@@ -33,6 +33,7 @@ class SimVQ(nn.Module):
             "orthogonal": rows in blocks of m that are orthogonal, of length one; or a tensor (K, m).
         projection_hidden_dim: width of a hidden layer (with GELU) in between, instead of one linear layer.
         train_basis: train C too.
+        train_projection: False leaves W out: the codes are C itself. With train_basis that is plain VQ.
         rotation_trick: gradients reach the encoder through the rotation and scaling that takes z to q
             (arXiv 2410.06424), instead of straight through.
 
@@ -55,6 +56,7 @@ class SimVQ(nn.Module):
         basis_init: str | Tensor = "normal",
         projection_hidden_dim: int | None = None,
         train_basis: bool = False,
+        train_projection: bool = True,
         rotation_trick: bool = False,
     ):
         super().__init__()
@@ -75,6 +77,13 @@ class SimVQ(nn.Module):
             raise ValueError(
                 f"basis_init must be a tensor or one of {BASIS_INITS}, got {basis_init!r}"
             )
+        if not train_projection and (
+            basis_dim != codebook_dim or projection_hidden_dim is not None
+        ):
+            raise ValueError(
+                "train_projection=False leaves W out: basis_dim must be codebook_dim, and "
+                "projection_hidden_dim unset"
+            )
         self.codebook_size = codebook_size
         self.codebook_dim = codebook_dim
         self.commitment_cost = commitment_cost
@@ -82,7 +91,9 @@ class SimVQ(nn.Module):
         self.train_basis = train_basis
         self.rotation_trick = rotation_trick
         self.basis = nn.Parameter(torch.empty(codebook_size, basis_dim))
-        if projection_hidden_dim is None:
+        if not train_projection:
+            self.projection = nn.Identity()
+        elif projection_hidden_dim is None:
             self.projection = nn.Linear(basis_dim, codebook_dim)
         else:
             self.projection = nn.Sequential(

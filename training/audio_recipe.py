@@ -12,6 +12,7 @@ from modeling_simvq import SimVQAudioConfig, SimVQAudioFeatureExtractor, SimVQAu
 from training.audio_data import AudioDataConfig, build_audio_dataloader
 from training.audio_discriminators import AudioDiscriminator
 from training.audio_losses import AudioLoss
+from training.quantizer_settings import QuantizerSettings
 from training.recipe import Validation
 from training.settings import LoopSettings, SettingsError, at_least, setting
 from training.spectrogram_picture import draw_spectrograms
@@ -22,7 +23,7 @@ SHOWN_CLIPS = 2
 
 
 @dataclass
-class AudioModelSettings:
+class AudioModelSettings(QuantizerSettings):
     """The tokenizer (SimVQAudioConfig has the details)."""
 
     num_filters: int = setting(32, "channels of the encoder's first convolution")
@@ -49,8 +50,9 @@ class AudioModelSettings:
     def config(self, sampling_rate: int = 24_000) -> SimVQAudioConfig:
         """The model's configuration, validated."""
         try:
-            names = [f.name for f in fields(self) if f.name != "start_from_data"]
-            values = {name: getattr(self, name) for name in names}
+            ours = ("start_from_data", "codebook_features")
+            values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ours}
+            values["quantizer_options"] = self.options(self.codebook_size)
             return SimVQAudioConfig(sampling_rate=sampling_rate, **values)
         except ValueError as error:
             raise SettingsError(str(error)) from error
@@ -179,6 +181,7 @@ def build_audio_recipe(
         return build_audio_dataloader(data, split, batch_size=batch_size, train=train, seed=seed)
 
     tokenizer = SimVQAudioModel(config)
+    model.start(tokenizer)
     train_loader = loader(data.train_split, train=True)
     if model.start_from_data:
         start_from_data(tokenizer.encoder, next(iter(train_loader))["input_values"])

@@ -4,18 +4,20 @@ import math
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from modeling_simvq import SimVQ
 
 
 @torch.no_grad()
 def match_codes_to_latents(
-    quantizers: list[SimVQ], latents: Tensor, accelerator: Accelerator
+    quantizers: list[nn.Module], latents: Tensor, accelerator: Accelerator
 ) -> None:
     """Set W and b so that W c + b is distributed as the latents are, to second order.
 
-    C is N(0, 1/d), so W is sqrt(d) times a Cholesky factor of the latents' covariance, and b their mean.
+    C is N(0, 1/m), so W is sqrt(m) times a Cholesky factor of the latents' covariance, and b their mean. With
+    features in the place of C it is their own covariance that is taken out. Quantizers that have no such W
+    stay as they are.
     An autoencoder that was trained without quantization has latents of any scale and orientation; codes far
     from them would all but a few stay unused at first.
 
@@ -23,6 +25,7 @@ def match_codes_to_latents(
         quantizers: all are set to the same W and b (the trained model's and the average's).
         latents: (B, d, *spatial) of this process; moments are taken over all processes.
     """
+    quantizers = [q for q in quantizers if isinstance(q, SimVQ) and _has_matrix(q)]
     rows = latents.double().movedim(1, -1).reshape(-1, latents.shape[1])
     moments = torch.cat([rows.mean(dim=0, keepdim=True), rows.T @ rows / len(rows)])
     mean, *second = accelerator.reduce(moments, reduction="mean")
@@ -34,5 +37,24 @@ def match_codes_to_latents(
     if failed or not factor.isfinite().all():
         return  # latents that are not finite: the guard of the steps reports them
     for quantizer in quantizers:
-        quantizer.projection.weight.copy_(factor * math.sqrt(width))
-        quantizer.projection.bias.copy_(mean)
+        whitening, centre = _whitening(quantizer.basis, width, quantizer.basis_init == "given")
+        weight = factor @ whitening
+        quantizer.projection.weight.copy_(weight)
+        quantizer.projection.bias.copy_(mean - weight @ centre)
+
+
+def _has_matrix(quantizer: SimVQ) -> bool:
+    linear = isinstance(quantizer.projection, nn.Linear)
+    return linear and quantizer.basis.shape[1] >= quantizer.codebook_dim
+
+
+def _whitening(basis: Tensor, width: int, given: bool) -> tuple[Tensor, Tensor]:
+    """A matrix (width, m) that makes a row `width` uncorrelated numbers of variance one; and the rows' mean."""
+    rows = basis.double()
+    if not given:
+        identity = torch.eye(width, rows.shape[1], dtype=rows.dtype, device=rows.device)
+        return identity * math.sqrt(rows.shape[1]), torch.zeros_like(rows[0])
+    centre = rows.mean(dim=0)
+    values, vectors = torch.linalg.eigh((rows - centre).T @ (rows - centre) / len(rows))
+    values = values[-width:].clamp(min=1e-6 * float(values.mean()) + 1e-12)
+    return (vectors[:, -width:] / values.sqrt()).T, centre

@@ -17,13 +17,14 @@ from training.image_data import ImageDataConfig, build_image_dataloader
 from training.image_discriminator import PatchDiscriminator
 from training.image_losses import ImageLoss
 from training.perceptual import load_lpips
+from training.quantizer_settings import QuantizerSettings
 from training.recipe import Validation
 from training.settings import SettingsError, at_least, one_of, setting
 from training.validation import run_validation
 
 
 @dataclass
-class ImageModelSettings:
+class ImageModelSettings(QuantizerSettings):
     """The tokenizer (SimVQImageConfig has the details)."""
 
     base_channels: int = setting(128, "channels of the first level, a multiple of 32")
@@ -41,7 +42,10 @@ class ImageModelSettings:
     def config(self) -> SimVQImageConfig:
         """The model's configuration, validated."""
         try:
-            return SimVQImageConfig(**{f.name: getattr(self, f.name) for f in fields(self)})
+            names = [f.name for f in fields(self) if f.name != "codebook_features"]
+            values = {name: getattr(self, name) for name in names}
+            values["quantizer_options"] = self.options(self.codebook_size)
+            return SimVQImageConfig(**values)
         except ValueError as error:
             raise SettingsError(str(error)) from error
 
@@ -159,8 +163,10 @@ def build_image_recipe(
             return None
         return build_image_dataloader(data, split, batch_size=batch_size, train=train, seed=seed)
 
+    tokenizer = SimVQImageModel(config)
+    model.start(tokenizer)
     return ImageRecipe(
-        SimVQImageModel(config),
+        tokenizer,
         PatchDiscriminator(
             base_channels=loss.discriminator_channels, num_layers=loss.discriminator_layers
         ),

@@ -127,7 +127,7 @@ def parse_settings(
     )
     known, words = parser.parse_known_args(arguments)
     values = _read_yaml(known.config) if known.config else {}
-    return build_settings(groups, values | _overrides(words))
+    return build_settings(groups, values | parse_overrides(words))
 
 
 def build_settings(groups: dict[str, type], values: dict) -> dict:
@@ -161,7 +161,7 @@ def _read_yaml(path: str) -> dict:
     return values
 
 
-def _overrides(words: list[str]) -> dict:
+def parse_overrides(words: list[str]) -> dict:
     """`key=value`, `--key=value` and `--key value` to a dict; values are read as YAML."""
     values, index = {}, 0
     while index < len(words):
@@ -198,6 +198,8 @@ def _convert(name: str, value, hint):
         if origin in (list, tuple) and isinstance(value, (list, tuple)):
             (inner,) = set(typing.get_args(option)) - {Ellipsis}
             return [_convert(name, item, inner) for item in value]
+        if origin is dict and isinstance(value, dict):
+            return value
         if origin is bool and isinstance(value, bool):
             return value
         if origin is int and isinstance(value, int) and not isinstance(value, bool):

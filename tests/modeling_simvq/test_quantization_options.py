@@ -158,3 +158,17 @@ def test_wrapping_for_distributed_training_keeps_the_codebook_in_step(tmp_path):
         assert wrapped.module.basis.grad is None
     finally:
         dist.destroy_process_group()
+
+
+def test_without_w_and_with_c_trained_it_is_plain_vq():
+    torch.manual_seed(0)
+    quantizer = SimVQ(32, 6, train_basis=True, train_projection=False).train()
+    assert [name for name, _ in quantizer.named_parameters()] == ["basis"]
+    before = quantizer.codebook().clone()
+    _, codes, loss = quantizer(torch.randn(8, 6))
+    loss.backward()
+    torch.optim.SGD(quantizer.parameters(), 0.1).step()
+    moved = (quantizer.codebook() - before).abs().amax(dim=1) > 0
+    assert set(moved.nonzero().flatten().tolist()) == set(codes.tolist())
+    with pytest.raises(ValueError, match="train_projection=False"):
+        SimVQ(32, 6, basis_dim=4, train_projection=False)

@@ -114,6 +114,7 @@ def test_the_folder_holds_every_file_that_its_code_imports(tiny_folder):
         "nearest_code.py",
         "nearest_code_triton.py",
         "quantization_simvq.py",
+        "quantizers.py",
         "tiling.py",
         "verified_download.py",
     }

@@ -98,3 +98,21 @@ def test_codes_start_where_the_latents_are():
     before = quantizer.projection.weight.clone()
     match_codes_to_latents([quantizer], latents * float("nan"), Accelerator(cpu=True))
     assert torch.equal(quantizer.projection.weight, before)
+
+
+def test_features_in_the_place_of_c_start_where_the_latents_are_too():
+    from modeling_simvq import SimVQ
+    from training.codebook_start import match_codes_to_latents
+
+    torch.manual_seed(0)
+    features = torch.randn(4000, 9) @ torch.randn(9, 9) + 5
+    quantizer = SimVQ(4000, 6, basis_dim=9, basis_init=features)
+    latents = (torch.randn(3000, 6) @ torch.randn(6, 6) - 2).T[None]
+    others = [SimVQ(10, 6, train_basis=True, train_projection=False), SimVQ(10, 6, basis_dim=3)]
+    states = [[p.clone() for p in other.parameters()] for other in others]
+    match_codes_to_latents([quantizer, *others], latents, Accelerator(cpu=True))
+    rows, codes = latents[0].T, quantizer.codebook()
+    assert torch.allclose(codes.mean(0), rows.mean(0), atol=1e-3)
+    assert torch.allclose(codes.T.cov(), rows.T.cov(), rtol=1e-2, atol=1e-2)
+    for other, state in zip(others, states, strict=True):
+        assert all(p.equal(q) for p, q in zip(other.parameters(), state, strict=True))

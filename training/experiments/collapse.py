@@ -1,0 +1,82 @@
+"""Claim (a): a plain codebook collapses as it grows, SimVQ's does not. Seven quantizers, several sizes K.
+
+python training/experiments/collapse.py dataset=path/to/pictures codebook_features=features.safetensors
+
+The features are for VQGAN-LC: python training/external_features.py makes them; without, it is left out.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from modeling_simvq.quantizers import QUANTIZERS
+from training.experiments.report import NAMES, by_variant, mean, new_figure, table, write
+from training.experiments.runs import parse_plan, run_all
+
+FSQ_SIZES = {1024: 1000, 8192: 8000, 65536: 64000}
+# LFQ's entropy loss holds a matrix of latents x codes; it is taken over a part of the latents.
+LFQ_ENTRIES = 1 << 25
+
+
+def changes(quantizer: str, size: int, base: dict, features: str | None) -> dict:
+    """Settings of a quantizer at a codebook size."""
+    settings = {"quantizer": quantizer, "codebook_size": size}
+    if quantizer == "fsq":
+        settings["codebook_size"] = FSQ_SIZES.get(size, size)
+    if quantizer == "lfq":
+        side = base["resolution"] // 2 ** (len(base["channel_multipliers"]) - 1)
+        share = min(1.0, LFQ_ENTRIES / (size * base["batch_size"] * side**2))
+        settings["quantizer_options"] = {"frac_per_sample_entropy": share}
+    if quantizer == "lc":
+        settings["codebook_features"] = features
+    return settings
+
+
+def main() -> None:
+    """Command line."""
+    plan = parse_plan("collapse", __doc__, [1024, 8192, 65536, 262144])
+    features = plan.base.pop("codebook_features", None)
+    systems = [name for name in QUANTIZERS if name != "lc" or features]
+    variants = {
+        f"{NAMES[name]}, K = {size:,}": changes(name, size, plan.base, features)
+        for size in plan.sizes
+        for name in systems
+    }
+    runs = run_all(plan, variants)
+    groups = by_variant(runs)
+    figure, axes = new_figure(3)
+    for axis, (metric, label) in zip(
+        axes,
+        [
+            ("train_utilisation", "codes used"),
+            ("train_perplexity", "perplexity"),
+            ("psnr", "PSNR, dB"),
+        ],
+        strict=True,
+    ):
+        for name in systems:
+            values = [mean(groups[f"{NAMES[name]}, K = {size:,}"], metric) for size in plan.sizes]
+            points = [(k, v) for k, v in zip(plan.sizes, values, strict=True) if v is not None]
+            if points:
+                style = {"linewidth": 2.5, "zorder": 3} if name == "simvq" else {"alpha": 0.8}
+                axis.plot(*zip(*points, strict=True), marker="o", label=NAMES[name], **style)
+        axis.set(xscale="log", xlabel="K, number of codes", title=label)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylim(-0.03, 1.03)
+    axes[1].set_yscale("log")
+    axes[0].legend(fontsize=8)
+    text = (
+        "Codes in use and quality of reconstruction against the size of the codebook: the same model, trainer, "
+        "data, steps and seed, only the quantizer differs."
+    )
+    rows = table(
+        runs,
+        ["train_utilisation", "utilisation", "perplexity", "psnr", "ssim", "lpips_alex"],
+        "system",
+    )
+    write(plan, runs, "Collapse of the codebook", text, rows, figure)
+
+
+if __name__ == "__main__":
+    main()

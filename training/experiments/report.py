@@ -1,0 +1,120 @@
+"""Tables and figures of the experiments."""
+
+import json
+import platform
+import statistics
+from pathlib import Path
+
+import matplotlib
+import torch
+
+import modeling_simvq
+from training.experiments.runs import Plan
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+NAMES = {
+    "simvq": "SimVQ",
+    "vq": "VQGAN",
+    "vq_ema": "VQGAN-EMA",
+    "fc": "VQGAN-FC",
+    "fsq": "FSQ",
+    "lfq": "LFQ",
+    "lc": "VQGAN-LC",
+}
+# Metric: heading and format.
+COLUMNS = {
+    "train_utilisation": ("codes used (training pictures)", "{:.1%}"),
+    "utilisation": ("codes used (validation)", "{:.1%}"),
+    "perplexity": ("perplexity", "{:,.0f}"),
+    "psnr": ("PSNR, dB", "{:.2f}"),
+    "ssim": ("SSIM", "{:.3f}"),
+    "lpips_alex": ("LPIPS (AlexNet)", "{:.3f}"),
+    "rank_w": ("effective rank of W", "{:.1f}"),
+    "rank_codebook": ("effective rank of the codebook", "{:.1f}"),
+}
+
+
+def final(run: dict, metric: str) -> float | None:
+    """A metric of a run, or the last value that its validations found; None if it has none."""
+    value = run.get("metrics", {}).get(metric)
+    if value is None and run.get("history"):
+        value = run["history"][-1].get(metric)
+    return value
+
+
+def mean(runs: list[dict], metric: str) -> float | None:
+    """Mean over runs that have the metric."""
+    values = [value for run in runs if (value := final(run, metric)) is not None]
+    return statistics.fmean(values) if values else None
+
+
+def by_variant(runs: list[dict]) -> dict[str, list[dict]]:
+    """Runs of all seeds under the variant's name, in order."""
+    grouped: dict[str, list[dict]] = {}
+    for run in runs:
+        grouped.setdefault(run["variant"], []).append(run)
+    return grouped
+
+
+def table(runs: list[dict], metrics: list[str], heading: str) -> list[str]:
+    """Markdown rows, one a variant; several seeds give mean ± standard deviation."""
+    lines = [
+        "| " + " | ".join([heading, *(COLUMNS[m][0] for m in metrics), "run"]) + " |",
+        "|" + "---|" * (len(metrics) + 2),
+    ]
+    for name, group in by_variant(runs).items():
+        cells = [_cell(group, metric) for metric in metrics]
+        hashes = ", ".join(f"`{run['hash']}`" for run in group)
+        if errors := [run["error"] for run in group if "error" in run]:
+            hashes += f" failed: {errors[0]}"
+        lines.append("| " + " | ".join([name, *cells, hashes]) + " |")
+    return lines
+
+
+def _cell(group: list[dict], metric: str) -> str:
+    values = [value for run in group if (value := final(run, metric)) is not None]
+    if not values:
+        return ""
+    text = COLUMNS[metric][1].format(statistics.fmean(values))
+    if len(values) > 1:
+        text += " ± " + COLUMNS[metric][1].format(statistics.stdev(values))
+    return text
+
+
+def write(plan: Plan, runs: list[dict], title: str, text: str, rows: list[str], figure) -> None:
+    """Write results.json, README.md and figure.png into the experiment's folder, and print the table."""
+    plan.output.mkdir(parents=True, exist_ok=True)
+    content = {
+        "versions": {
+            "modeling_simvq": modeling_simvq.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "runs": runs,
+    }
+    (plan.output / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+    figure.savefig(plan.output / "figure.png", dpi=110, bbox_inches="tight")
+    plt.close(figure)
+    page = [f"# {title}", "", text, "", *rows, "", "![](figure.png)", "", scale(plan)]
+    (plan.output / "README.md").write_text("\n".join(page) + "\n")
+    print("\n".join(rows))
+    print(f"\nresults.json, README.md and figure.png are in {plan.output}")
+
+
+def scale(plan: Plan) -> str:
+    """The size of the experiment in a sentence."""
+    base = plan.base
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return (
+        f"Scale: {Path(base['dataset']).name} at {base['resolution']} x {base['resolution']} pixels, "
+        f"{base['max_steps']:,} steps of {base['batch_size']} pictures, codes of "
+        f"{base['codebook_dim']} dimensions, seeds {', '.join(map(str, plan.seeds))}, on {where}. "
+        "Settings of every run are in results.json, under its hash."
+    )
+
+
+def new_figure(panels: int, height: float = 3.4):
+    """A figure with panels side by side."""
+    return plt.subplots(1, panels, figsize=(4.4 * panels, height), layout="constrained")

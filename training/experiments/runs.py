@@ -1,0 +1,220 @@
+"""Train and evaluate many variants of one configuration; what the experiments have in common.
+
+A run is known by the hash of its settings: one that was done, for whichever experiment, is not done again.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+import yaml
+from tqdm.auto import tqdm
+
+from training.image_data import ImageDataConfig
+from training.image_recipe import ImageLossSettings, ImageModelSettings
+from training.settings import LoopSettings, SettingsError, build_settings, parse_overrides
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GROUPS = {
+    "data": ImageDataConfig,
+    "model": ImageModelSettings,
+    "loss": ImageLossSettings,
+    "loop": LoopSettings,
+}
+# Utilisation is counted over so many tokens of training pictures for every code, if there are as many.
+TOKENS_PER_CODE = 16
+# These do not change what a run finds.
+NOT_HASHED = ("output_dir", "num_workers", "tracker", "save_every", "keep_checkpoints")
+
+
+@dataclass
+class Plan:
+    """Arguments of an experiment.
+
+    Attributes:
+        base: settings that all runs share.
+        seeds: every variant is run with each.
+        output: folder of the table, the figure and results.json.
+        work: folder of the runs themselves.
+        jobs: runs at a time.
+    """
+
+    base: dict
+    seeds: list[int]
+    output: Path
+    work: Path
+    jobs: int
+    sizes: list[int]
+
+
+def parse_plan(name: str, description: str, sizes: list[int], arguments=None) -> Plan:
+    """Command line of an experiment; results go to docs/results/NAME unless told otherwise.
+
+    Args:
+        sizes: codebook sizes by default.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="Settings of the trainer follow as key=value: dataset=PATH is needed.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config",
+        default=str(REPOSITORY / "training/configs/experiments_small.yaml"),
+        help="trainer's configuration, the scale of the experiment (default: experiments_small.yaml)",
+    )
+    parser.add_argument("--output", default=str(REPOSITORY / "docs/results" / name))
+    parser.add_argument("--work", default="runs/experiments", help="folder of the runs")
+    parser.add_argument("--seeds", default="0", help="0,1,2 runs everything three times")
+    parser.add_argument("--sizes", default=",".join(map(str, sizes)), help="codebook sizes K")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, on as many cores")
+    known, words = parser.parse_known_args(arguments)
+    try:
+        base = yaml.safe_load(Path(known.config).read_text()) | parse_overrides(words)
+        build_settings(GROUPS, base)
+        if "dataset" not in base:
+            raise SettingsError("dataset: name the pictures, dataset=PATH or a Hub id")
+    except (SettingsError, OSError) as error:
+        parser.error(str(error))
+    return Plan(
+        base,
+        [int(seed) for seed in known.seeds.split(",")],
+        Path(known.output),
+        Path(known.work),
+        known.jobs,
+        [int(size) for size in known.sizes.split(",")],
+    )
+
+
+def config_hash(settings: dict) -> str:
+    """Ten hexadecimal digits of the settings that matter, all of them and not only those that were given."""
+    groups = build_settings(GROUPS, settings)
+    flat = {k: v for group in groups.values() for k, v in asdict(group).items()}
+    kept = {k: v for k, v in flat.items() if k not in NOT_HASHED}
+    kept["dataset"] = Path(kept["dataset"]).name
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def run_all(plan: Plan, variants: dict[str, dict]) -> list[dict]:
+    """Train and evaluate every variant with every seed.
+
+    Args:
+        variants: name to what it changes in the base.
+
+    Returns:
+        One dict a run, in order: variant, seed, hash, settings (what differs from the defaults), metrics,
+        history (figures of every validation), seconds. A run that failed has "error" instead of metrics.
+    """
+    runs = []
+    for name, changes in variants.items():
+        for seed in plan.seeds:
+            settings = plan.base | changes | {"seed": seed}
+            key = config_hash(settings)
+            folder = plan.work / key
+            runs.append((name, seed, key, settings | {"output_dir": str(folder)}, folder))
+    found: dict[str, dict] = {}
+    for _, _, key, _, folder in runs:
+        if (folder / "result.json").is_file():
+            found[key] = json.loads((folder / "result.json").read_text())
+    todo = {key: settings for _, _, key, settings, _ in runs if key not in found}
+    threads = max(1, (os.cpu_count() or 1) // plan.jobs)
+    os.environ["TQDM_DISABLE"] = (
+        "1"  # read by the processes that are to come, when they import tqdm
+    )
+    with ProcessPoolExecutor(plan.jobs, get_context("spawn"), _prepare, (threads,)) as pool:
+        futures = {pool.submit(_run, settings): key for key, settings in todo.items()}
+        for future in tqdm(
+            as_completed(futures), total=len(futures), desc=plan.output.name, unit="run"
+        ):
+            found[futures[future]] = future.result()
+    return [
+        {"variant": name, "seed": seed, "hash": key, **found[key]} for name, seed, key, *_ in runs
+    ]
+
+
+def _prepare(threads: int) -> None:
+    import logging
+
+    import transformers
+
+    torch.set_num_threads(threads)
+    logging.disable(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (validations print their figures)
+
+
+def _run(settings: dict) -> dict:
+    folder = Path(settings["output_dir"])
+    shutil.rmtree(folder, ignore_errors=True)
+    start = time.perf_counter()
+    shown = {k: v for k, v in settings.items() if k not in NOT_HASHED}
+    shown["dataset"] = Path(shown["dataset"]).name
+    result = {"settings": shown}
+    try:
+        metrics = _train_and_evaluate(settings)
+    except Exception as error:  # one run that fails must not take the others with it
+        return result | {"error": f"{type(error).__name__}: {error}"}
+    lines = (folder / "figures.jsonl").read_text().splitlines()
+    result |= {"metrics": metrics, "history": [json.loads(line) for line in lines]}
+    result["seconds"] = round(time.perf_counter() - start)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _train_and_evaluate(settings: dict) -> dict[str, float]:
+    from accelerate.state import AcceleratorState
+    from transformers import AutoModel
+
+    from training.evaluate_image import evaluate
+    from training.image_data import build_image_dataloader
+    from training.image_recipe import build_image_recipe
+    from training.launch import make_accelerator, train
+    from training.perceptual import load_lpips
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # several runs in one process
+    groups = build_settings(GROUPS, settings)
+    accelerator = make_accelerator(groups["loop"])
+    trainer = train(groups, build_image_recipe, accelerator)
+    device = accelerator.device
+    model = AutoModel.from_pretrained(trainer.output_dir / "model").eval().to(device)
+    data = groups["data"]
+
+    def pictures(split: str, limit: int | None):
+        data.max_validation_samples = limit
+        batch_size = groups["loop"].batch_size
+        loader = build_image_dataloader(data, split, batch_size=batch_size, train=False, seed=0)
+        return accelerator.prepare(loader)
+
+    lpips = {"alex": load_lpips("alex").to(device)}
+    loader = pictures(data.validation_split, None)
+    metrics, _, _ = evaluate(model, loader, accelerator, perceptual=lpips)
+    tokens = (data.resolution // model.config.downsample_factor) ** 2
+    enough = -(-TOKENS_PER_CODE * model.config.codebook_size // tokens)
+    return metrics | _usage(model, pictures(data.train_split, enough), accelerator)
+
+
+@torch.no_grad()
+def _usage(model, loader, accelerator) -> dict[str, float]:
+    """Utilisation over the training pictures: a validation set may have fewer tokens than there are codes."""
+    from training.code_statistics import CodeCounter
+
+    counter = CodeCounter(model.config.codebook_size, accelerator.device)
+    for batch in loader:
+        if batch["valid"].any():
+            counter.update(model.encode(batch["pixel_values"][batch["valid"]]).image_codes)
+    usage = counter.read(accelerator)
+    return {
+        "train_utilisation": usage.utilisation,
+        "train_perplexity": usage.perplexity,
+        "train_tokens_per_code": usage.tokens / model.config.codebook_size,
+    }
