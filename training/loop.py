@@ -16,7 +16,12 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from training.checkpoints import CheckpointError, find_checkpoint, save_checkpoint
-from training.code_statistics import CodeCounter, diagnose_collapse, latent_statistics
+from training.code_statistics import (
+    CodeCounter,
+    codebook_ranks,
+    diagnose_collapse,
+    latent_statistics,
+)
 from training.codebook_start import match_codes_to_latents
 from training.recipe import Recipe
 from training.reporting import FigureMeans, write_figures, write_pictures, write_sounds
@@ -269,9 +274,11 @@ class Trainer:
         result = self.recipe.validate(self.ema.module, self.validation_loader, self.accelerator)
         self.figures = result.figures
         step = self.progress.step
-        self.accelerator.log({f"validation/{k}": v for k, v in result.figures.items()}, step=step)
+        # Ranks tell how the training goes, and are no figures of merit for a card.
+        figures = result.figures | codebook_ranks(self.ema.module.quantizer)
+        self.accelerator.log({f"validation/{k}": v for k, v in figures.items()}, step=step)
         if self.accelerator.is_main_process:
-            write_figures(self.output_dir, step, result.figures)
+            write_figures(self.output_dir, step, figures)
             trackers = self.accelerator.trackers
             write_pictures(self.output_dir, step, result.pictures, trackers)
             write_sounds(self.output_dir, step, result.sounds, result.sampling_rate, trackers)

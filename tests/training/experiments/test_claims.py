@@ -1,0 +1,150 @@
+"""The commands behind docs/results.md, at a size of seconds."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import Executor, Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training.experiments import report, runs
+
+REPOSITORY = Path(__file__).parents[3]
+TINY = [
+    "resolution=32",
+    "max_steps=2",
+    "warmup_steps=0",
+    "validate_every=1",
+    "batch_size=4",
+    "codebook_dim=8",
+]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 12), ("validation", 6)):
+        (folder / split).mkdir()
+        for number in range(count):
+            pixels = generator.integers(0, 256, (36, 36, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / split / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+def command(name: str, pictures: Path, work: Path, output: Path, *words: str):
+    return subprocess.run(
+        [sys.executable, f"training/experiments/{name}.py", "--work", work, "--output", output]
+        + [f"dataset={pictures}", *TINY, *words],
+        cwd=REPOSITORY,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_collapse_compares_the_systems_and_runs_nothing_twice(
+    pictures, work, tmp_path, monkeypatch
+):
+    pytest.importorskip("vector_quantize_pytorch")
+    done = command("collapse", pictures, work, tmp_path, "--sizes", "1024")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert [run["variant"].split(",")[0] for run in found] == [
+        "SimVQ", "VQGAN", "VQGAN-EMA", "VQGAN-FC", "FSQ", "LFQ",
+    ]  # fmt: skip
+    for run in found:
+        assert "error" not in run, run
+        assert 0 < run["metrics"]["train_utilisation"] <= 1 and run["metrics"]["psnr"] > 3
+        assert run["settings"]["dataset"] == pictures.name  # no path of this machine
+        assert [figures["step"] for figures in run["history"]] == [1, 2]
+    page = (tmp_path / "README.md").read_text()
+    assert all(run["hash"] in page for run in found) and "FSQ, K = 1,024" in page
+    assert Image.open(tmp_path / "figure.png").size[0] > 600
+    times = {path: path.stat().st_mtime_ns for path in work.glob("*/result.json")}
+    assert len(times) == 6
+    here(monkeypatch, "collapse", pictures, work, tmp_path / "again", "--sizes", "1024")
+    assert json.loads((tmp_path / "again" / "results.json").read_text())["runs"] == found
+    assert times == {path: path.stat().st_mtime_ns for path in work.glob("*/result.json")}
+
+
+class InThisProcess(Executor):
+    """In the place of processes, which take seconds to start."""
+
+    def __init__(self, *_):
+        pass
+
+    def submit(self, function, *arguments):
+        future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+
+def here(monkeypatch, name: str, pictures: Path, work: Path, output: Path, *words: str) -> None:
+    places = ["--work", str(work), "--output", str(output), f"dataset={pictures}"]
+    monkeypatch.setattr(sys, "argv", [name, *places, *TINY, *words])
+    monkeypatch.setattr(runs, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    importlib.import_module(f"training.experiments.{name}").main()
+
+
+@pytest.mark.parametrize(
+    "name", ["trained_parts", "initialisation", "warmup", "long_training", "rank", "larger"]
+)
+def test_each_claim_has_a_command(name, pictures, work, tmp_path, monkeypatch):
+    here(monkeypatch, name, pictures, work, tmp_path, "--sizes", "32", "max_steps=5")
+    found = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert found and not [run for run in found if "error" in run], found
+    assert (tmp_path / "figure.png").stat().st_size > 5000
+    rows = [line for line in (tmp_path / "README.md").read_text().splitlines() if "K = 32" in line]
+    assert len([row for row in rows if row.startswith("|")]) == len(found)
+
+
+def test_a_run_that_fails_leaves_the_others(pictures, work, tmp_path, monkeypatch):
+    pytest.importorskip("vector_quantize_pytorch")
+    # No levels of FSQ multiply to 32.
+    here(monkeypatch, "collapse", pictures, work, tmp_path, "--sizes", "32")
+    found = json.loads((tmp_path / "results.json").read_text())["runs"]
+    errors = {run["variant"]: run["error"] for run in found if "error" in run}
+    assert list(errors) == ["FSQ, K = 32"] and "fsq knows levels" in errors["FSQ, K = 32"]
+    assert "fsq knows levels" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("word", "message"), [("sped=3", "unknown setting 'sped'"), ("dataset=null", "dataset")]
+)
+def test_mistakes_end_in_one_line(word, message, pictures, work, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        here(monkeypatch, "rank", pictures, work, tmp_path, word)
+    assert stop.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_hash_knows_settings_and_not_places():
+    base = {"dataset": "/somewhere/pictures", "codebook_size": 64}
+    key = runs.config_hash(base)
+    assert runs.config_hash(base | {"dataset": "/elsewhere/pictures", "output_dir": "x"}) == key
+    assert runs.config_hash(base | {"quantizer": "simvq"}) == key  # the default, said aloud
+    for change in ({"codebook_size": 65}, {"seed": 1}, {"quantizer_options": {"basis_dim": 4}}):
+        assert runs.config_hash(base | change) != key
+
+
+def test_the_table_has_means_over_seeds_and_the_last_validation():
+    found = [
+        {"variant": "A", "hash": "a1", "metrics": {"psnr": 20.0}, "history": [{"rank_w": 3.0}]},
+        {"variant": "A", "hash": "a2", "metrics": {"psnr": 22.0}, "history": [{"rank_w": 5.0}]},
+        {"variant": "B", "hash": "b", "error": "ValueError: no"},
+    ]
+    rows = report.table(found, ["psnr", "rank_w"], "system")
+    assert rows[2] == "| A | 21.00 ± 1.41 | 4.0 ± 1.4 | `a1`, `a2` |"
+    assert rows[3] == "| B |  |  | `b` failed: ValueError: no |"
