@@ -32,10 +32,14 @@ METRICS = {
     "pesq": ("PESQ", 2, 1),
     "stoi": ("STOI", 3, 1),
     "vuv_f1": ("V/UV F1", 3, 1),
+    "distillmos": ("DistillMOS", 2, 1),
+    "dnsmos": ("DNSMOS (overall)", 2, 1),
+    "dnsmos_p808": ("DNSMOS (P.808)", 2, 1),
     "mel_distance": ("mel distance", 3, -1),
     "si_sdr": ("SI-SDR, dB", 2, 1),
     "utilisation": ("utilisation", 3, 1),
     "perplexity": ("perplexity", 1, 0),
+    "bitrate": ("kbit/s", 3, 0),
 }
 SOURCES = {
     "measured": "measured with this repository's code",
@@ -71,10 +75,14 @@ class Evaluation:
     source: str = "measured"
     extra: dict = field(default_factory=dict, repr=False)
 
+    def ordered_keys(self) -> list[str]:
+        """Keys of the metrics in the order of METRICS, unknown ones at the end."""
+        order = list(METRICS)
+        return sorted(self.metrics, key=lambda k: (order.index(k) if k in order else len(order), k))
+
     def rows(self) -> list[tuple[str, str]]:
         """Metric names and values as text, in the order of METRICS."""
-        order = list(METRICS)
-        keys = sorted(self.metrics, key=lambda k: (order.index(k) if k in order else len(order), k))
+        keys = self.ordered_keys()
         return [(metric_name(key), format_value(key, self.metrics[key])) for key in keys]
 
 

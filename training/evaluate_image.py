@@ -9,7 +9,6 @@ finds them.
 
 import logging
 import math
-import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,19 @@ from torch import Tensor, nn
 from torch.nn import Identity
 from transformers import AutoModel
 
-import modeling_simvq
-from hub_cards.evaluation import FILE_NAME, Evaluation, format_value, metric_name, write_evaluations
+from hub_cards.evaluation import Evaluation
 from hub_cards.model_card import is_hub_id
 from training.code_statistics import CodeCounter
+from training.evaluation_report import (
+    Findings,
+    Fingerprint,
+    Mean,
+    intervals,
+    report_folder,
+    sample_hashes,
+    versions,
+    write_report,
+)
 from training.image_data import ImageDataConfig, build_image_dataloader
 from training.image_recipe import picture_figures
 from training.inception import InceptionWeightsError, load_inception
@@ -55,32 +63,6 @@ class ImageEvaluationSettings:
         for net in self.lpips:
             if net not in ("alex", "vgg"):
                 raise SettingsError(f"lpips: networks are alex and vgg, got {net!r}")
-
-
-class Mean:
-    """Mean of per-sample values with its 95 % interval, from sums: memory does not grow."""
-
-    def __init__(self):
-        self.count, self.sum, self.squares = 0, 0.0, 0.0
-
-    def add(self, values: Tensor) -> None:
-        """Add values (B,)."""
-        values = values.double()
-        self.count += len(values)
-        self.sum += float(values.sum())
-        self.squares += float(values.square().sum())
-
-    @property
-    def mean(self) -> float:
-        return self.sum / self.count
-
-    @property
-    def interval(self) -> float:
-        """Half width of the 95 % interval of the mean."""
-        if self.count < 2:
-            return math.nan
-        variance = max(0.0, self.squares - self.count * self.mean**2) / (self.count - 1)
-        return 1.96 * math.sqrt(variance / self.count)
 
 
 class BatchPsnr:
@@ -118,7 +100,7 @@ def evaluate(
     *,
     inception: nn.Module | None = None,
     perceptual: dict[str, nn.Module] | None = None,
-) -> tuple[dict[str, float], dict[str, float], int]:
+) -> Findings | None:
     """Figures over all pictures of all ranks, each counted once.
 
     Args:
@@ -128,7 +110,7 @@ def evaluate(
         perceptual: name to LPIPS network.
 
     Returns:
-        Metrics; half widths of the 95 % intervals of those that are means; number of pictures.
+        The findings on the main process, None on the others.
 
     Raises:
         ValueError: if no picture can be read, or rFID is asked of fewer than two.
@@ -137,7 +119,7 @@ def evaluate(
 
     counter = CodeCounter(model.config.codebook_size, accelerator.device)
     means: dict[str, Mean] = {}
-    batch_psnr = BatchPsnr()
+    batch_psnr, fingerprint = BatchPsnr(), Fingerprint()
     fid = None
     if inception is not None:
         features = Identity()
@@ -151,6 +133,7 @@ def evaluate(
         output = model(pixels)
         decoded = output.pixel_values.clamp(-1, 1)
         figures = picture_figures(pixels, decoded)
+        figures["hash"] = sample_hashes(to_bytes(pixels)).to(pixels.device)
         for net, network in (perceptual or {}).items():
             figures[f"lpips_{net}"] = network(decoded, pixels).flatten()
         if inception is not None:
@@ -166,6 +149,7 @@ def evaluate(
         if fid is not None:
             fid.update(figures.pop("real").double(), real=True)
             fid.update(figures.pop("decoded").double(), real=False)
+        fingerprint.add(figures.pop("hash"))
         batch_psnr.add(figures["psnr"])
         for name, values in figures.items():
             means.setdefault(name, Mean()).add(values)
@@ -173,7 +157,7 @@ def evaluate(
     if usage.tokens == 0:
         raise ValueError("no picture of the data set can be read")
     if not accelerator.is_main_process:
-        return {}, {}, 0
+        return None
     count = means["psnr"].count
     metrics = {name: mean.mean for name, mean in means.items()}
     metrics["psnr_batch"] = batch_psnr.read()
@@ -182,26 +166,12 @@ def evaluate(
         if count < 2:
             raise ValueError("rFID needs at least two pictures: fid=false does without")
         metrics["rfid"] = float(fid.compute())
-    return metrics, {name: mean.interval for name, mean in means.items()}, count
+    return Findings(metrics, intervals(means), count, str(fingerprint))
 
 
 def to_bytes(pixels: Tensor) -> Tensor:
     """Pictures in [-1, 1] to uint8, rounded."""
     return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def markdown(evaluation: Evaluation) -> str:
-    """The same as a page for people."""
-    intervals = evaluation.extra.get("intervals", {})
-    lines = [f"# {evaluation.dataset}", "", "| metric | value | ± (95 %) |", "|---|---|---|"]
-    for key in sorted(evaluation.metrics):
-        half = f"{intervals[key]:.2g}" if key in intervals else ""
-        lines.append(
-            f"| {metric_name(key)} | {format_value(key, evaluation.metrics[key])} | {half} |"
-        )
-    lines += ["", evaluation.protocol, "", f"{evaluation.samples:,} pictures.", ""]
-    lines += [f"- {name}: {value}" for name, value in evaluation.extra["versions"].items()]
-    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -228,10 +198,7 @@ def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: A
     """Evaluate and write the results."""
     if data.validation_split is None:
         raise SettingsError("validation_split: name the split to evaluate on")
-    local = Path(settings.model).is_dir()
-    if settings.output is None and not local:
-        raise SettingsError("output: name a folder for the results of a model on the Hub")
-    folder = Path(settings.output or settings.model)
+    folder = report_folder(settings.model, settings.output)
     model = AutoModel.from_pretrained(settings.model).eval().to(accelerator.device)
     if model.config.model_type != "simvq_image":
         raise SettingsError(f"model: {settings.model} is no image tokenizer")
@@ -242,10 +209,10 @@ def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: A
     )
     perceptual = {net: load_lpips(net).to(accelerator.device) for net in settings.lpips}
     inception = load_inception().to(accelerator.device) if settings.fid else None
-    metrics, intervals, count = evaluate(
+    findings = evaluate(
         model, accelerator.prepare(loader), accelerator, inception=inception, perceptual=perceptual
     )
-    if accelerator.is_main_process:
+    if findings is not None:
         on_hub = is_hub_id(data.dataset)
         protocol = (
             f"Short side to {data.resolution} pixels (bilinear, antialiased), centre crop. PSNR, SSIM "
@@ -255,27 +222,26 @@ def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: A
         )
         evaluation = Evaluation(
             dataset=f"{data.dataset if on_hub else 'local files'}, {data.validation_split}",
-            metrics=metrics,
+            metrics=findings.metrics,
             dataset_id=data.dataset if on_hub else None,
             config=data.config_name,
             split=data.validation_split,
-            samples=count,
+            samples=findings.samples,
             protocol=protocol,
             extra={
-                "intervals": intervals,
-                "settings": {"batch_size": settings.batch_size, "resolution": data.resolution},
-                "versions": {
-                    "modeling_simvq": modeling_simvq.__version__,
-                    "torch": torch.__version__,
-                    "transformers": transformers.__version__,
-                    "python": platform.python_version(),
+                "intervals": findings.intervals,
+                "fingerprint": findings.fingerprint,
+                "settings": {
+                    "resolution": data.resolution,
+                    "batch_size": settings.batch_size,
+                    "dtype": str(model.dtype).removeprefix("torch."),
+                    "device": accelerator.device.type,
+                    "seed": "none, nothing is drawn",
                 },
+                "versions": versions("torchmetrics", "torch-fidelity", "lpips", "scikit-image"),
             },
         )
-        folder.mkdir(parents=True, exist_ok=True)
-        write_evaluations(folder / FILE_NAME, [evaluation])
-        (folder / "evaluation.md").write_text(markdown(evaluation))
-        print(markdown(evaluation))
+        write_report(folder, evaluation, "picture")
     accelerator.end_training()
 
 

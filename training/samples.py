@@ -11,6 +11,7 @@ from typing import BinaryIO
 import datasets
 import numpy as np
 import torch
+from datasets.distributed import split_dataset_by_node
 from datasets.utils.file_utils import xopen
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -212,12 +213,23 @@ class SampleStream(torch.utils.data.IterableDataset):
 
 
 def build_dataloader(
-    config: DataSettings, split: str, decoder: Decoder, *, batch_size: int, train: bool, seed: int
+    config: DataSettings,
+    split: str,
+    decoder: Decoder,
+    *,
+    batch_size: int,
+    train: bool,
+    seed: int,
+    shard: tuple[int, int] = (0, 1),
 ) -> DataLoader:
     """Batches {decoder.key: (B, *decoder.shape), "valid": (B,) bool, "unreadable": (B,) int64}.
 
     Training data are shuffled and lose their last partial batch; validation data keep order and rest.
     `unreadable` counts the files skipped for a sample; `valid` is false only for blanks in validation.
+
+    Args:
+        shard: rank and number of ranks, to read only this rank's part; for those who do not let Accelerate
+            share out the batches.
 
     Raises:
         SettingsError: if the data set cannot be opened or has fewer samples than a training batch.
@@ -229,6 +241,7 @@ def build_dataloader(
         source = source.take(limit) if streaming else source.select(range(min(limit, len(source))))
     sampler = None
     if streaming:
+        source = split_dataset_by_node(source, *shard)
         if train:
             source = source.shuffle(seed=seed, buffer_size=config.shuffle_buffer)
         dataset = SampleStream(source, config, decoder, train, seed)
@@ -238,6 +251,7 @@ def build_dataloader(
                 f"split {split!r} of {config.dataset} has {len(source)} {config.kind.plural}, too "
                 f"few for batch_size={batch_size}"
             )
+        source = split_dataset_by_node(source, *shard)
         dataset = SampleDataset(source, config, decoder, train)
         sampler = SeededOrder(len(source), seed) if train else None
     return DataLoader(

@@ -18,7 +18,8 @@ from PIL import Image
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from training.evaluate_image import BatchPsnr, Mean, evaluate, to_bytes
+from training.evaluate_image import BatchPsnr, evaluate, to_bytes
+from training.evaluation_report import Mean
 from training.inception import InceptionWeightsError, load_inception
 
 REPOSITORY = Path(__file__).parents[2]
@@ -65,25 +66,24 @@ def accelerator(monkeypatch):
 
 
 def test_identical_pictures(accelerator):
-    metrics, intervals, count = evaluate(
-        Shifted(0.0), batches(), accelerator, inception=Features(), perceptual={}
-    )
-    assert count == 10 and metrics["l1"] == 0 and metrics["ssim"] == 1
+    findings = evaluate(Shifted(0.0), batches(), accelerator, inception=Features(), perceptual={})
+    metrics = findings.metrics
+    assert findings.samples == 10 and metrics["l1"] == 0 and metrics["ssim"] == 1
     assert metrics["psnr"] == 100  # where the error is nothing, PSNR ends there
     assert abs(metrics["rfid"]) < 1e-3 * Features()(to_bytes(batches()[0]["pixel_values"])).var()
     assert metrics["utilisation"] == 0.5 and metrics["perplexity"] == pytest.approx(4)
-    assert intervals["psnr"] == 0
+    assert findings.intervals["psnr"] == 0
 
 
 def test_a_constant_shift_gives_its_own_psnr(accelerator):
-    metrics, _, _ = evaluate(Shifted(10 / 127.5), batches(), accelerator)
+    metrics = evaluate(Shifted(10 / 127.5), batches(), accelerator).metrics
     assert metrics["psnr"] == pytest.approx(-20 * np.log10(10 / 255), abs=1e-4)
     assert metrics["l1"] == pytest.approx(10 / 127.5, rel=1e-5) and "rfid" not in metrics
 
 
 def test_rfid_is_that_of_torchmetrics_called_directly(accelerator):
     model = Shifted(0.3)
-    metrics, _, _ = evaluate(model, batches(), accelerator, inception=Features())
+    metrics = evaluate(model, batches(), accelerator, inception=Features()).metrics
     features = Features()
     features.num_features = 2048
     direct = FrechetInceptionDistance(feature=features)
@@ -180,5 +180,6 @@ def test_two_ranks_find_what_one_process_finds(tmp_path):
     one, two = found
     assert one["dataset"]["samples"] == two["dataset"]["samples"] == 7
     assert one["metrics"] == pytest.approx(two["metrics"], rel=1e-6)
+    assert one["fingerprint"] == two["fingerprint"] and one["fingerprint"] != "0" * 16
     assert one["intervals"] == pytest.approx(two["intervals"], rel=1e-6)
     assert "| PSNR, dB" in (tmp_path / "model" / "evaluation.md").read_text()

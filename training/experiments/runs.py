@@ -99,9 +99,16 @@ def config_hash(settings: dict) -> str:
     """Ten hexadecimal digits of the settings that matter, all of them and not only those that were given."""
     groups = build_settings(GROUPS, settings)
     flat = {k: v for group in groups.values() for k, v in asdict(group).items()}
-    kept = {k: v for k, v in flat.items() if k not in NOT_HASHED}
-    kept["dataset"] = Path(kept["dataset"]).name
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
+    return hashlib.sha256(json.dumps(_shown(flat), sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _shown(settings: dict) -> dict:
+    """Settings that matter to a run; of files and folders only the names, wherever they lie."""
+    kept = {k: v for k, v in settings.items() if k not in NOT_HASHED}
+    for name in ("dataset", "codebook_features"):
+        if kept.get(name):
+            kept[name] = Path(kept[name]).name
+    return kept
 
 
 def run_all(plan: Plan, variants: dict[str, dict]) -> list[dict]:
@@ -156,9 +163,7 @@ def _run(settings: dict) -> dict:
     folder = Path(settings["output_dir"])
     shutil.rmtree(folder, ignore_errors=True)
     start = time.perf_counter()
-    shown = {k: v for k, v in settings.items() if k not in NOT_HASHED}
-    shown["dataset"] = Path(shown["dataset"]).name
-    result = {"settings": shown}
+    result = {"settings": _shown(settings)}
     try:
         metrics = _train_and_evaluate(settings)
     except Exception as error:  # one run that fails must not take the others with it
@@ -197,7 +202,7 @@ def _train_and_evaluate(settings: dict) -> dict[str, float]:
 
     lpips = {"alex": load_lpips("alex").to(device)}
     loader = pictures(data.validation_split, None)
-    metrics, _, _ = evaluate(model, loader, accelerator, perceptual=lpips)
+    metrics = evaluate(model, loader, accelerator, perceptual=lpips).metrics
     tokens = (data.resolution // model.config.downsample_factor) ** 2
     enough = -(-TOKENS_PER_CODE * model.config.codebook_size // tokens)
     return metrics | _usage(model, pictures(data.train_split, enough), accelerator)

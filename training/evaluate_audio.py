@@ -1,0 +1,229 @@
+"""Evaluate an audio tokenizer by the paper's protocol: UTMOS, PESQ, STOI, V/UV F1, utilisation, bitrate.
+
+accelerate launch training/evaluate_audio.py model=me/my-tokenizer output=results
+accelerate launch training/evaluate_audio.py model=runs/mine/model dataset=path/to/recordings \\
+    config_name=null validation_split=train
+
+Recordings are taken whole, one at a time. The figures go to evaluation.json and evaluation.md, for a local
+model beside it, where hub_cards/push_to_hub.py finds them.
+"""
+
+import logging
+import math
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+# `accelerate launch` puts this file's folder on the path, but training is imported from the one above.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import transformers
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import AutoModel
+
+import modeling_simvq  # noqa: F401  (registers the models)
+from hub_cards.evaluation import Evaluation, metric_name
+from hub_cards.model_card import is_hub_id
+from training.audio_data import AudioDataConfig, decode_audio
+from training.code_statistics import CodeCounter
+from training.evaluation_report import (
+    Findings,
+    Fingerprint,
+    Mean,
+    intervals,
+    report_folder,
+    sample_hashes,
+    versions,
+    write_report,
+)
+from training.pitch import PitchWeightsError
+from training.samples import Decoder, build_dataloader
+from training.settings import SettingsError, parse_settings, setting
+from training.speech_metrics import KEYS, LOADERS, MetricWeightsError, SpeechPair, as_written
+
+
+@dataclass
+class AudioEvaluationSettings:
+    """The evaluation."""
+
+    model: str = setting("", "folder, or name on the Hub")
+    metrics: list[str] = setting(
+        list(LOADERS), f"of {', '.join(LOADERS)}; vuv_f1 takes longest without a GPU"
+    )
+    utmos_weights: str | None = setting(None, "file of UTMOS's weights; downloaded by default")
+    output: str | None = setting(
+        None, "folder of evaluation.json and evaluation.md; a local model's own by default"
+    )
+
+    def __post_init__(self):
+        if not self.model:
+            raise SettingsError("model: name a folder or a Hub repository, model=...")
+        for name in self.metrics:
+            if name not in LOADERS:
+                raise SettingsError(f"metrics: there are {', '.join(LOADERS)}, got {name!r}")
+        if self.utmos_weights and not Path(self.utmos_weights).is_file():
+            raise SettingsError(f"utmos_weights: there is no file {self.utmos_weights}")
+
+
+@dataclass
+class EvaluatedAudio(AudioDataConfig):
+    """The recordings."""
+
+    validation_split: str | None = setting(
+        "test.clean", "split to evaluate on; the paper's other is test.other"
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    recordings: Iterable[dict[str, Tensor]],
+    accelerator: Accelerator,
+    metrics: dict[str, Callable[[SpeechPair], dict[str, float]]],
+) -> Findings | None:
+    """Figures over the recordings of all ranks.
+
+    Args:
+        model: in evaluation mode, on the accelerator's device.
+        recordings: those of this rank alone, {"input_values": (1, 1, L), "valid": (1,)}.
+        metrics: key of LOADERS to what it loaded.
+
+    Returns:
+        The findings on the main process, None on the others.
+
+    Raises:
+        ValueError: if no recording can be read.
+    """
+    config = model.config
+    counter = CodeCounter(config.codebook_size, accelerator.device)
+    fingerprint, count = Fingerprint(), 0
+    means = {key: Mean() for name in metrics for key in KEYS.get(name, (name,))}
+    hidden = not accelerator.is_local_main_process
+    for batch in tqdm(recordings, desc="evaluating", unit="recording", disable=hidden):
+        if not batch["valid"].all():
+            continue
+        waveform = batch["input_values"]
+        output = model(waveform.to(accelerator.device))
+        counter.update(output.audio_codes)
+        fingerprint.add(sample_hashes(waveform))
+        count += 1
+        decoded = as_written(output.audio_values[0, 0].float().cpu().numpy())
+        pair = SpeechPair(waveform[0, 0].numpy(), decoded, config.sampling_rate)
+        for metric in metrics.values():
+            for key, value in metric(pair).items():
+                if math.isfinite(value):
+                    means[key].add(torch.tensor([value]))
+    # Only here do the ranks meet: their recordings differ in number and length.
+    for mean in means.values():
+        mean.reduce(accelerator)
+    fingerprint.reduce(accelerator)
+    usage = counter.read(accelerator)
+    count = int(accelerator.reduce(torch.tensor(count, device=accelerator.device)))
+    if count == 0:
+        raise ValueError("no recording of the data set can be read")
+    if not accelerator.is_main_process:
+        return None
+    found = {key: mean.mean for key, mean in means.items() if mean.count}
+    found |= {"utilisation": usage.utilisation, "perplexity": usage.perplexity}
+    tokens_per_second = config.sampling_rate / config.hop_length
+    found["bitrate"] = tokens_per_second * math.log2(config.codebook_size) / 1000
+    failures = {key: count - mean.count for key, mean in means.items() if mean.count < count}
+    return Findings(found, intervals(means), count, str(fingerprint), failures)
+
+
+def _decode(cell: dict | None, name: str, generator, sampling_rate: int) -> Tensor:
+    return decode_audio(cell, sampling_rate, name=name)
+
+
+def load_metrics(
+    settings: AudioEvaluationSettings, device: torch.device
+) -> tuple[dict[str, Callable[[SpeechPair], dict[str, float]]], dict[str, str]]:
+    """The metrics asked for, and a line about each that cannot be had: the rest of the table still comes."""
+    metrics, missing = {}, {}
+    for name in settings.metrics:
+        options = {"weights": settings.utmos_weights} if name == "utmos" else {}
+        try:
+            metrics[name] = LOADERS[name](device, **options)
+        except (MetricWeightsError, PitchWeightsError) as error:
+            missing[name] = str(error)
+    return metrics, missing
+
+
+def main() -> None:
+    """Command line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for chatty in ("httpx", "datasets", "accelerate", "transformers", "numba"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    # What cannot be downloaded is said once, not at every attempt.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    groups = {"evaluation": AudioEvaluationSettings, "data": EvaluatedAudio}
+    try:
+        groups = parse_settings(groups, __doc__)
+        run(groups["evaluation"], groups["data"], Accelerator())
+    except (SettingsError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def run(settings: AudioEvaluationSettings, data: AudioDataConfig, accelerator: Accelerator) -> None:
+    """Evaluate and write the results."""
+    if data.validation_split is None:
+        raise SettingsError("validation_split: name the split to evaluate on")
+    folder = report_folder(settings.model, settings.output)
+    model = AutoModel.from_pretrained(settings.model).eval().to(accelerator.device)
+    if model.config.model_type != "simvq_audio":
+        raise SettingsError(f"model: {settings.model} is no audio tokenizer")
+    metrics, missing = load_metrics(settings, accelerator.device)
+    if accelerator.is_main_process:
+        logging.info(f"{accelerator.num_processes} process(es) on {accelerator.device.type}")
+        for line in missing.values():
+            logging.warning(line)
+    # The recordings' own rate does not matter, the model's does.
+    rate = model.config.sampling_rate
+    decoder = Decoder("input_values", (1, 1), partial(_decode, sampling_rate=rate))
+    shard = (accelerator.process_index, accelerator.num_processes)
+    recordings = build_dataloader(
+        data, data.validation_split, decoder, batch_size=1, train=False, seed=0, shard=shard
+    )
+    findings = evaluate(model, recordings, accelerator, metrics)
+    if findings is not None:
+        on_hub = is_hub_id(data.dataset)
+        protocol = (
+            f"Whole recordings at {rate:,} Hz, mono. Reconstructions clipped at 0.99 and rounded to 16 bits. "
+            "At 16 kHz (soxr HQ), except STOI; all but the MOS predictors on both signals cut to the "
+            "shorter. PESQ: wide band, of the package pesq. STOI: pystoi, not extended. V/UV F1: CREPE "
+            "(full), 50 to 550 Hz, periodicity 0.21, silence -60 dB, a mean over recordings. UTMOS: strong "
+            "learner. Bitrate: tokens a second times log2 K."
+        )
+        evaluation = Evaluation(
+            dataset=f"{data.dataset if on_hub else 'local files'}, {data.validation_split}",
+            metrics=findings.metrics,
+            dataset_id=data.dataset if on_hub else None,
+            config=data.config_name if on_hub else None,
+            split=data.validation_split,
+            samples=findings.samples,
+            protocol=protocol,
+            extra={
+                "intervals": findings.intervals,
+                "failures": findings.failures,
+                "notes": [f"Not measured: {metric_name(name)}." for name in missing],
+                "fingerprint": findings.fingerprint,
+                "settings": {
+                    "dtype": str(model.dtype).removeprefix("torch."),
+                    "device": accelerator.device.type,
+                    "seed": "none, nothing is drawn",
+                },
+                "versions": versions("pesq", "pystoi", "librosa", "soxr"),
+            },
+        )
+        write_report(folder, evaluation, "recording")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
