@@ -130,6 +130,6 @@ def test_patches_are_drawn_by_the_seed():
         collect(features, [batch], 50, 0, CPU)
 
 
-def test_a_model_that_cannot_be_had_names_the_one_that_can():
+def test_a_model_that_cannot_be_had_names_the_one_that_can(tmp_path):
     with pytest.raises(SettingsError, match="efficientnet_lite0 needs no download"):
-        transformers_model("nobody/nothing", CPU)
+        transformers_model(str(tmp_path), CPU)

@@ -1,0 +1,7 @@
+"""DistillMOS of speech."""
+
+from training.metrics import bases
+
+
+class Distillmos(bases.SpeechMetric):
+    """DistillMOS of the reconstructions."""

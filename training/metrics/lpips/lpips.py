@@ -1,0 +1,14 @@
+"""LPIPS of pictures."""
+
+from training.metrics import bases
+from training.perceptual import load_lpips
+
+
+class Lpips(bases.PictureMetric):
+    """LPIPS of the lpips package: a mean over pictures. net: "alex" or "vgg"."""
+
+    def prepare(self, net: str = "alex"):
+        """See PictureMetric."""
+        device = bases.default_device()
+        network = load_lpips(net).to(device)
+        return lambda original, decoded: float(network(decoded.to(device), original.to(device)))

@@ -1,0 +1,36 @@
+"""FID of reconstructions."""
+
+import datasets
+import evaluate
+import torch
+from torch.nn import Identity
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from training.evaluate_image import to_bytes
+from training.inception import load_inception
+from training.metrics import bases
+
+
+class Rfid(evaluate.Metric):
+    """rFID: Frechet distance of Inception's features (2015-12-05, 2048) of reconstructions and their originals.
+
+    Not gFID, which compares generated pictures with a data set.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return bases.metric_info(type(self).__doc__, bases.PICTURES, datasets.Image())
+
+    @torch.no_grad()
+    def _compute(self, predictions, references) -> dict[str, float]:
+        if len(predictions) < 2:
+            raise ValueError(f"rFID needs at least two pictures, got {len(predictions)}")
+        device = bases.default_device()
+        network = load_inception().to(device)
+        features = Identity()
+        features.num_features = 2048
+        distance = FrechetInceptionDistance(feature=features).to(device)
+        for pictures, real in ((references, True), (predictions, False)):
+            for picture in pictures:
+                found = network(to_bytes(bases.pixels(picture)).to(device))
+                distance.update(found.double(), real=real)
+        return {"rfid": float(distance.compute())}

@@ -1,0 +1,33 @@
+"""How much of a codebook is used."""
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+
+from training.code_statistics import CodeUsage
+
+
+class Utilisation(evaluate.Metric):
+    """utilisation: codes used / K, and perplexity: exp of the entropy of the codes, over all predictions.
+
+    codebook_size: K.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=type(self).__doc__,
+            citation="",
+            inputs_description="predictions: codes, a flat list of integers for each sample.",
+            features=datasets.Features({"predictions": datasets.List(datasets.Value("int64"))}),
+        )
+
+    def _compute(self, predictions, codebook_size: int) -> dict[str, float]:
+        codes = torch.from_numpy(np.concatenate([np.int64(sample) for sample in predictions]))
+        if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < codebook_size:
+            raise ValueError(
+                f"codes must lie between 0 and {codebook_size - 1}, got {int(codes.min())} to "
+                f"{int(codes.max())}"
+            )
+        usage = CodeUsage.from_counts(codes.bincount(minlength=codebook_size))
+        return {"utilisation": usage.utilisation, "perplexity": usage.perplexity}
