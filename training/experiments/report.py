@@ -84,23 +84,34 @@ def _cell(group: list[dict], metric: str) -> str:
 
 
 def write(plan: Plan, runs: list[dict], title: str, text: str, rows: list[str], figure) -> None:
-    """Write results.json, README.md and figure.png into the experiment's folder, and print the table."""
-    plan.output.mkdir(parents=True, exist_ok=True)
-    content = {
-        "versions": {
-            "modeling_simvq": modeling_simvq.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "runs": runs,
+    """Publish an experiment of trainings."""
+    publish(plan.output, {"runs": runs}, title, text, rows, figure, scale(plan))
+
+
+def publish(
+    output: Path, content: dict, title: str, text: str, rows: list[str], figure, scale: str
+) -> None:
+    """Write results.json, README.md and figure.png into `output`, and print the table.
+
+    Args:
+        content: what results.json holds beside the versions.
+        rows: of the table, Markdown.
+        scale: the experiment's size, in a sentence.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    versions = {
+        "modeling_simvq": modeling_simvq.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
     }
-    (plan.output / "results.json").write_text(json.dumps(content, indent=1) + "\n")
-    figure.savefig(plan.output / "figure.png", dpi=110, bbox_inches="tight")
+    content = {"versions": versions, **content}
+    (output / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+    figure.savefig(output / "figure.png", dpi=110, bbox_inches="tight")
     plt.close(figure)
-    page = [f"# {title}", "", text, "", *rows, "", "![](figure.png)", "", scale(plan)]
-    (plan.output / "README.md").write_text("\n".join(page) + "\n")
+    page = [f"# {title}", "", text, "", *rows, "", "![](figure.png)", "", scale]
+    (output / "README.md").write_text("\n".join(page) + "\n")
     print("\n".join(rows))
-    print(f"\nresults.json, README.md and figure.png are in {plan.output}")
+    print(f"\nresults.json, README.md and figure.png are in {output}")
 
 
 def scale(plan: Plan) -> str:
@@ -115,6 +126,6 @@ def scale(plan: Plan) -> str:
     )
 
 
-def new_figure(panels: int, height: float = 3.4):
-    """A figure with panels side by side."""
-    return plt.subplots(1, panels, figsize=(4.4 * panels, height), layout="constrained")
+def new_figure(panels: int, height: float = 3.4, rows: int = 1):
+    """A figure with panels side by side, in rows."""
+    return plt.subplots(rows, panels, figsize=(4.4 * panels, height * rows), layout="constrained")

@@ -1,0 +1,367 @@
+"""Look into a tokenizer's codebook: use of the codes, ranks and spectra, distances; with figures and a page.
+
+python training/analyze_codebook.py runs/mine dataset=path/to/photos validation_split=train resolution=128
+python training/analyze_codebook.py runs/a runs/b output=comparison
+
+A model is a folder, a run of the trainer (whose validations are then shown over training) or a name on the Hub;
+several are compared. Without a data set the page holds what needs none: ranks, spectra, distances of codes. The
+results are codebook.md, figures and codebook.json, in codebook_analysis in the model's folder or in `output`.
+"""
+
+import dataclasses
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+
+# Started as a script, this file's folder is on the path, but training is imported from the one above.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import transformers
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import AutoConfig, AutoModel
+
+import modeling_simvq  # noqa: F401  (registers the models)
+from hub_cards.model_card import is_hub_id
+from modeling_simvq.nearest_code import nearest_code
+from training.audio_data import AudioDataConfig, build_audio_dataloader
+from training.code_statistics import CodeCounter, latent_statistics
+from training.codebook_figures import CodebookFindings, Spectrum, write_results
+from training.data_source import DataSettings
+from training.image_data import ImageDataConfig, build_image_dataloader
+from training.settings import SettingsError, at_least, parse_overrides, parse_settings, setting
+from training.validation import measured_batches
+
+# Distances and the spectrum of the latents are those of so many tokens, drawn at random.
+SAMPLED_TOKENS = 16_384
+# Distances between codes are those of at most so many, half of them used and half dead where there are data.
+SAMPLED_CODES = 4096
+CHUNK_ROWS = 65_536
+
+
+@dataclass
+class AnalysisSettings:
+    """The analysis."""
+
+    model: str | list[str] = setting("", "folder, run, or name on the Hub; [a, b] for several")
+    batch_size: int = setting(64, "samples at a time, per process")
+    output: str | None = setting(None, "folder of the results; needed for several models")
+
+    def __post_init__(self):
+        at_least(self, 1, "batch_size")
+        if not self.model:
+            raise SettingsError("model: name a folder, a run or a Hub repository, model=...")
+
+
+@dataclass
+class AnalysedImages(ImageDataConfig):
+    """The pictures."""
+
+    dataset: str = setting("", "Hub id, folder, parquet or arrow file or folder; none by default")
+
+
+@dataclass
+class AnalysedAudio(AudioDataConfig):
+    """The recordings; their sampling rate becomes the model's."""
+
+    dataset: str = setting("", "Hub id, folder, parquet or arrow file or folder; none by default")
+    config_name: str | None = setting(None, "configuration of a data set that has several")
+    validation_split: str | None = setting("validation", "split to encode")
+
+
+class TokenSample:
+    """Latents and codes of tokens drawn at random from all that were seen, at most `size` of them.
+
+    Attributes:
+        latents: (n, d) float32.
+        codes: (n,) int64.
+    """
+
+    def __init__(self, size: int, width: int):
+        self.size, self.generator = size, torch.Generator().manual_seed(0)
+        self.keys, self.latents = torch.empty(0), torch.empty(0, width)
+        self.codes = torch.empty(0, dtype=torch.int64)
+
+    def add(self, latents: Tensor, codes: Tensor) -> None:
+        """Add latents (B, d, *spatial) and codes of the same tokens, (B, ...)."""
+        rows = latents.movedim(1, -1).reshape(-1, latents.shape[1])
+        keys = torch.rand(len(rows), generator=self.generator)
+        if (
+            len(self.keys) == self.size
+        ):  # only tokens with the largest keys stay: few, after a while
+            chosen = keys > self.keys.min()
+        else:
+            chosen = torch.ones_like(keys, dtype=torch.bool)
+        there = chosen.to(rows.device)
+        self.latents = torch.cat([self.latents, rows[there].float().cpu()])
+        self.codes = torch.cat([self.codes, codes.flatten()[there].cpu()])
+        self.keys = torch.cat([self.keys, keys[chosen]])
+        if len(self.keys) > self.size:
+            self.keys, kept = self.keys.topk(self.size)
+            self.latents, self.codes = self.latents[kept], self.codes[kept]
+
+
+def encode_all(
+    model: nn.Module, loader: DataLoader, accelerator: Accelerator
+) -> tuple[Tensor, TokenSample]:
+    """Pass the data through the encoder.
+
+    Args:
+        model: in evaluation mode, on the accelerator's device.
+        loader: prepared.
+
+    Returns:
+        How often each code was chosen, (K,) int64, and a sample of the tokens; on the main process.
+
+    Raises:
+        ValueError: if no sample can be read.
+    """
+    counter = CodeCounter(model.config.codebook_size, accelerator.device)
+    sample = TokenSample(SAMPLED_TOKENS, model.config.codebook_dim)
+
+    def measure(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        encoded = model.encode(batch[model.main_input_name], return_dict=True)
+        return {"latents": encoded.latents}, encoded[
+            0
+        ]  # the codes, whatever the modality calls them
+
+    for measured, codes in measured_batches(loader, accelerator, measure, "encoding"):
+        if accelerator.is_main_process:
+            counter.update(codes)
+            sample.add(measured["latents"], codes)
+    if accelerator.is_main_process and not len(sample.codes):
+        raise ValueError("no sample of the data set can be read")
+    return counter.counts.cpu(), sample
+
+
+@torch.no_grad()
+def spectrum(rows: Tensor, centred: bool = True) -> Spectrum:
+    """Singular values of rows (N, d), about their mean if `centred`.
+
+    Raises:
+        ValueError: if a value is not finite.
+    """
+    rows = rows.detach().cpu()
+    if not rows.isfinite().all():
+        raise ValueError("the codebook or a latent holds NaN or infinity: the training diverged")
+    mean = sum(some.double().sum(dim=0) for some in rows.split(CHUNK_ROWS)) / len(rows)
+    # The square roots of the covariance's eigenvalues: d x d, where the SVD would be N x d. In float64 they
+    # are right to 1e-8 of the largest, below what float32 can tell from zero.
+    covariance = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+    for some in rows.split(CHUNK_ROWS):
+        some = some.double() - mean if centred else some.double()
+        covariance += some.T @ some
+    values = torch.linalg.eigvalsh(covariance).clamp(min=0).sqrt().flip(0)[: min(rows.shape)]
+    return Spectrum(tuple(rows.shape), values / values[0] if values[0] > 0 else values)
+
+
+def spectra(quantizer: nn.Module) -> dict[str, Spectrum]:
+    """Spectra of W (as it is) and of C and the codebook (vectors about their mean), of those there are."""
+    found, projection = {}, getattr(quantizer, "projection", None)
+    if isinstance(projection, nn.Linear):
+        found["W"] = spectrum(projection.weight, centred=False)
+    if projection is not None and not isinstance(projection, nn.Identity):
+        found["C"] = spectrum(quantizer.basis)
+    return found | {"codebook": spectrum(quantizer.codebook())}
+
+
+def nearest_other_distances(codebook: Tensor, chosen: Tensor) -> Tensor:
+    """Distance of some codes to the nearest other code.
+
+    Args:
+        codebook: (K, d). chosen: (n,) indices, none twice.
+
+    Returns:
+        (n,) float64, infinite if there is no other code.
+    """
+    queries, best = codebook[chosen], torch.full((len(chosen),), torch.inf, dtype=torch.float64)
+
+    def search(of: Tensor, others: Tensor) -> None:
+        if len(others) and of.any():
+            found = others[nearest_code(queries[of], others)]
+            best[of] = torch.minimum(best[of], _distances(queries[of], found))
+
+    rest = torch.ones(len(codebook), dtype=torch.bool)
+    rest[chosen] = False
+    search(torch.ones(len(chosen), dtype=torch.bool), codebook[rest])
+    # A search among themselves would find every code itself. But two different places differ in some bit.
+    places = torch.arange(len(chosen))
+    for bit in range(len(chosen).bit_length()):
+        one = (places >> bit) & 1 == 1
+        search(one, queries[~one])
+        search(~one, queries[one])
+    return best
+
+
+def _distances(rows: Tensor, others: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows.double() - others.double(), dim=1)
+
+
+def code_distances(codebook: Tensor, counts: Tensor | None) -> dict[str, tuple[Tensor, Tensor]]:
+    """Codes drawn at random, used and dead ones apart, and their distances to the nearest other code.
+
+    Args:
+        codebook: (K, d). counts: (K,) tokens of every code; None puts all codes together.
+
+    Returns:
+        "used" and "dead", or "code", to indices (n,) and distances (n,).
+    """
+    order = torch.randperm(len(codebook), generator=torch.Generator().manual_seed(0))
+    groups = {"code": order[:SAMPLED_CODES]}
+    if counts is not None:
+        used = counts[order] > 0
+        groups = {"used": order[used][: SAMPLED_CODES // 2]}
+        groups["dead"] = order[~used][: SAMPLED_CODES // 2]
+    groups = {name: chosen for name, chosen in groups.items() if len(chosen) and len(codebook) > 1}
+    return {name: (some, nearest_other_distances(codebook, some)) for name, some in groups.items()}
+
+
+@torch.no_grad()
+def analyse(
+    model: nn.Module, name: str, tokens: tuple[Tensor, TokenSample] | None, history: list[dict]
+) -> CodebookFindings:
+    """Everything about one model's codebook.
+
+    Args:
+        name: what to call it in figures.
+        tokens: of encode_all; None without data.
+        history: of read_history.
+    """
+    config, quantizer = model.config, model.quantizer
+    findings = CodebookFindings(
+        name, config.quantizer, config.codebook_size, config.codebook_dim, {}
+    )
+    findings.spectra, findings.history = spectra(quantizer), history
+    codebook = quantizer.codebook().float().cpu()
+    counts, sample = tokens or (None, None)
+    codes = code_distances(codebook, counts)
+    if sample is not None:
+        findings.counts = counts.sort(descending=True).values
+        z = sample.latents
+        findings.spectra["latents"] = spectrum(z)
+        # Some quantizers compare latents with codes after a projection (fc, fsq, lfq): of those distances
+        # in this space mean nothing.
+        some = z[:1024]
+        if (nearest_code(some, codebook) == sample.codes[:1024]).double().mean() > 0.99:
+            findings.scale_ratio = latent_statistics(z, codebook)["scale_ratio"]
+            findings.distances["latent_to_code"] = _distances(z, codebook[sample.codes])
+            findings.distances["latent_to_mean"] = _distances(z, z.double().mean(dim=0))
+            for group, (chosen, _) in codes.items():
+                nearest = z[nearest_code(codebook[chosen], z)]
+                findings.distances[f"{group}_to_latent"] = _distances(codebook[chosen], nearest)
+    findings.distances |= {f"{group}_to_code": found for group, (_, found) in codes.items()}
+    return findings
+
+
+def read_history(model: str) -> list[dict[str, float]]:
+    """Validations of the run that made a model, from figures.jsonl beside its folder; [] if there are none."""
+    path = Path(model).resolve().parent / "figures.jsonl"
+    steps = {}
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            figures = json.loads(line)
+            steps[figures["step"]] = figures  # a resumed run repeats steps: the later counts
+        except (ValueError, KeyError, TypeError):  # the last line of a run that was killed
+            continue
+    return [steps[step] for step in sorted(steps)]
+
+
+def find_model(given: str) -> str:
+    """The model's folder, also of a run of the trainer, or its name on the Hub.
+
+    Raises:
+        SettingsError: if there is none.
+    """
+    for folder in (Path(given), Path(given) / "model"):
+        if (folder / "config.json").is_file():
+            return str(folder)
+    if Path(given).exists() or not is_hub_id(given):
+        reason = "holds no config.json" if Path(given).exists() else "does not exist"
+        raise SettingsError(
+            f"model: {given} {reason}: name a model's folder, a finished run's or a Hub repository"
+        )
+    return given
+
+
+def names_of(models: list[str]) -> list[str]:
+    """Short names: a folder's, or the run's if that is "model"; the whole path where these are alike."""
+    paths = [Path(model).resolve() if Path(model).is_dir() else Path(model) for model in models]
+    short = [path.parent.name if path.name == "model" else path.name for path in paths]
+    return short if len(set(short)) == len(short) else models
+
+
+def command_line(words: list[str]) -> tuple[list[str], type[DataSettings]]:
+    """Leading words that name models become `model=[...]`; and the data settings that suit the first model."""
+    named = list(
+        takewhile(lambda w: not w.startswith("-") and ("=" not in w or Path(w).is_dir()), words)
+    )
+    words = ([f"model={json.dumps(named)}"] if named else []) + words[len(named) :]
+    models = parse_overrides([word for word in words if word != "-h"]).get("model") or []
+    first = models[0] if isinstance(models, list) and models else models
+    audio = first and AutoConfig.from_pretrained(find_model(str(first))).model_type == "simvq_audio"
+    return words, AnalysedAudio if audio else AnalysedImages
+
+
+def run(settings: AnalysisSettings, data: DataSettings, accelerator: Accelerator) -> None:
+    """Analyse and write the results."""
+    given = [settings.model] if isinstance(settings.model, str) else settings.model
+    models = [find_model(name) for name in given]
+    if settings.output is None and (len(models) > 1 or not Path(models[0]).is_dir()):
+        raise SettingsError("output: name a folder for the results, output=...")
+    if data.dataset and data.validation_split is None:
+        raise SettingsError("validation_split: name the split to encode")
+    kind = "simvq_audio" if isinstance(data, AudioDataConfig) else "simvq_image"
+    findings = []
+    for folder, name in zip(models, names_of(models), strict=True):
+        model = AutoModel.from_pretrained(folder).eval().to(accelerator.device)
+        if model.config.model_type != kind:
+            raise SettingsError(
+                f"model: {folder} is {model.config.model_type}, the settings are for {kind}"
+            )
+        tokens = None
+        if data.dataset:
+            loader = _loader(data, model, settings.batch_size)
+            tokens = encode_all(model, accelerator.prepare(loader), accelerator)
+        if accelerator.is_main_process:
+            findings.append(analyse(model, name, tokens, read_history(folder)))
+    if accelerator.is_main_process:
+        folder = Path(settings.output or Path(models[0]) / "codebook_analysis")
+        # Of a local folder the name alone: a page that is shared need not tell where it lay.
+        place = data.dataset if is_hub_id(data.dataset) else Path(data.dataset).name
+        source = f"{place}, {data.validation_split}" if data.dataset else None
+        print(write_results(folder, findings, source))
+        print(f"codebook.md, codebook.json and the figures are in {folder}")
+    accelerator.end_training()
+
+
+def _loader(data: DataSettings, model: nn.Module, batch_size: int) -> DataLoader:
+    build = build_image_dataloader
+    if isinstance(data, AudioDataConfig):
+        data, build = (
+            dataclasses.replace(data, sampling_rate=model.config.sampling_rate),
+            build_audio_dataloader,
+        )
+    return build(data, data.validation_split, batch_size=batch_size, train=False, seed=0)
+
+
+def main() -> None:
+    """Command line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for chatty in ("httpx", "datasets", "accelerate", "transformers", "PIL", "matplotlib"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        words, data = command_line(sys.argv[1:])
+        groups = parse_settings({"analysis": AnalysisSettings, "data": data}, __doc__, words)
+        run(groups["analysis"], groups["data"], Accelerator())
+    except (SettingsError, ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {str(error).splitlines()[0]}")
+
+
+if __name__ == "__main__":
+    main()
