@@ -53,8 +53,11 @@ class DataSettings:
         return getattr(self, self.kind.column_setting)
 
 
-def open_split(config: DataSettings, split: str) -> Source:
-    """Open a split through Datasets: its one column alone, cells {"bytes", "path"} still encoded.
+def open_split(config: DataSettings, split: str, all_columns: bool = False) -> Source:
+    """Open a split through Datasets, cells of its samples {"bytes", "path"} still encoded.
+
+    Args:
+        all_columns: keep labels, texts and whatever else there is; otherwise the samples' column alone.
 
     Raises:
         SettingsError: if the source, the split or the column is not there, naming what is.
@@ -76,7 +79,9 @@ def open_split(config: DataSettings, split: str) -> Source:
             f"{kind.column_setting}: column {column!r} of {config.dataset} holds {feature}, not "
             f"{kind.plural}; the columns are {', '.join(names)}"
         )
-    return source.select_columns([column]).cast_column(column, kind.feature(decode=False))
+    if not all_columns:
+        source = source.select_columns([column])
+    return source.cast_column(column, kind.feature(decode=False))
 
 
 def _open(config: DataSettings, split: str) -> Source:
