@@ -31,17 +31,17 @@ from hub_cards.model_card import is_hub_id
 from modeling_simvq.nearest_code import nearest_code
 from training.audio_data import AudioDataConfig, build_audio_dataloader
 from training.code_statistics import CodeCounter, latent_statistics
-from training.codebook_figures import CodebookFindings, Spectrum, write_results
+from training.codebook_figures import CodebookFindings, write_results
 from training.data_source import DataSettings
 from training.image_data import ImageDataConfig, build_image_dataloader
 from training.settings import SettingsError, at_least, parse_overrides, parse_settings, setting
+from training.spectra import spectra, spectrum
 from training.validation import measured_batches
 
 # Distances and the spectrum of the latents are those of so many tokens, drawn at random.
 SAMPLED_TOKENS = 16_384
 # Distances between codes are those of at most so many, half of them used and half dead where there are data.
 SAMPLED_CODES = 4096
-CHUNK_ROWS = 65_536
 
 
 @dataclass
@@ -137,37 +137,6 @@ def encode_all(
     if accelerator.is_main_process and not len(sample.codes):
         raise ValueError("no sample of the data set can be read")
     return counter.counts.cpu(), sample
-
-
-@torch.no_grad()
-def spectrum(rows: Tensor, centred: bool = True) -> Spectrum:
-    """Singular values of rows (N, d), about their mean if `centred`.
-
-    Raises:
-        ValueError: if a value is not finite.
-    """
-    rows = rows.detach().cpu()
-    if not rows.isfinite().all():
-        raise ValueError("the codebook or a latent holds NaN or infinity: the training diverged")
-    mean = sum(some.double().sum(dim=0) for some in rows.split(CHUNK_ROWS)) / len(rows)
-    # The square roots of the covariance's eigenvalues: d x d, where the SVD would be N x d. In float64 they
-    # are right to 1e-8 of the largest, below what float32 can tell from zero.
-    covariance = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
-    for some in rows.split(CHUNK_ROWS):
-        some = some.double() - mean if centred else some.double()
-        covariance += some.T @ some
-    values = torch.linalg.eigvalsh(covariance).clamp(min=0).sqrt().flip(0)[: min(rows.shape)]
-    return Spectrum(tuple(rows.shape), values / values[0] if values[0] > 0 else values)
-
-
-def spectra(quantizer: nn.Module) -> dict[str, Spectrum]:
-    """Spectra of W (as it is) and of C and the codebook (vectors about their mean), of those there are."""
-    found, projection = {}, getattr(quantizer, "projection", None)
-    if isinstance(projection, nn.Linear):
-        found["W"] = spectrum(projection.weight, centred=False)
-    if projection is not None and not isinstance(projection, nn.Identity):
-        found["C"] = spectrum(quantizer.basis)
-    return found | {"codebook": spectrum(quantizer.codebook())}
 
 
 def nearest_other_distances(codebook: Tensor, chosen: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class CodeCounter:
@@ -81,25 +81,6 @@ def spectral_rank(values: Tensor) -> float:
     if not total > 0:
         return 0.0
     return math.exp(float(torch.special.entr(values / total).sum()))
-
-
-def codebook_ranks(quantizer: nn.Module, most_rows: int = 65_536) -> dict[str, float]:
-    """Dimensions that the codebook spans (effective_rank), and W where there is one.
-
-    Args:
-        quantizer: SimVQ, or one of modeling_simvq/quantizers.py.
-        most_rows: codes beyond this are left out, evenly, to bound the cost.
-
-    Returns:
-        rank_codebook: of the codes as vectors about their mean, between 1 and d.
-        rank_w: of W, whose rows are not centred: full rank is d.
-    """
-    codebook = quantizer.codebook()
-    ranks = {"rank_codebook": effective_rank(codebook[:: max(1, len(codebook) // most_rows)])}
-    projection = getattr(quantizer, "projection", None)
-    if isinstance(projection, nn.Linear):
-        ranks["rank_w"] = spectral_rank(torch.linalg.svdvals(projection.weight.detach().double()))
-    return ranks
 
 
 @torch.no_grad()

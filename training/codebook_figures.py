@@ -9,7 +9,8 @@ import matplotlib
 import torch
 from torch import Tensor
 
-from training.code_statistics import CodeUsage, diagnose_collapse, spectral_rank
+from training.code_statistics import CodeUsage, diagnose_collapse
+from training.spectra import Spectrum
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -35,35 +36,6 @@ RANKS_NOTE = (
     "Effective rank: exp of the entropy of the singular values. Numerical rank: those that are not zero up to "
     "float32's rounding. The codebook is W C + b; it, C and the latents are taken about their means."
 )
-
-
-@dataclass
-class Spectrum:
-    """Singular values of a matrix.
-
-    Attributes:
-        shape: rows and columns.
-        values: (min(shape),) float64, descending, over the largest; zeros if the matrix is zero.
-    """
-
-    shape: tuple[int, int]
-    values: Tensor
-
-    @property
-    def effective_rank(self) -> float:
-        """exp of the entropy of the values, scaled to sum to one."""
-        return spectral_rank(self.values)
-
-    @property
-    def numerical_rank(self) -> int:
-        """As torch.linalg.matrix_rank has it for float32."""
-        return int((self.values > max(self.shape) * torch.finfo(torch.float32).eps).sum())
-
-    @property
-    def variance_rank(self) -> int:
-        """Dimensions that hold 90 % of the sum of squares."""
-        sums = self.values.square().cumsum(dim=0)
-        return int((sums < 0.9 * sums[-1]).sum()) + 1 if sums[-1] > 0 else 0
 
 
 @dataclass
@@ -277,6 +249,28 @@ def draw_training(models: list[CodebookFindings]):
     return figure
 
 
+def draw_spectra_over_training(models: list[CodebookFindings]):
+    """Spectrum of W, or of the codebook where there is no W, from dark to light over the run; None without."""
+    shown = []
+    for model in models:
+        for key, name in (("spectrum_w", "W"), ("spectrum_codebook", "codebook")):
+            lines = [(figures["step"], figures[key]) for figures in model.history if key in figures]
+            if lines:
+                shown.append((model, name, lines))
+                break
+    if not shown:
+        return None
+    figure, (axes,) = _panels(1, len(shown), 5.2)
+    for axis, (model, name, lines) in zip(axes, shown, strict=True):
+        for number, (step, values) in enumerate(lines):
+            color = plt.cm.viridis(number / max(1, len(lines) - 1))
+            label = f"step {step:,}" if number in (0, len(lines) - 1) else None
+            axis.plot(range(1, len(values) + 1), values, color=color, label=label)
+        axis.set(yscale="log", xlabel="number", ylabel="singular value over the largest")
+        _finish(axis, f"{model.name}: {name}")
+    return figure
+
+
 def _finish(axis, title: str) -> None:
     axis.set_title(title, fontsize=10)
     axis.grid(alpha=0.3)
@@ -295,6 +289,7 @@ def write_results(folder: Path, models: list[CodebookFindings], source: str | No
     (folder / "codebook.json").write_text(json.dumps(content, indent=1) + "\n")
     drawn = {"spectra": draw_spectra(models), "distances": draw_distances(models)}
     drawn |= {"usage": draw_usage(models) if source else None, "training": draw_training(models)}
+    drawn["training_spectra"] = draw_spectra_over_training(models)
     for name, figure in drawn.items():
         (folder / f"{name}.png").unlink(missing_ok=True)
         if figure is not None:
@@ -312,6 +307,11 @@ def write_results(folder: Path, models: list[CodebookFindings], source: str | No
         "spectra": ("Dimensions", _rank_table(models), RANKS_NOTE),
         "distances": ("Distances", _distance_table(models), "Of tokens and codes drawn at random."),
         "training": ("Over training", [], "Figures of the run's validations."),
+        "training_spectra": (
+            "Spectra over training",
+            [],
+            "At every validation, from dark to light.",
+        ),
     }
     for name, (heading, table, note) in sections.items():
         if drawn[name] is not None:

@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 from training.checkpoints import CheckpointError, find_checkpoint, save_checkpoint
 from training.code_statistics import (
     CodeCounter,
-    codebook_ranks,
     diagnose_collapse,
     latent_statistics,
 )
@@ -27,9 +26,13 @@ from training.recipe import Recipe
 from training.reporting import FigureMeans, write_figures, write_pictures, write_sounds
 from training.schedule import make_scheduler
 from training.settings import LoopSettings, SettingsError
+from training.spectra import ranks_of, rounded_values, spectra
 from training.stepping import Adversaries, NonFiniteGuard
 
 logger = get_logger(__name__)
+
+# Codes from which a validation takes the codebook's spectrum.
+SPECTRUM_ROWS = 65_536
 
 
 class Progress:
@@ -275,10 +278,11 @@ class Trainer:
         self.figures = result.figures
         step = self.progress.step
         # Ranks tell how the training goes, and are no figures of merit for a card.
-        figures = result.figures | codebook_ranks(self.ema.module.quantizer)
+        found = spectra(self.ema.module.quantizer, most_rows=SPECTRUM_ROWS)
+        figures = result.figures | ranks_of(found)
         self.accelerator.log({f"validation/{k}": v for k, v in figures.items()}, step=step)
         if self.accelerator.is_main_process:
-            write_figures(self.output_dir, step, figures)
+            write_figures(self.output_dir, step, figures | rounded_values(found))
             trackers = self.accelerator.trackers
             write_pictures(self.output_dir, step, result.pictures, trackers)
             write_sounds(self.output_dir, step, result.sounds, result.sampling_rate, trackers)

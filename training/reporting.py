@@ -43,7 +43,7 @@ class FigureMeans:
         return figures, counts
 
 
-def write_figures(output_dir: Path, step: int, figures: dict[str, float]) -> None:
+def write_figures(output_dir: Path, step: int, figures: dict) -> None:
     """Append a validation's figures to figures.jsonl."""
     with (output_dir / "figures.jsonl").open("a") as lines:
         lines.write(json.dumps({"step": step, **figures}) + "\n")

@@ -25,9 +25,9 @@ from training.analyze_codebook import (
     find_model,
     nearest_other_distances,
     read_history,
-    spectrum,
 )
 from training.settings import SettingsError
+from training.spectra import ranks_of, rounded_values, spectra, spectrum
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -89,6 +89,17 @@ def test_a_spectrum_about_the_mean_ignores_an_offset():
     assert spectrum(torch.eye(8), centred=False).effective_rank == pytest.approx(8)
     with pytest.raises(ValueError, match="diverged"):
         spectrum(rows * torch.nan)
+
+
+def test_what_the_trainer_logs_of_them():
+    model = image_model()
+    found = spectra(model.quantizer, most_rows=64)
+    assert found["codebook"].shape == (64, 16) and found["W"].shape == (16, 16)
+    ranks, values = ranks_of(found), rounded_values(found)
+    assert ranks["numerical_rank_w"] == 16 >= ranks["rank_w"] > 10 and ranks["rank_codebook"] > 10
+    assert values["spectrum_w"][0] == 1 and len(values["spectrum_codebook"]) == 16
+    plain = image_model(quantizer_options={"train_basis": True, "train_projection": False})
+    assert set(ranks_of(spectra(plain.quantizer))) == {"rank_codebook"}
 
 
 def test_distances_to_the_nearest_other_code_are_those_of_all_pairs():
@@ -162,7 +173,14 @@ def test_the_command_on_a_run(tmp_path):
         image_model(quantizer=quantizer).save_pretrained(model)
         SimVQImageProcessor(size_divisor=2).save_pretrained(model)
     history = [
-        {"step": n, "rank_w": 16 - n, "utilisation": n / 10, "perplexity": n} for n in (1, 2)
+        {
+            "spectrum_w": [1.0, 0.5 / n],
+            "step": n,
+            "rank_w": 16 - n,
+            "utilisation": n / 10,
+            "perplexity": n,
+        }
+        for n in (1, 2)
     ]
     (tmp_path / "ours" / "figures.jsonl").write_text("\n".join(map(json.dumps, history)))
     data = [f"dataset={tmp_path / 'photos'}", "resolution=32", "batch_size=2", "num_workers=0"]
@@ -172,7 +190,7 @@ def test_the_command_on_a_run(tmp_path):
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "out" / "codebook.md").read_text()
     assert page in done.stdout and "# Codebooks compared" in page and "photos, validation" in page
-    for name in ("usage", "spectra", "distances", "training"):
+    for name in ("usage", "spectra", "distances", "training", "training_spectra"):
         assert f"![]({name}.png)" in page
         with Image.open(tmp_path / "out" / f"{name}.png") as picture:
             assert picture.width > 400
