@@ -94,6 +94,14 @@ def test_rfid_is_that_of_torchmetrics_called_directly(accelerator):
     assert metrics["rfid"] == pytest.approx(float(direct.compute()), rel=1e-3)
 
 
+def test_rfid_of_a_case_computed_by_hand(accelerator):
+    """Ten grey levels more move linear features by a constant: equal covariances, so its square remains."""
+    features = Features()
+    shift = 10 * features.matrix.sum(dim=0).double()
+    metrics = evaluate(Shifted(10 / 127.5), batches(), accelerator, inception=features).metrics
+    assert metrics["rfid"] == pytest.approx(float(shift.square().sum()), rel=1e-3)
+
+
 def test_a_mean_and_its_interval():
     values = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
     mean = Mean()

@@ -37,6 +37,7 @@ from training.experiments.runs import REPOSITORY
 WIDTH, LARGEST, BATCH = 32, 131_072, 4096
 LEARNING_RATE = 1e-2
 PATCH, FRAMES = 8, 4
+LFQ_ENTRIES = 1 << 22
 
 
 class MissingData(RuntimeError):
@@ -125,7 +126,14 @@ def run(rows: Tensor, name: str, size: int, steps: int, seed: int) -> dict:
     """Train a quantizer on rows (N, d); its usage over all of them, and error over their variance."""
     size = FSQ_SIZES.get(size, size) if name == "fsq" else size
     torch.manual_seed(seed)
-    config = SimVQImageConfig(codebook_size=size, codebook_dim=WIDTH, quantizer=name)
+    options = {}
+    if (
+        name == "lfq"
+    ):  # its entropy loss holds a matrix of vectors x codes: taken over a part of the vectors
+        options["frac_per_sample_entropy"] = min(1.0, LFQ_ENTRIES / (size * BATCH))
+    config = SimVQImageConfig(
+        codebook_size=size, codebook_dim=WIDTH, quantizer=name, quantizer_options=options
+    )
     quantizer = make_quantizer(config).train()
     trained = [p for p in quantizer.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, LEARNING_RATE) if trained else None
