@@ -19,14 +19,14 @@ import torch
 from tqdm.auto import tqdm
 
 from modeling_simvq import SimVQ
-from training.experiments.report import new_figure, publish
+from training.experiments.report import new_figure, publish, settings_hash
 from training.experiments.runs import REPOSITORY
 
 SYSTEMS = {
     "SimVQ": {},
     "trained codebook": {"train_basis": True, "train_projection": False},
 }
-WIDTH, TOKENS = 128, 4096
+WIDTH, TOKENS, SEED = 128, 4096, 0
 MIB = 2**20
 
 
@@ -38,7 +38,7 @@ def measure(system: str, size: int) -> dict[str, float]:
         step held above what existed before it (codes, W and latents).
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     quantizer = SimVQ(size, WIDTH, **SYSTEMS[system]).to(device)
     latents = torch.randn(1, WIDTH, TOKENS, device=device, requires_grad=True)
     trained = [p for p in quantizer.parameters() if p.requires_grad]
@@ -110,7 +110,10 @@ def main(arguments: list[str] | None = None) -> None:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"error: {system} at K = {size:,}: {done.stderr.strip().splitlines()[-1:]}")
-        runs.append({"variant": system, "size": size, **json.loads(done.stdout)})
+        settings = {"options": SYSTEMS[system], "d": WIDTH, "latents": TOKENS, "seed": SEED}
+        key = settings_hash(settings | {"size": size})
+        found = {"variant": system, "size": size, "settings": settings, "hash": key}
+        runs.append(found | json.loads(done.stdout))
     figure, axes = new_figure(2)
     for axis, (key, title) in zip(
         axes,

