@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 UV_VERSION = 0.13.9
 BIN = .venv/bin
 
-.PHONY: setup demo test lint lock
+.PHONY: setup demo test soak lint lock
 
 setup: .venv/ready
 
@@ -25,6 +25,10 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Minutes to hours: kills, inputs and loads without number (docs/reliability.md).
+soak: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m soak
 
 lint: setup
 	$(BIN)/ruff check --fix .
