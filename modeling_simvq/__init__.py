@@ -1,4 +1,4 @@
-"""SimVQ tokenizers as Hugging Face models. Importing this registers them with the Auto classes."""
+"""SimVQ tokenizers, and generators of their codes, as Hugging Face models. Importing this registers them with the Auto classes."""
 
 from transformers import (
     AutoConfig,
@@ -9,10 +9,12 @@ from transformers import (
 )
 
 from .configuration_simvq_audio import SimVQAudioConfig
+from .configuration_simvq_generation import SimVQAudioGenerationConfig, SimVQImageGenerationConfig
 from .configuration_simvq_image import SimVQImageConfig
 from .feature_extraction_simvq import SimVQAudioFeatureExtractor
 from .image_processing_simvq import SimVQImageProcessor
 from .modeling_simvq_audio import SimVQAudioModel
+from .modeling_simvq_generation import SimVQForAudioGeneration, SimVQForImageGeneration
 from .modeling_simvq_image import SimVQImageModel
 from .nearest_code import nearest_code
 from .quantization_simvq import SimVQ
@@ -23,8 +25,12 @@ __all__ = [
     "SimVQ",
     "SimVQAudioConfig",
     "SimVQAudioFeatureExtractor",
+    "SimVQAudioGenerationConfig",
     "SimVQAudioModel",
+    "SimVQForAudioGeneration",
+    "SimVQForImageGeneration",
     "SimVQImageConfig",
+    "SimVQImageGenerationConfig",
     "SimVQImageModel",
     "SimVQImageProcessor",
     "nearest_code",
@@ -43,6 +49,11 @@ AutoModel.register(SimVQAudioConfig, SimVQAudioModel)
 AutoModelForAudioTokenization.register(SimVQAudioConfig, SimVQAudioModel)
 AutoFeatureExtractor.register(SimVQAudioConfig, SimVQAudioFeatureExtractor)
 
+AutoConfig.register("simvq_image_generation", SimVQImageGenerationConfig)
+AutoModel.register(SimVQImageGenerationConfig, SimVQForImageGeneration)
+AutoConfig.register("simvq_audio_generation", SimVQAudioGenerationConfig)
+AutoModel.register(SimVQAudioGenerationConfig, SimVQForAudioGeneration)
+
 # save_pretrained then writes the code beside the weights, for trust_remote_code.
 SimVQImageConfig.register_for_auto_class()
 SimVQImageModel.register_for_auto_class("AutoModel")
@@ -50,3 +61,9 @@ SimVQImageProcessor.register_for_auto_class("AutoImageProcessor")
 SimVQAudioConfig.register_for_auto_class()
 SimVQAudioModel.register_for_auto_class("AutoModel")
 SimVQAudioFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
+for _config, _model in (
+    (SimVQImageGenerationConfig, SimVQForImageGeneration),
+    (SimVQAudioGenerationConfig, SimVQForAudioGeneration),
+):
+    _config.register_for_auto_class()
+    _model.register_for_auto_class("AutoModel")

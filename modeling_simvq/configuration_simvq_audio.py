@@ -1,10 +1,10 @@
 """Configuration of the SimVQ audio tokenizer."""
 
-import difflib
 import math
 
 from transformers import PreTrainedConfig
 
+from .config_checks import number, refuse_misspelt, truth, whole_number
 from .quantizers import QUANTIZERS
 
 
@@ -61,31 +61,33 @@ class SimVQAudioConfig(PreTrainedConfig):
         weight_norm: bool = True,
         **kwargs,
     ):
-        self.sampling_rate = _whole("sampling_rate", sampling_rate)
-        self.num_filters = _whole("num_filters", num_filters)
+        self.sampling_rate = whole_number("sampling_rate", sampling_rate)
+        self.num_filters = whole_number("num_filters", num_filters)
         if not isinstance(downsampling_ratios, (list, tuple)) or not downsampling_ratios:
             raise ValueError(
                 f"downsampling_ratios must be a non-empty list, got {downsampling_ratios!r}"
             )
-        self.downsampling_ratios = [_whole("downsampling_ratios", r) for r in downsampling_ratios]
-        self.num_residual_layers = _whole("num_residual_layers", num_residual_layers)
-        self.num_lstm_layers = _whole("num_lstm_layers", num_lstm_layers, low=0)
-        self.causal = _truth("causal", causal)
-        self.codebook_size = _whole("codebook_size", codebook_size)
-        self.codebook_dim = _whole("codebook_dim", codebook_dim)
-        self.commitment_cost = _number("commitment_cost", commitment_cost)
+        self.downsampling_ratios = [
+            whole_number("downsampling_ratios", r) for r in downsampling_ratios
+        ]
+        self.num_residual_layers = whole_number("num_residual_layers", num_residual_layers)
+        self.num_lstm_layers = whole_number("num_lstm_layers", num_lstm_layers, low=0)
+        self.causal = truth("causal", causal)
+        self.codebook_size = whole_number("codebook_size", codebook_size)
+        self.codebook_dim = whole_number("codebook_dim", codebook_dim)
+        self.commitment_cost = number("commitment_cost", commitment_cost)
         if quantizer not in QUANTIZERS:
             raise ValueError(f"quantizer must be one of {', '.join(QUANTIZERS)}, got {quantizer!r}")
         self.quantizer = quantizer
         if not isinstance(quantizer_options, (dict, type(None))):
             raise ValueError(f"quantizer_options must be a mapping, got {quantizer_options!r}")
         self.quantizer_options = dict(quantizer_options or {})
-        self.hidden_size = _whole("hidden_size", hidden_size)
-        self.intermediate_size = _whole("intermediate_size", intermediate_size)
-        self.num_decoder_layers = _whole("num_decoder_layers", num_decoder_layers)
-        self.dropout = _number("dropout", dropout)
-        self.n_fft = _whole("n_fft", n_fft)
-        self.weight_norm = _truth("weight_norm", weight_norm)
+        self.hidden_size = whole_number("hidden_size", hidden_size)
+        self.intermediate_size = whole_number("intermediate_size", intermediate_size)
+        self.num_decoder_layers = whole_number("num_decoder_layers", num_decoder_layers)
+        self.dropout = number("dropout", dropout)
+        self.n_fft = whole_number("n_fft", n_fft)
+        self.weight_norm = truth("weight_norm", weight_norm)
         if self.dropout >= 1:
             raise ValueError(f"dropout must be below 1, got {dropout}")
         if self.hidden_size % 32:
@@ -97,7 +99,7 @@ class SimVQAudioConfig(PreTrainedConfig):
                 f"n_fft must be at least the hop length {self.hop_length} (the product of "
                 f"downsampling_ratios) and differ from it by an even number, got {n_fft}"
             )
-        _refuse_misspelt(kwargs, known=list(vars(self)))
+        refuse_misspelt(kwargs, known=list(vars(self)))
         super().__init__(**kwargs)
 
     @property
@@ -109,33 +111,3 @@ class SimVQAudioConfig(PreTrainedConfig):
     def frame_rate(self) -> float:
         """Codes per second."""
         return self.sampling_rate / self.hop_length
-
-
-def _whole(name: str, value, low: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
-    return value
-
-
-def _truth(name: str, value) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be true or false, got {value!r}")
-    return value
-
-
-def _number(name: str, value) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{name} must be a number, got {value!r}")
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name} must be finite and >= 0, got {value}")
-    return float(value)
-
-
-def _refuse_misspelt(kwargs: dict, known: list[str]) -> None:
-    # transformers keeps unknown keys as attributes, so a misspelt field would silently do nothing.
-    for key in kwargs:
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
-        if close:
-            raise TypeError(
-                f"unknown field {key!r} in the configuration: did you mean {close[0]!r}?"
-            )

@@ -1,9 +1,8 @@
 """Configuration of the SimVQ image tokenizer."""
 
-import difflib
-
 from transformers import PretrainedConfig
 
+from .config_checks import number, refuse_misspelt, whole_number
 from .quantizers import QUANTIZERS
 
 
@@ -46,23 +45,19 @@ class SimVQImageConfig(PretrainedConfig):
         quantizer_options: dict | None = None,
         **kwargs,
     ):
-        self.in_channels = _positive_int("in_channels", in_channels)
-        self.base_channels = _positive_int("base_channels", base_channels)
+        self.in_channels = whole_number("in_channels", in_channels)
+        self.base_channels = whole_number("base_channels", base_channels)
         if not isinstance(channel_multipliers, (list, tuple)) or not channel_multipliers:
             raise ValueError(
                 f"channel_multipliers must be a non-empty list, got {channel_multipliers!r}"
             )
         self.channel_multipliers = [
-            _positive_int("channel_multipliers", value) for value in channel_multipliers
+            whole_number("channel_multipliers", value) for value in channel_multipliers
         ]
-        self.num_res_blocks = _positive_int("num_res_blocks", num_res_blocks)
-        self.codebook_size = _positive_int("codebook_size", codebook_size)
-        self.codebook_dim = _positive_int("codebook_dim", codebook_dim)
-        if isinstance(commitment_cost, bool) or not isinstance(commitment_cost, (int, float)):
-            raise ValueError(f"commitment_cost must be a number, got {commitment_cost!r}")
-        if not 0 <= commitment_cost < float("inf"):
-            raise ValueError(f"commitment_cost must be finite and >= 0, got {commitment_cost}")
-        self.commitment_cost = float(commitment_cost)
+        self.num_res_blocks = whole_number("num_res_blocks", num_res_blocks)
+        self.codebook_size = whole_number("codebook_size", codebook_size)
+        self.codebook_dim = whole_number("codebook_dim", codebook_dim)
+        self.commitment_cost = number("commitment_cost", commitment_cost)
         if quantizer not in QUANTIZERS:
             raise ValueError(f"quantizer must be one of {', '.join(QUANTIZERS)}, got {quantizer!r}")
         self.quantizer = quantizer
@@ -73,26 +68,10 @@ class SimVQImageConfig(PretrainedConfig):
             raise ValueError(
                 f"base_channels must be a multiple of 32 (GroupNorm has 32 groups), got {base_channels}"
             )
-        _refuse_misspelt(kwargs, known=list(vars(self)))
+        refuse_misspelt(kwargs, known=list(vars(self)))
         super().__init__(**kwargs)
 
     @property
     def downsample_factor(self) -> int:
         """Side of the square of pixels that one code stands for."""
         return 2 ** (len(self.channel_multipliers) - 1)
-
-
-def _positive_int(name: str, value) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    return value
-
-
-def _refuse_misspelt(kwargs: dict, known: list[str]) -> None:
-    # transformers keeps unknown keys as attributes, so a misspelt field would silently do nothing.
-    for key in kwargs:
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
-        if close:
-            raise TypeError(
-                f"unknown field {key!r} in the configuration: did you mean {close[0]!r}?"
-            )

@@ -108,6 +108,7 @@ def test_with_the_package_no_remote_code_is_needed(tiny_folder, reference, tmp_p
 def test_the_folder_holds_every_file_that_its_code_imports(tiny_folder):
     names = {path.name for path in tiny_folder.glob("*.py")}
     assert names == {
+        "config_checks.py",
         "configuration_simvq_image.py",
         "image_processing_simvq.py",
         "modeling_simvq_image.py",
