@@ -1,4 +1,4 @@
-"""SimVQ tokenizers, and generators of their codes, as Hugging Face models. Importing this registers them with the Auto classes."""
+"""SimVQ tokenizers and generators as Hugging Face models. Importing registers them with the Auto classes."""
 
 from transformers import (
     AutoConfig,
@@ -32,6 +32,7 @@ __all__ = [
     "SimVQImageConfig",
     "SimVQImageGenerationConfig",
     "SimVQImageModel",
+    "SimVQImagePipeline",
     "SimVQImageProcessor",
     "nearest_code",
 ]
@@ -67,3 +68,12 @@ for _config, _model in (
 ):
     _config.register_for_auto_class()
     _model.register_for_auto_class("AutoModel")
+
+
+def __getattr__(name: str):
+    # The pipeline needs diffusers, which nothing else here does and which takes long to import.
+    if name == "SimVQImagePipeline":
+        from .pipeline_simvq_image import SimVQImagePipeline
+
+        return SimVQImagePipeline
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

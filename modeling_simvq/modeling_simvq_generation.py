@@ -4,19 +4,36 @@ A sequence is a start token, which for pictures is the class, and then the codes
 order, those of a clip in time. Only codes can be predicted, so nothing else can be sampled.
 """
 
+from contextlib import contextmanager
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, LlamaModel, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
-from .code_prediction import make_codes
+from .code_prediction import FactorizedCodes, make_codes
+from .config_checks import number, whole_number
 from .configuration_simvq_generation import (
     SimVQAudioGenerationConfig,
     SimVQGenerationConfig,
     SimVQImageGenerationConfig,
 )
 from .verified_download import VerifiedDownload
+
+
+@dataclass
+class GeneratedAudioCodes(ModelOutput):
+    """Prompts and what was made after them, as SimVQAudioModel.decode takes them.
+
+    Attributes:
+        audio_codes: (B, 1, T) int64.
+        audio_codes_mask: (B, 1, T) bool, false for padding on the right where prompts were of unequal length.
+    """
+
+    audio_codes: torch.LongTensor | None = None
+    audio_codes_mask: torch.BoolTensor | None = None
 
 
 class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
@@ -61,6 +78,41 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
         logits = self.codes.logits(output.last_hidden_state[:, -logits_to_keep:])
         result = CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
         return self._returned(result, return_dict)
+
+    def arrange_codes(self, codebook: Tensor) -> None:
+        """Before training with config.code_factors: give similar codes the same first factor.
+
+        Args:
+            codebook: (K, d), ``tokenizer.quantizer.codebook()``. Without factors there is nothing to do.
+        """
+        if isinstance(self.codes, FactorizedCodes):
+            self.codes.arrange(codebook)
+
+    def _continue(
+        self,
+        tokens: Tensor,
+        length: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        generator: torch.Generator | None,
+        **kwargs,
+    ) -> Tensor:
+        """Tokens (B, n) to the codes (B, length) that follow, by ``generate``."""
+        if not number("temperature", temperature) > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature} (or do_sample=False)")
+        if not 0 < number("top_p", top_p) <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
+        settings = {
+            "temperature": float(temperature),
+            "top_k": whole_number("top_k", top_k, low=0),
+            "top_p": float(top_p),
+        }
+        if kwargs.setdefault("do_sample", True):
+            kwargs |= settings
+        with _seeded(generator, self.device):
+            made = self.generate(tokens, max_new_tokens=length, **kwargs)
+        return made[:, tokens.shape[1] :]
 
     def _learn(
         self, starts: Tensor, codes: Tensor, mask: Tensor | None, return_logits: bool
@@ -141,6 +193,49 @@ class SimVQForImageGeneration(SimVQGenerationModel):
         output = self._learn(starts, image_codes.flatten(1), None, return_logits)
         return self._returned(output, return_dict)
 
+    def generate_images(
+        self,
+        class_labels: Tensor | None = None,
+        num_images: int = 1,
+        guidance_scale: float = 1.0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """Sample pictures, by transformers' ``generate``.
+
+        Args:
+            class_labels: (B,) integers in [0, num_classes]; None for num_images pictures of the null class.
+            guidance_scale: of classifier-free guidance, ``null + scale * (class - null)`` in log-probabilities:
+                1 for none (half the time), 0 for the null class, more for more typical pictures of the class.
+                The model must have been trained with the null class now and then.
+            temperature: below 1 for likelier codes, above for more various ones.
+            top_k: sample from so many likeliest codes; 0 for all.
+            top_p: sample from the likeliest codes that together have this probability.
+            generator: gives the seed, and moves on; None for torch's global one (``set_seed``).
+            kwargs: of ``generate``: do_sample=False, use_cache, logits_processor, streamer, ...
+
+        Returns:
+            image_codes (B, h, w) int64, for SimVQImageModel.decode.
+
+        Raises:
+            ValueError: naming the argument that is impossible.
+        """
+        batch = (
+            whole_number("num_images", num_images) if class_labels is None else len(class_labels)
+        )
+        starts = self.start_tokens(class_labels, batch).to(self.device)
+        if number("guidance_scale", guidance_scale) != 1:
+            nulls = self.start_tokens(None, batch).to(self.device)
+            kwargs |= {"guidance_scale": float(guidance_scale), "negative_prompt_ids": nulls}
+        height, width = self.config.grid_size
+        codes = self._continue(
+            starts, height * width, temperature, top_k, top_p, generator, **kwargs
+        )
+        return codes.unflatten(1, (height, width))
+
     def start_tokens(self, class_labels: Tensor | None, batch: int, device=None) -> Tensor:
         """Class labels (B,), or None for the null class, to token ids (B, 1)."""
         null = self.config.null_class
@@ -203,6 +298,66 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
         output = self._learn(starts, audio_codes[:, 0], mask, return_logits)
         return self._returned(output, return_dict)
 
+    def generate_audio(
+        self,
+        num_codes: int,
+        audio_codes: Tensor | None = None,
+        audio_codes_mask: Tensor | None = None,
+        num_clips: int = 1,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+        **kwargs,
+    ) -> GeneratedAudioCodes:
+        """Sample sound, by transformers' ``generate``.
+
+        Args:
+            num_codes: how many codes to make, ``round(seconds * tokenizer.config.frame_rate)``.
+            audio_codes: (B, 1, T), prompts to go on from; None for num_clips clips from nothing.
+            audio_codes_mask: (B, 1, T), 0 for padding on the right of shorter prompts.
+            temperature, top_k, top_p, generator, kwargs: as of SimVQForImageGeneration.generate_images.
+
+        Raises:
+            ValueError: naming the argument that is impossible.
+        """
+        whole_number("num_codes", num_codes)
+        if audio_codes is None:
+            audio_codes = torch.empty(whole_number("num_clips", num_clips), 1, 0, dtype=torch.int64)
+            lengths = torch.zeros(num_clips, dtype=torch.int64)
+        else:
+            mask = self._clips(audio_codes, audio_codes_mask)
+            self._check_codes(audio_codes)
+            full = torch.full((len(audio_codes),), audio_codes.shape[2])
+            lengths = full if mask is None else mask.sum(dim=1)
+        codes, lengths = audio_codes[:, 0].to(self.device), lengths.to(self.device)
+        longest = codes.shape[1]
+        if longest + num_codes > self.config.max_codes:
+            raise ValueError(
+                f"num_codes = {num_codes} after {longest} codes is more than max_codes = "
+                f"{self.config.max_codes}"
+            )
+        # Shorter prompts are padded on the left, so that all go on at the same position.
+        padding = (longest - lengths)[:, None]
+        place = torch.arange(-1, longest, device=self.device) - padding
+        with_start = torch.nn.functional.pad(codes, (1, 0), value=self.config.codebook_size)
+        tokens = with_start.gather(1, (place + 1).clamp(min=0))
+        made = self._continue(
+            tokens,
+            num_codes,
+            temperature,
+            top_k,
+            top_p,
+            generator,
+            attention_mask=(place >= -1).long(),
+            **kwargs,
+        )
+        place = torch.arange(longest + num_codes, device=self.device) + padding
+        whole = torch.cat([tokens[:, 1:], made], dim=1)
+        mask = place < whole.shape[1]
+        whole = whole.gather(1, place.clamp(max=whole.shape[1] - 1)).where(mask, 0)
+        return GeneratedAudioCodes(whole[:, None], mask[:, None])
+
     def _clips(self, audio_codes: Tensor, audio_codes_mask: Tensor | None) -> Tensor | None:
         """Check codes; their mask as (B, T) bool, or None if there is no padding."""
         shape = tuple(audio_codes.shape)
@@ -225,3 +380,16 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
                 "pad on the right"
             )
         return None if mask.all() else mask
+
+
+@contextmanager
+def _seeded(generator: torch.Generator | None, device: torch.device):
+    # generate() draws from torch's global generator: for a while it gets a seed from this one.
+    if generator is None:
+        yield
+        return
+    seed = torch.randint(2**63 - 1, (1,), generator=generator, device=generator.device)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(int(seed))
+        yield

@@ -1,0 +1,32 @@
+"""How diffusers loads a folder of a pipeline's repository without this package: as transformers does.
+
+diffusers copies, of a component's own code, one file and what that imports directly. This is that file, in each
+folder; transformers then takes the code at the repository's root. It only runs if the user has passed
+trust_remote_code to diffusers.
+"""
+
+import os
+
+from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+
+
+class SimVQModelComponent(PreTrainedModel):
+    """Stands for a model; from_pretrained returns the model."""
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike, **kwargs) -> PreTrainedModel:
+        """The model in this folder of a repository, with the code at its root."""
+        root, name = os.path.split(os.path.normpath(folder))
+        return AutoModel.from_pretrained(root, subfolder=name, trust_remote_code=True, **kwargs)
+
+
+class SimVQProcessorComponent:
+    """Stands for an image processor; from_pretrained returns it."""
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike, **kwargs):
+        """The image processor in this folder of a repository, with the code at its root."""
+        root, name = os.path.split(os.path.normpath(folder))
+        return AutoImageProcessor.from_pretrained(
+            root, subfolder=name, trust_remote_code=True, **kwargs
+        )
