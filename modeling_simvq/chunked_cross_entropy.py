@@ -21,7 +21,7 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Te
         targets: (N,) integers in [0, V).
 
     Returns:
-        float32 scalar (float64 for float64 inputs). It can be differentiated once.
+        float32 scalar (float64 for float64 inputs). It goes backward once.
     """
     wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     return _ChunkedCrossEntropy.apply(hidden, weight, targets, wanted)
@@ -62,11 +62,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 else:
                     grad_weight += grad.T @ states
         if wanted:
-            ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+            ctx.gradients = grad_hidden, grad_weight.to(weight.dtype)
         return total / len(hidden)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad * grad_hidden, grad * grad_weight, None, None
+        if ctx.gradients is None:
+            raise RuntimeError("chunked_cross_entropy goes backward only once")
+        # Scaled in place and given away: a copy of the table's gradient can be a gigabyte.
+        grad_hidden, grad_weight = ctx.gradients
+        ctx.gradients = None
+        return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None

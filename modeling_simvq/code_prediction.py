@@ -84,11 +84,11 @@ class FactorizedCodes(nn.Module):
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states (B, n, d) to log-probabilities (B, n, K)."""
+        """Hidden states (B, n, d) to log-probabilities (B, n, K), float32."""
         cell_weight, place_weight = self._output_tables()
-        cell = F.linear(hidden, cell_weight).log_softmax(dim=-1)
+        cell = F.linear(hidden, cell_weight).float().log_softmax(dim=-1)
         within = F.silu(self.mixer(hidden)[..., None, :] + self.cell_of_place.weight)
-        place = F.linear(within, place_weight).log_softmax(dim=-1)
+        place = F.linear(within, place_weight).float().log_softmax(dim=-1)
         return (cell[..., None] + place).flatten(-2)[..., self.rank]
 
     @torch.no_grad()

@@ -30,11 +30,15 @@ def test_value_and_gradients(elements, monkeypatch):
     torch.testing.assert_close(ours, torch.autograd.grad(3 * expected, (hidden, weight)))
 
 
-def test_gradients_in_double_precision(monkeypatch):
+def test_double_precision_stays(monkeypatch):
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", 37 * 4)
     hidden, weight, targets = inputs(torch.float64)
-    assert chunked_cross_entropy(hidden, weight, targets).dtype == torch.float64
-    torch.autograd.gradcheck(chunked_cross_entropy, (hidden, weight, targets))
+    loss = chunked_cross_entropy(hidden, weight, targets)
+    expected = F.cross_entropy(hidden @ weight.T, targets)
+    torch.testing.assert_close(loss, expected, rtol=1e-14, atol=0)
+    ours = torch.autograd.grad(loss, (hidden, weight))
+    theirs = torch.autograd.grad(expected, (hidden, weight))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("way", ["autocast", "bfloat16"])
@@ -62,3 +66,11 @@ def test_without_gradients_only_the_loss_is_computed(monkeypatch):
     torch.testing.assert_close(loss, expected)
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", 1)
     torch.testing.assert_close(chunked_cross_entropy(hidden.detach(), weight, targets), loss)
+
+
+def test_backward_comes_once():
+    hidden, weight, targets = inputs()
+    loss = chunked_cross_entropy(hidden, weight, targets)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="once"):
+        loss.backward()

@@ -1,4 +1,4 @@
-"""The diffusers pipeline: one repository that loads with this package and without it, from a folder and a Hub."""
+"""The diffusers pipeline: one repository that loads with this package and without it, here and from a Hub."""
 
 import json
 import os
@@ -161,11 +161,6 @@ def test_one_repository_with_and_without_the_package(pipe, hub, tmp_path):
         loaded = modeling_simvq.SimVQImagePipeline.from_pretrained(place)
         loaded.set_progress_bar_config(disable=True)
         torch.testing.assert_close(sample(loaded, output_type="pt"), expected)
-
-
-def test_importing_the_package_does_not_import_diffusers():
-    program = "import sys, modeling_simvq; assert 'diffusers' not in sys.modules"
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 def test_speech_goes_on(tiny_audio_model, waveform):
