@@ -55,13 +55,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 # softmax minus one-hot, in the memory of the logits
                 grad = logits.sub_(normalizer).exp_()
                 grad.scatter_add_(1, wished, grad.new_full(wished.shape, -1.0))
-                grad = grad.div_(len(hidden)).to(dtype)
+                grad = grad.to(dtype)  # the mean comes later: in float16 it would lose small values
                 grad_hidden[part] = grad @ table
                 if grad_weight.dtype == dtype:
                     grad_weight.addmm_(grad.T, states)
                 else:
                     grad_weight += grad.T @ states
         if wanted:
+            ctx.tokens = len(hidden)
             ctx.gradients = grad_hidden, grad_weight.to(weight.dtype)
         return total / len(hidden)
 
@@ -72,5 +73,5 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             raise RuntimeError("chunked_cross_entropy goes backward only once")
         # Scaled in place and given away: a copy of the table's gradient can be a gigabyte.
         grad_hidden, grad_weight = ctx.gradients
-        ctx.gradients = None
-        return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None
+        ctx.gradients, scale = None, grad / ctx.tokens
+        return grad_hidden.mul_(scale), grad_weight.mul_(scale), None, None

@@ -41,7 +41,9 @@ class VerifiedDownload:
                 PreTrainedModel.
         """
         name = pretrained_model_name_or_path
-        if name is not None and not os.path.exists(name) and kwargs.get("state_dict") is None:
+        if name is not None and os.path.isdir(name):
+            verify_snapshot(Path(name) / (kwargs.get("subfolder") or ""))
+        elif name is not None and not os.path.exists(name) and kwargs.get("state_dict") is None:
             place = {key: kwargs[key] for key in _PLACE if kwargs.get(key) is not None}
             # The commit of the configuration, where there is one: a branch may move in between.
             commit = kwargs.get("_commit_hash") or getattr(
@@ -76,6 +78,21 @@ def verify_weights(repo_id: str, variant: str | None = None, **place) -> None:
             raise OSError(f"{index} of {repo_id} is damaged: {error!r}") from error
         for shard in shards:
             _verified(repo_id, shard, place)
+
+
+def verify_snapshot(folder: Path) -> None:
+    """Check weights in a folder that snapshot_download, or diffusers, made: links into the client's cache.
+
+    Raises:
+        OSError: if one is damaged. It is removed, so that the next download fetches it.
+    """
+    for path in folder.glob("*.safetensors"):
+        if path.is_symlink() and not _intact(str(path)):
+            _remove(str(path))
+            raise OSError(
+                f"{path} is damaged: it does not have the sha256 that the Hub names. It is removed from the "
+                "cache; download again"
+            )
 
 
 def _with_variant(name: str, variant: str | None) -> str:

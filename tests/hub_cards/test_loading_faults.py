@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel
 
 from hub_cards.push_to_hub import push_to_hub
@@ -139,3 +139,13 @@ def test_the_methods_that_every_model_of_transformers_has(hub, converted, modali
     again = AutoModel.from_pretrained(f"org/plain-{modality}", cache_dir=tmp_path)
     assert torch.equal(again.quantizer.basis, model.quantizer.basis)
     auto.from_pretrained(f"org/plain-{modality}", cache_dir=tmp_path)
+
+
+def test_damage_that_snapshot_download_let_in_is_found(hub, published, tmp_path):
+    """As diffusers downloads a pipeline: it hands a folder to from_pretrained, and no name."""
+    hub.fail("GET", "/store/", corrupt=True)
+    folder = snapshot_download(REPO, cache_dir=tmp_path / "cache")
+    with pytest.raises(OSError, match="model.safetensors is damaged.*download again"):
+        AutoModel.from_pretrained(folder)
+    assert not weights_in(tmp_path / "cache")
+    AutoModel.from_pretrained(snapshot_download(REPO, cache_dir=tmp_path / "cache"))
