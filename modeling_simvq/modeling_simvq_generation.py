@@ -119,6 +119,7 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Loss of codes (B, n) after start tokens (B, 1), where the mask (B, n) is true."""
         self._check_codes(codes)
+        codes = codes.long()
         inputs = torch.cat([starts, codes[:, :-1]], dim=1)
         hidden = self.model(input_ids=inputs, use_cache=False).last_hidden_state
         if mask is None:
@@ -130,7 +131,7 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
 
     def _check_codes(self, codes: Tensor) -> None:
         if codes.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"codes must be int64, got {codes.dtype}")
+            raise ValueError(f"codes must be int64 or int32, got {codes.dtype}")
         # On a GPU in training this would wait for the device, which itself refuses such codes in the loss.
         if codes.numel() and not (self.training and codes.is_cuda):
             low, high = int(codes.min()), int(codes.max())
@@ -241,9 +242,9 @@ class SimVQForImageGeneration(SimVQGenerationModel):
         null = self.config.null_class
         if class_labels is None:
             class_labels = torch.full((batch,), null, device=device)
-        if class_labels.shape != (batch,) or class_labels.is_floating_point():
+        if batch == 0 or class_labels.shape != (batch,) or class_labels.is_floating_point():
             raise ValueError(
-                f"class_labels must be integers ({batch},), got {class_labels.dtype} of shape "
+                f"class_labels must be integers ({batch or 'B'},), got {class_labels.dtype} of shape "
                 f"{tuple(class_labels.shape)}"
             )
         if not (self.training and class_labels.is_cuda):

@@ -99,6 +99,7 @@ def test_no_labels_are_the_null_class():
     losses = [model(image_codes=codes, class_labels=one).loss for one in (None, null)]
     assert losses[0] == losses[1]
     assert model.config.null_class == 2
+    assert model(image_codes=codes.int()).loss == losses[0]
 
 
 def test_guidance_changes_samples(trained):
@@ -244,6 +245,7 @@ def test_impossible_inputs_are_named():
         (lambda: model(image_codes=ones.float()), "float32"),
         (lambda: model(image_codes=ones, class_labels=torch.tensor([0, 3])), "found 3"),
         (lambda: model(image_codes=ones, class_labels=torch.tensor([0])), r"\(2,\).*\(1,\)"),
+        (lambda: model.generate_images(torch.ones(0).long()), r"class_labels .*\(0,\)"),
         (lambda: model.generate_images(temperature=0), "temperature .* 0"),
         (lambda: model.generate_images(top_k=-2), "top_k .* -2"),
         (lambda: model.generate_images(top_p=1.5), "top_p .* 1.5"),
