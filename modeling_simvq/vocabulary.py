@@ -215,8 +215,8 @@ def add_code_tokens(
     first, and are set likewise; the table never shrinks.
 
     transformers' own resize_token_embeddings(mean_resizing=True) multiplies each new row by a D x D factor,
-    one after another: 4 ms a row at D = 1,024 on a CPU core, so a quarter of an hour for 262,144 of them, where this
-    takes seconds. Its noise, 3e-5 of the old spread, lies below bfloat16's rounding.
+    one after another: 4 ms a row at D = 1,024 on a CPU core, so a quarter of an hour for 262,144 of them, where
+    this takes seconds. Its noise, 3e-5 of the old spread, lies below bfloat16's rounding.
 
     Args:
         tokenizer: fast or in Python. A fast one gets the codes as special tokens, which

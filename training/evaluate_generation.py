@@ -119,7 +119,8 @@ class _Taken:
         if left:
             self.features.append(figures["features"][:left])
             self.pixels.append(pixel_vectors(figures["pictures"][:left]))
-        self.pictures.append(figures["pictures"][: max(0, min(SHOWN, neighbours) - self.count)])
+            shown = max(0, SHOWN - self.count)
+            self.pictures.append(figures["pictures"][:left][:shown].clone())
         self.count += len(figures["hash"])
 
     def nearest(self) -> dict[str, NearestPictures]:
@@ -277,8 +278,8 @@ def run(
         folder=folder,
     )
     if findings is not None:
-        device = accelerator.device.type
-        report = _report(settings, data, findings, device=device, notes=notes)
+        extra = {"device": accelerator.device.type, "notes": notes}
+        report = _report(settings, data, findings, **extra)
         write_report(folder, report, "picture")
         print(f"Pictures: {folder / 'samples.png'}", end="")
         print(f", {folder / 'neighbours.png'}" if settings.neighbours else "")
@@ -367,10 +368,10 @@ def _report(
         f"Real pictures: short side to {data.resolution} pixels (bilinear, antialiased), centre crop; "
         "generated ones likewise where they are larger or smaller; all rounded to 8 bits. gFID: "
         f"torch-fidelity's Inception (2015-12-05, 2048 features), generated pictures against {split} of the "
-        "data set. Inception Score: mean over ten parts. Nearest training pictures: Euclidean distance of those "
-        "features, and root mean square difference in grey levels (0 to 255) of pictures averaged to at most "
-        f"32 x 32; medians over {min(settings.neighbours, findings.samples):,} samples, and over held-out real "
-        "pictures as the yardstick. Of new pictures about 0.05 lie nearer than 95 % of held-out ones do."
+        "data set. Inception Score: mean over ten parts. Nearest training pictures: Euclidean distance of "
+        "those features, and root mean square difference in grey levels (0 to 255) of pictures averaged to at "
+        f"most 32 x 32; medians over {min(settings.neighbours, findings.samples):,} samples, and over held-out "
+        "real pictures as the yardstick. Of new pictures about 0.05 lie nearer than 95 % of held-out ones do."
     )
     made = {"pictures": "made before, from files"}
     if settings.pipeline is not None:

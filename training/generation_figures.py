@@ -25,7 +25,7 @@ class ClassGrid:
                 row = self.pictures.setdefault(label, [])
                 # Without classes all of them fill the grid.
                 if len(row) < (EACH if label >= 0 else CLASSES * EACH):
-                    row.append(picture.cpu())
+                    row.append(picture.cpu().clone())  # a view would keep the batch
 
     def write(self, path: Path) -> None:
         """Write a PNG, a row a class."""

@@ -1,5 +1,7 @@
 """Codes in the vocabulary of a language model: ids and back, new rows, saving, training, generation."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -259,3 +261,17 @@ def test_the_model_may_end_what_has_no_fixed_length():
     ]
     fixed = CodeLogitsProcessor(vocabulary, 1)(history, scores).isfinite()
     assert fixed[1].nonzero().flatten().tolist() == [11]
+
+
+def test_the_snippet_of_the_readme_runs(tiny_model, tmp_path, monkeypatch):
+    tokenizer = byte_pair_tokenizer()
+    llama(len(tokenizer)).save_pretrained(tmp_path / "language")
+    tokenizer.save_pretrained(tmp_path / "language")
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    snippet = readme.split("### In a language model")[1].split("```python\n")[1].split("```")[0]
+    assert "Qwen/Qwen3-0.6B" in snippet
+    monkeypatch.chdir(tmp_path)
+    names = {"model": tiny_model, "codes": torch.arange(20).reshape(1, 4, 5)}
+    exec(snippet.replace("Qwen/Qwen3-0.6B", "language"), names)
+    assert names["pixels"].shape == (1, 3, 8, 10) and names["loss"] > 0
+    assert names["vocabulary"].codebook_size == 64
