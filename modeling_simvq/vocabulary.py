@@ -218,6 +218,9 @@ def add_code_tokens(
     one after another: 4 ms a row at D = 1,024 on a CPU core, so a quarter of an hour for 262,144 of them, where
     this takes seconds. Its noise, 3e-5 of the old spread, lies below bfloat16's rounding.
 
+    What a model of V tokens says about text is untouched but for the share that codes take before training: at
+    most about K / (V + K). CodeLogitsProcessor keeps codes out of text.
+
     Args:
         tokenizer: fast or in Python. A fast one gets the codes as special tokens, which
             decode(skip_special_tokens=True) leaves out; one in Python as ordinary tokens, because transformers

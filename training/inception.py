@@ -74,15 +74,15 @@ def load_inception_classifier() -> nn.Module:
     return InceptionFeatures(network.eval().requires_grad_(False))
 
 
-def frechet_distance(device: torch.device) -> nn.Module:
-    """torchmetrics' Frechet distance of features (B, 2048) float64: update(features, real=...), then compute().
+def frechet_distance(device: torch.device, width: int = 2048) -> nn.Module:
+    """torchmetrics' Frechet distance of features (B, width) float64: update(features, real=), then compute().
 
     Features of all ranks are gathered before they come here: nothing is synchronised.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     features = nn.Identity()
-    features.num_features = 2048
+    features.num_features = width
     return FrechetInceptionDistance(feature=features, sync_on_compute=False).to(device)
 
 
