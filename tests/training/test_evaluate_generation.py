@@ -238,7 +238,7 @@ def write_photos(folder: Path) -> None:
 
 
 class NoFrechet:
-    """The distance of 2,048 features takes seconds, and the loop that feeds it counts what the test compares."""
+    """The distance of 2,048 features takes seconds; the loop that feeds it counts what the test compares."""
 
     def update(self, features, real):
         pass
