@@ -21,6 +21,14 @@ FILE_NAME = "evaluation.json"
 # Key in "metrics": name on a card, most decimals, and which way is better (+1 up, -1 down, 0 neither).
 METRICS = {
     "rfid": ("rFID", 2, -1),
+    "gfid": ("gFID", 2, -1),
+    "inception_score": ("Inception Score", 1, 1),
+    "nearest_feature": ("nearest training picture, Inception features, median", 2, 0),
+    "nearest_feature_held_out": ("the same of held-out pictures", 2, 0),
+    "nearer_feature": ("nearer than 95 % of held-out pictures, Inception features", 3, 0),
+    "nearest_pixel": ("nearest training picture, grey levels, median", 2, 0),
+    "nearest_pixel_held_out": ("the same of held-out pictures, grey levels", 2, 0),
+    "nearer_pixel": ("nearer than 95 % of held-out pictures, grey levels", 3, 0),
     "lpips": ("LPIPS", 3, -1),
     "lpips_alex": ("LPIPS (AlexNet)", 3, -1),
     "lpips_vgg": ("LPIPS (VGG)", 3, -1),

@@ -18,10 +18,13 @@ from .modeling_simvq_generation import SimVQForAudioGeneration, SimVQForImageGen
 from .modeling_simvq_image import SimVQImageModel
 from .nearest_code import nearest_code
 from .quantization_simvq import SimVQ
+from .vocabulary import CodeLogitsProcessor, CodeVocabulary, add_code_tokens
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CodeLogitsProcessor",
+    "CodeVocabulary",
     "SimVQ",
     "SimVQAudioConfig",
     "SimVQAudioFeatureExtractor",
@@ -34,6 +37,7 @@ __all__ = [
     "SimVQImageModel",
     "SimVQImagePipeline",
     "SimVQImageProcessor",
+    "add_code_tokens",
     "nearest_code",
 ]
 

@@ -20,7 +20,6 @@ import torch
 import transformers
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn import Identity
 from transformers import AutoModel
 
 from hub_cards.evaluation import Evaluation
@@ -38,7 +37,7 @@ from training.evaluation_report import (
 )
 from training.image_data import ImageDataConfig, build_image_dataloader
 from training.image_recipe import picture_figures
-from training.inception import InceptionWeightsError, load_inception
+from training.inception import InceptionWeightsError, frechet_distance, load_inception
 from training.perceptual import PerceptualWeightsError, load_lpips
 from training.settings import SettingsError, at_least, parse_settings, setting
 from training.validation import measured_batches
@@ -115,18 +114,10 @@ def evaluate(
     Raises:
         ValueError: if no picture can be read, or rFID is asked of fewer than two.
     """
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
     counter = CodeCounter(model.config.codebook_size, accelerator.device)
     means: dict[str, Mean] = {}
     batch_psnr, fingerprint = BatchPsnr(), Fingerprint()
-    fid = None
-    if inception is not None:
-        features = Identity()
-        features.num_features = 2048
-        # Features of all ranks are gathered before: nothing is left for torchmetrics to synchronise.
-        fid = FrechetInceptionDistance(feature=features, sync_on_compute=False)
-        fid.to(accelerator.device)
+    fid = frechet_distance(accelerator.device) if inception is not None else None
 
     def measure(batch: dict[str, Tensor]):
         pixels = batch["pixel_values"]

@@ -1,4 +1,4 @@
-"""The Inception network of FID (2015-12-05, 2048 features), with real weights and, if need be, no download."""
+"""The Inception network (2015-12-05), with real weights and, if need be, no download, and what it measures."""
 
 import hashlib
 import importlib.util
@@ -54,6 +54,45 @@ def load_inception(weights: str = "auto") -> nn.Module:
     return InceptionFeatures(network.eval().requires_grad_(False))
 
 
+def load_inception_classifier() -> nn.Module:
+    """The same network's classifier, for the Inception Score, from torch-fidelity's download: packages lack it.
+
+    Returns:
+        A frozen module: pictures (B, 3, H, W) uint8 to logits (B, 1008) float32, without the biases, as the
+        score is defined.
+
+    Raises:
+        InceptionWeightsError: if it cannot be downloaded.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    try:
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["logits_unbiased"])
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InceptionWeightsError(f"Inception's classifier cannot be had: {reason}") from error
+    return InceptionFeatures(network.eval().requires_grad_(False))
+
+
+def frechet_distance(device: torch.device, width: int = 2048) -> nn.Module:
+    """torchmetrics' Frechet distance of features (B, width) float64: update(features, real=), then compute().
+
+    Features of all ranks are gathered before they come here: nothing is synchronised.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    features = nn.Identity()
+    features.num_features = width
+    return FrechetInceptionDistance(feature=features, sync_on_compute=False).to(device)
+
+
+def inception_score(logits: Tensor) -> float:
+    """torch-fidelity's Inception Score, the mean over ten parts, of logits (N, classes)."""
+    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+
+    return isc_features_to_metric(logits, splits=min(10, len(logits)))[KEY_METRIC_ISC_MEAN]
+
+
 class InceptionFeatures(nn.Module):
     """The network with one output."""
 
@@ -62,7 +101,7 @@ class InceptionFeatures(nn.Module):
         self.network = network
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Features (B, 2048) of pictures (B, 3, H, W) uint8."""
+        """Features (B, 2048), or logits, of pictures (B, 3, H, W) uint8."""
         return self.network(pictures)[0]
 
 
