@@ -185,7 +185,7 @@ def run(settings: AudioEvaluationSettings, data: AudioDataConfig, accelerator: A
             logging.warning(line)
     # The recordings' own rate does not matter, the model's does.
     rate = model.config.sampling_rate
-    decoder = Decoder("input_values", (1, 1), partial(_decode, sampling_rate=rate))
+    decoder = Decoder(data.column, "input_values", (1, 1), partial(_decode, sampling_rate=rate))
     shard = (accelerator.process_index, accelerator.num_processes)
     recordings = build_dataloader(
         data, data.validation_split, decoder, batch_size=1, train=False, seed=0, shard=shard

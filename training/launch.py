@@ -34,8 +34,8 @@ def run(groups: dict[str, type], build_recipe: Callable[..., Recipe], descriptio
     """Parse settings, train, save; mistakes of the user end in one line and exit status 1.
 
     Args:
-        groups: dataclasses of the settings, under "model", "data", "loss" and "loop".
-        build_recipe: takes the first three, and batch_size and seed.
+        groups: dataclasses of the settings; "data" and "loop" are among them.
+        build_recipe: takes all but "loop" by these names, and batch_size and seed.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for chatty in ("httpx", "datasets", "accelerate", "transformers", "PIL"):
@@ -80,13 +80,8 @@ def train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Acce
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "settings.json").write_text(json.dumps(flat, indent=2) + "\n")
-    recipe = build_recipe(
-        settings["model"],
-        settings["data"],
-        settings["loss"],
-        batch_size=loop.batch_size,
-        seed=loop.seed,
-    )
+    groups = {name: group for name, group in settings.items() if name != "loop"}
+    recipe = build_recipe(**groups, batch_size=loop.batch_size, seed=loop.seed)
     if getattr(recipe, "perceptual", True) is None:
         logger.warning("training without a perceptual loss (perceptual: none)")
     if loop.tracker != "none":

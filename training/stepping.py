@@ -120,3 +120,17 @@ class Stepper:
             figures[f"{name}/gradient_norm"] = norm.detach()
         optimizer.zero_grad(set_to_none=True)
         return skipped
+
+
+class LossStepper(Stepper):
+    """One model, whose output holds its loss; the recipe's `arguments` makes the model's of a batch."""
+
+    def step(self, batch: dict[str, Tensor], step: int) -> StepResult:
+        ((name, model),) = self.modules.items()
+        loss = model(**self.recipe.arguments(batch)).loss
+        figures = {f"{name}/total": loss.detach()}
+        self.accelerator.backward(loss)
+        skipped = self._update(name, model, self.optimizers[name], figures, step)
+        if self.accelerator.sync_gradients and not skipped:
+            self.guard.good()
+        return StepResult(figures, int(skipped))

@@ -1,0 +1,199 @@
+"""Recipe of the generators: a transformer over the codes of a tokenizer, of pictures or of sound."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import AutoModel, PreTrainedModel
+
+from modeling_simvq import (
+    SimVQAudioGenerationConfig,
+    SimVQForAudioGeneration,
+    SimVQForImageGeneration,
+    SimVQImageGenerationConfig,
+)
+from training.recipe import Validation
+from training.samples import build_dataloader
+from training.settings import LoopSettings, SettingsError, setting
+from training.stepping import LossStepper
+from training.token_data import (
+    AudioTokenDecoder,
+    ImageTokenDecoder,
+    TokenDataConfig,
+    TokenLayout,
+    read_layout,
+)
+from training.validation import each_once
+
+
+@dataclass
+class GeneratorModelSettings:
+    """The generator (SimVQImageGenerationConfig has the details)."""
+
+    tokenizer: str | None = setting(
+        None,
+        "what made the codes, a folder or a name on the Hub: to see samples, and for the pipeline",
+    )
+    codebook_size: int | None = setting(None, "K, number of codes; by default the tokenizer's")
+    num_classes: int | None = setting(None, "pictures: by default those that the data set names")
+    hidden_size: int = setting(768, "width of the transformer")
+    intermediate_size: int = setting(2048, "width inside its feed-forward layers")
+    num_hidden_layers: int = setting(12, "layers")
+    num_attention_heads: int = setting(12, "attention heads of a layer")
+    num_key_value_heads: int | None = setting(None, "heads of keys and values; all by default")
+    attention_dropout: float = setting(0.0, "dropout of attention weights")
+    tie_word_embeddings: bool = setting(False, "predict codes with the vectors that embed them")
+    code_factors: list[int] | None = setting(
+        None, "[K1, K2] with K1 * K2 = K: predict a code in two parts, for large K"
+    )
+
+    def config(
+        self, layout: TokenLayout, codebook_size: int, max_codes: int
+    ) -> SimVQImageGenerationConfig | SimVQAudioGenerationConfig:
+        """The model's configuration, validated."""
+        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        names += ("num_key_value_heads", "attention_dropout", "tie_word_embeddings", "code_factors")
+        values = {name: getattr(self, name) for name in names} | {"codebook_size": codebook_size}
+        try:
+            if layout.grid_size is None:
+                return SimVQAudioGenerationConfig(max_codes=max_codes, **values)
+            return SimVQImageGenerationConfig(
+                num_classes=len(layout.class_names),
+                id2label=dict(enumerate(layout.class_names)),
+                grid_size=layout.grid_size,
+                **values,
+            )
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+
+
+@dataclass
+class GeneratorLoopSettings(LoopSettings):
+    """The run: how long, how fast, what is kept. Steps are optimiser steps."""
+
+    output_dir: str = setting(
+        "runs/simvq_generator", "folder of checkpoints, samples, logs and the final model"
+    )
+    epochs: int = setting(300, "passes over the codes, unless max_steps ends the run before")
+    adam_betas: list[float] = setting([0.9, 0.95], "AdamW's betas")
+    weight_decay: float = setting(0.05, "AdamW's decay of matrices, not of norms and biases")
+    lr_schedule: str = setting("cosine", "constant or cosine, after the warm-up")
+    warmup_steps: int = setting(1000, "linear warm-up from 0")
+    max_grad_norm: float | None = setting(1.0, "clip the gradients' norm")
+
+
+class GeneratorRecipe:
+    """See training.recipe.Recipe.
+
+    Args:
+        tokenizer: what made the codes; None to do without samples and pipeline.
+    """
+
+    stepper = LossStepper
+    batch_counts = ("unreadable",)
+    companions: tuple = ()
+
+    def __init__(
+        self,
+        model: SimVQForImageGeneration | SimVQForAudioGeneration,
+        tokenizer: PreTrainedModel | None,
+        train_loader: DataLoader,
+        validation_loader: DataLoader | None,
+    ):
+        self.model, self.tokenizer = model, tokenizer
+        self.train_loader, self.validation_loader = train_loader, validation_loader
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        return {"generator": self.model}
+
+    def arguments(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the model is called with."""
+        return {name: batch[name] for name in batch if name not in ("valid", "unreadable")}
+
+    @torch.no_grad()
+    def validate(
+        self, model: nn.Module, loader: DataLoader, accelerator: Accelerator
+    ) -> Validation:
+        sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+        for batch in each_once(loader, accelerator, "validating"):
+            loss = model(**self.arguments(batch)).loss.double()
+            counted = batch.get("audio_codes_mask")
+            if counted is None:
+                counted = torch.ones_like(batch["image_codes"])
+            sums += torch.stack([loss * counted.sum(), counted.sum()])
+        total, count = accelerator.reduce(sums).tolist()
+        if not count:
+            return Validation({})
+        loss = total / count
+        figures = {
+            "loss": loss,
+            "bits_per_code": loss / math.log(2),
+            "code_perplexity": math.exp(loss),
+        }
+        return Validation(figures)
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        model.save_pretrained(folder)
+
+
+def build_generator_recipe(
+    model: GeneratorModelSettings, data: TokenDataConfig, *, batch_size: int, seed: int
+) -> GeneratorRecipe:
+    """Recipe from settings: opens the codes and the tokenizer.
+
+    Raises:
+        SettingsError: if the codes do not fit the tokenizer, or it is not told how many there are.
+    """
+    layout = read_layout(data, model.num_classes)
+    tokenizer, codebook_size = None, model.codebook_size
+    if model.tokenizer is not None:
+        tokenizer = _load_tokenizer(model.tokenizer, layout)
+        codebook_size = tokenizer.config.codebook_size
+        if model.codebook_size not in (None, codebook_size):
+            raise SettingsError(
+                f"codebook_size is {model.codebook_size}, but the tokenizer has {codebook_size} codes"
+            )
+    if codebook_size is None:
+        raise SettingsError("codebook_size: set it, or name the tokenizer, tokenizer=...")
+    config = model.config(layout, codebook_size, data.clip_codes)
+    if layout.grid_size is None:
+        generator = SimVQForAudioGeneration(config)
+        decoder = AudioTokenDecoder(data.clip_codes, codebook_size)
+    else:
+        generator = SimVQForImageGeneration(config)
+        decoder = ImageTokenDecoder(
+            layout.grid_size,
+            codebook_size,
+            config.null_class,
+            data.label_column,
+            data.label_dropout,
+        )
+    if tokenizer is not None and config.code_factors is not None:
+        generator.codes.arrange(tokenizer.quantizer.codebook())
+
+    def loader(split: str | None, train: bool) -> DataLoader | None:
+        if split is None:
+            return None
+        return build_dataloader(data, split, decoder, batch_size=batch_size, train=train, seed=seed)
+
+    return GeneratorRecipe(
+        generator,
+        tokenizer,
+        loader(data.train_split, train=True),
+        loader(data.validation_split, train=False),
+    )
+
+
+def _load_tokenizer(name: str, layout: TokenLayout) -> PreTrainedModel:
+    tokenizer = AutoModel.from_pretrained(name).eval().requires_grad_(False)
+    wanted = "simvq_audio" if layout.grid_size is None else "simvq_image"
+    if tokenizer.config.model_type != wanted:
+        raise SettingsError(
+            f"tokenizer: {name} is of type {tokenizer.config.model_type}, the codes need {wanted}"
+        )
+    return tokenizer
