@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ class FileWriter:
 
     def __init__(self, tokens: ImageTokens | AudioTokens, settings: TokenizeSettings, workers: int):
         self.tokens, self.settings = tokens, settings
+        self.samples = self.codes = 0  # made so far
         self.pool = ThreadPoolExecutor(max(1, workers))
 
     def write(
@@ -112,6 +114,8 @@ class FileWriter:
             unreadable |= {job[1] for job, s in zip(batch, samples, strict=True) if s is None}
             readable = [sample for sample in samples if sample is not None]
             codes = self.tokens.encode(readable) if readable else []
+            self.samples += len(codes)
+            self.codes += sum(one.size for one in codes)
             for (row, number, variant), one in zip(kept, codes, strict=True):
                 others = {k: v for k, v in row.items() if k != self.tokens.source_column}
                 found.append(
@@ -245,6 +249,7 @@ def run(settings: TokenizeSettings, data: DataSettings, accelerator: Accelerator
         _check_manifest(folder, plan)
     accelerator.wait_for_everyone()
     writer, unreadable = FileWriter(tokens, settings, data.num_workers), 0
+    start = time.perf_counter()
     for split in settings.splits:
         source = open_split(data, split, all_columns=True)
         if data.max_train_samples is not None:
@@ -254,9 +259,14 @@ def run(settings: TokenizeSettings, data: DataSettings, accelerator: Accelerator
                 source.take(count) if streaming else source.select(range(min(count, len(source))))
             )
         unreadable += tokenize_split(source, split, writer, folder, accelerator)
-    counts = torch.tensor([unreadable], device=accelerator.device)
-    unreadable = int(accelerator.reduce(counts))
+    counts = torch.tensor([unreadable, writer.samples, writer.codes], device=accelerator.device)
+    unreadable, samples, codes = accelerator.reduce(counts).tolist()
     if accelerator.is_main_process:
+        seconds = time.perf_counter() - start
+        print(
+            f"{samples:,} {tokens.plural} encoded in {seconds:,.1f} s by {accelerator.num_processes} "
+            f"process(es): {samples / seconds:,.1f} {tokens.plural} and {codes / seconds:,.0f} codes a second"
+        )
         _finish(settings, data, model, tokens, folder, unreadable)
     accelerator.end_training()
 
@@ -264,7 +274,13 @@ def run(settings: TokenizeSettings, data: DataSettings, accelerator: Accelerator
 def _check_manifest(folder: Path, plan: dict) -> None:
     path = folder / MANIFEST
     if path.is_file():
-        before = json.loads(path.read_text())
+        try:
+            before = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError):
+            raise SettingsError(
+                f"output: {path}, which tells how the codes there were made, is damaged: delete the folder, or "
+                "take another"
+            ) from None
         differing = [k for k in plan if before.get(k) != plan[k]]
         if differing:
             changes = ", ".join(f"{k} was {before.get(k)!r}, is {plan[k]!r}" for k in differing)
@@ -274,7 +290,9 @@ def _check_manifest(folder: Path, plan: dict) -> None:
     for left in folder.glob("data/*.unfinished"):
         left.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plan, indent=2) + "\n")
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(plan, indent=2) + "\n")
+    os.replace(unfinished, path)
 
 
 def _finish(settings, data, model, tokens, folder: Path, unreadable: int) -> None:

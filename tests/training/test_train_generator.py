@@ -16,6 +16,7 @@ from training.generator_recipe import (
     build_generator_recipe,
 )
 from training.launch import make_accelerator, train
+from training.samples import UnreadableSample
 from training.settings import SettingsError, build_settings
 from training.token_data import AudioTokenDecoder, ImageTokenDecoder, TokenDataConfig
 
@@ -98,13 +99,113 @@ def test_classes_are_learnt_and_the_figures_are_those_of_the_saved_model(
 
 
 def test_resume_goes_on_bit_for_bit(run, picture_codes, tmp_path):
-    whole = run(picture_codes, max_steps=6, label_dropout=0.5, output_dir=str(tmp_path / "whole"))
-    run(picture_codes, max_steps=3, label_dropout=0.5, lr_schedule="constant")
-    constant = run(picture_codes, max_steps=6, label_dropout=0.5, resume="latest")
-    assert constant.progress.step == 6
-    for (name, tensor), other in zip(
-        whole.recipe.model.state_dict().items(),
-        constant.recipe.model.state_dict().values(),
-        strict=True,
+    same = {"label_dropout": 0.5, "lr_schedule": "constant", "mixed_precision": "bf16"}
+    whole = run(picture_codes, max_steps=6, output_dir=str(tmp_path / "whole"), **same)
+    run(picture_codes, max_steps=3, **same)
+    resumed = run(picture_codes, max_steps=6, resume="latest", **same)
+    for one, other in ((whole.recipe.model, resumed.recipe.model), (whole.ema, resumed.ema)):
+        for name, tensor in one.state_dict().items():
+            assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_weight_decay_spares_vectors(run, picture_codes):
+    (optimizer,) = run(picture_codes, max_steps=1).stepper.optimizers.values()
+    decays = {group["weight_decay"]: group["params"] for group in optimizer.param_groups}
+    assert set(decays) == {0.05, 0.0}
+    assert {p.ndim for p in decays[0.0]} == {1} and {p.ndim for p in decays[0.05]} == {2}
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_sound_of_any_length(run, tmp_path, streaming):
+    """Crops and padding; the validation's loss is the mean over codes, not over clips."""
+    random = np.random.default_rng(0)
+    features = {"audio_codes": datasets.List(datasets.Value("uint8"))}
+    lengths = {"train": [30, 3, 12, 20, 9, 12, 31, 8] * 2, "validation": [2, 12, 25]}
+    for split, sizes in lengths.items():
+        clips = [random.integers(0, 40, size).tolist() for size in sizes]
+        write_split(tmp_path / "sound", split, {"audio_codes": clips}, features)
+    run(
+        tmp_path / "sound",
+        max_steps=3,
+        clip_codes=12,
+        streaming=streaming,
+        validation_split=None if streaming else "validation",
+    )
+    model = SimVQForAudioGeneration.from_pretrained(tmp_path / "run" / "model").eval()
+    assert model.config.max_codes == 12
+    if streaming:
+        return
+    total = 0.0
+    for clip in clips:
+        codes = torch.tensor(clip[:12])[None, None]
+        with torch.no_grad():
+            total += float(model(audio_codes=codes).loss) * codes.numel()
+    figures = json.loads((tmp_path / "run" / "figures.jsonl").read_text().splitlines()[-1])
+    assert figures["loss"] == pytest.approx(total / (2 + 12 + 12), rel=1e-5)
+
+
+def test_rows_that_cannot_be_used():
+    pictures = ImageTokenDecoder((2, 2), 40, 3, "label", 0.5)
+    good = {"image_codes": [[0, 39], [1, 2]], "label": 2}
+    sample = pictures.read(good, "row 0", None)
+    assert sample["image_codes"].tolist() == good["image_codes"] and sample["class_labels"] == 2
+    assert [pictures.read(good | {"label": n}, "", None)["class_labels"] for n in (None, -1)] == [
+        3,
+        3,
+    ]
+    for change in (
+        {"image_codes": [[0, 40], [1, 2]]},
+        {"image_codes": [[0, -1], [1, 2]]},
+        {"image_codes": [[0, 1], [1]]},
+        {"image_codes": [[0, 1, 2]]},
+        {"image_codes": [[0.5, 1], [1, 2]]},
+        {"image_codes": None},
+        {"image_codes": "codes"},
+        {"label": 3},
+        {"label": "cat"},
     ):
-        assert tensor.shape == other.shape, name
+        with pytest.raises(UnreadableSample, match="row 7"):
+            pictures.read(good | change, "row 7", None)
+    # Which classes are hidden follows from the sample's generator alone.
+    seeds = [torch.Generator().manual_seed(n) for n in range(200)]
+    labels = [int(pictures.read(good, "", generator)["class_labels"]) for generator in seeds]
+    assert 70 < labels.count(3) < 130 and set(labels) == {2, 3}
+
+    sound = AudioTokenDecoder(4, 40)
+    with pytest.raises(UnreadableSample, match="row 7"):
+        sound.read({"audio_codes": []}, "row 7", None)
+    sample = sound.read({"audio_codes": [5, 6]}, "row 0", torch.Generator())
+    assert sample["audio_codes"].tolist() == [[5, 6, 0, 0]]
+    assert sample["audio_codes_mask"].tolist() == [[1, 1, 0, 0]]
+    long = {"audio_codes": list(range(10))}
+    starts = {
+        int(sound.read(long, "", torch.Generator().manual_seed(n))["audio_codes"][0, 0])
+        for n in range(60)
+    }
+    assert starts == set(range(7))
+
+
+def test_mistakes_are_named(run, picture_codes, tmp_path):
+    plain = {"label": datasets.Value("int64"), "text": datasets.Value("string")}
+    write_split(tmp_path / "other", "train", {"label": [0], "text": ["a"]}, plain)
+    codes = {"image_codes": datasets.List(datasets.List(datasets.Value("uint8")))}
+    write_split(
+        tmp_path / "plain", "train", {"label": [0], "image_codes": [[[1]]]},
+        {"label": plain["label"], **codes},
+    )  # fmt: skip
+    for dataset, settings, message in (
+        (tmp_path / "other", {}, "no column image_codes or audio_codes, it has label, text"),
+        (tmp_path / "plain", {}, "num_classes: column 'label' does not tell"),
+        (tmp_path / "plain", {"label_column": "kind"}, "label_column: .* no column 'kind'"),
+        (picture_codes, {"codebook_size": None}, "codebook_size: set it, or name the tokenizer"),
+        (picture_codes, {"num_attention_heads": 3}, "hidden_size must be a multiple"),
+        (picture_codes, {"label_dropout": 2}, "label_dropout must lie"),
+        (picture_codes, {"validation_split": "test"}, "no split 'test'"),
+        (tmp_path / "nowhere", {}, "there is no file or folder"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            run(dataset, **settings)
+    # Codes of a larger codebook: every row is refused, and the message says why.
+    with pytest.raises(UnreadableSample, match="code 2[0-4]; those of the tokenizer are 0 to 19"):
+        run(picture_codes, codebook_size=20, train_split="train", max_steps=9)
