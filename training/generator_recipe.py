@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import AutoModel, PreTrainedModel
@@ -16,6 +17,7 @@ from modeling_simvq import (
     SimVQForImageGeneration,
     SimVQImageGenerationConfig,
 )
+from training.generator_samples import SampleSettings, sample_pictures, sample_sounds
 from training.recipe import Validation
 from training.samples import build_dataloader
 from training.settings import LoopSettings, SettingsError, setting
@@ -28,6 +30,8 @@ from training.token_data import (
     read_layout,
 )
 from training.validation import each_once
+
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -103,8 +107,9 @@ class GeneratorRecipe:
         tokenizer: PreTrainedModel | None,
         train_loader: DataLoader,
         validation_loader: DataLoader | None,
+        samples: SampleSettings,
     ):
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.samples = model, tokenizer, samples
         self.train_loader, self.validation_loader = train_loader, validation_loader
 
     @property
@@ -128,21 +133,34 @@ class GeneratorRecipe:
             sums += torch.stack([loss * counted.sum(), counted.sum()])
         total, count = accelerator.reduce(sums).tolist()
         if not count:
+            logger.warning("the validation set has no row that can be read: no figures")
             return Validation({})
-        loss = total / count
-        figures = {
-            "loss": loss,
-            "bits_per_code": loss / math.log(2),
-            "code_perplexity": math.exp(loss),
-        }
-        return Validation(figures)
+        result = Validation(loss_figures(total / count))
+        if self.tokenizer is not None and self.samples.samples and accelerator.is_main_process:
+            tokenizer = self.tokenizer.to(accelerator.device)
+            if isinstance(model, SimVQForImageGeneration):
+                result.pictures = sample_pictures(model, tokenizer, self.samples)
+            else:
+                result.sounds = sample_sounds(model, tokenizer, self.samples)
+                result.sampling_rate = tokenizer.config.sampling_rate
+        return result
 
     def save(self, model: nn.Module, folder: Path) -> None:
         model.save_pretrained(folder)
 
 
+def loss_figures(loss: float) -> dict[str, float]:
+    """A mean loss of a code in nats, and the same as bits and as perplexity."""
+    return {"loss": loss, "bits_per_code": loss / math.log(2), "code_perplexity": math.exp(loss)}
+
+
 def build_generator_recipe(
-    model: GeneratorModelSettings, data: TokenDataConfig, *, batch_size: int, seed: int
+    model: GeneratorModelSettings,
+    data: TokenDataConfig,
+    samples: SampleSettings,
+    *,
+    batch_size: int,
+    seed: int,
 ) -> GeneratorRecipe:
     """Recipe from settings: opens the codes and the tokenizer.
 
@@ -173,8 +191,8 @@ def build_generator_recipe(
             data.label_column,
             data.label_dropout,
         )
-    if tokenizer is not None and config.code_factors is not None:
-        generator.codes.arrange(tokenizer.quantizer.codebook())
+    if tokenizer is not None:
+        generator.arrange_codes(tokenizer.quantizer.codebook())
 
     def loader(split: str | None, train: bool) -> DataLoader | None:
         if split is None:
@@ -186,6 +204,7 @@ def build_generator_recipe(
         tokenizer,
         loader(data.train_split, train=True),
         loader(data.validation_split, train=False),
+        samples,
     )
 
 

@@ -19,6 +19,7 @@ from training.generator_recipe import (
     GeneratorModelSettings,
     build_generator_recipe,
 )
+from training.generator_samples import SampleSettings
 from training.launch import run
 from training.token_data import TokenDataConfig
 
@@ -26,6 +27,7 @@ if __name__ == "__main__":
     groups = {
         "data": TokenDataConfig,
         "model": GeneratorModelSettings,
+        "samples": SampleSettings,
         "loop": GeneratorLoopSettings,
     }
     run(groups, build_generator_recipe, description=__doc__)
