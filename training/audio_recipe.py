@@ -140,11 +140,12 @@ class AudioRecipe(TokenizerRecipe):
         figures = run_validation(loader, accelerator, model.config.codebook_size, figures_of)
         return Validation(figures, pictures, sounds, rate)
 
-    def save(self, model: nn.Module, folder: Path) -> None:
+    def save(self, model: nn.Module, folder: Path) -> Path:
         model.save_pretrained(folder)
         SimVQAudioFeatureExtractor(
             sampling_rate=model.config.sampling_rate, hop_length=model.config.hop_length
         ).save_pretrained(folder)
+        return folder
 
 
 def build_audio_recipe(

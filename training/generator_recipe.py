@@ -9,13 +9,14 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
 
 from modeling_simvq import (
     SimVQAudioGenerationConfig,
     SimVQForAudioGeneration,
     SimVQForImageGeneration,
     SimVQImageGenerationConfig,
+    SimVQImageProcessor,
 )
 from training.generator_samples import SampleSettings, sample_pictures, sample_sounds
 from training.recipe import Validation
@@ -95,6 +96,7 @@ class GeneratorRecipe:
 
     Args:
         tokenizer: what made the codes; None to do without samples and pipeline.
+        processor: of a tokenizer of pictures.
     """
 
     stepper = LossStepper
@@ -105,11 +107,13 @@ class GeneratorRecipe:
         self,
         model: SimVQForImageGeneration | SimVQForAudioGeneration,
         tokenizer: PreTrainedModel | None,
+        processor: SimVQImageProcessor | None,
         train_loader: DataLoader,
         validation_loader: DataLoader | None,
         samples: SampleSettings,
     ):
-        self.model, self.tokenizer, self.samples = model, tokenizer, samples
+        self.model, self.samples = model, samples
+        self.tokenizer, self.processor = tokenizer, processor
         self.train_loader, self.validation_loader = train_loader, validation_loader
 
     @property
@@ -145,8 +149,16 @@ class GeneratorRecipe:
                 result.sampling_rate = tokenizer.config.sampling_rate
         return result
 
-    def save(self, model: nn.Module, folder: Path) -> None:
+    def save(self, model: nn.Module, folder: Path) -> Path:
+        """The generator and, of pictures and with the tokenizer, the pipeline of both beside it."""
         model.save_pretrained(folder)
+        if self.processor is None:
+            return folder
+        from modeling_simvq import SimVQImagePipeline  # takes long to import
+
+        pipeline = SimVQImagePipeline(self.tokenizer, model, self.processor)
+        pipeline.save_pretrained(folder.with_name("pipeline"))
+        return folder.with_name("pipeline")
 
 
 def loss_figures(loss: float) -> dict[str, float]:
@@ -168,9 +180,11 @@ def build_generator_recipe(
         SettingsError: if the codes do not fit the tokenizer, or it is not told how many there are.
     """
     layout = read_layout(data, model.num_classes)
-    tokenizer, codebook_size = None, model.codebook_size
+    tokenizer, processor, codebook_size = None, None, model.codebook_size
     if model.tokenizer is not None:
         tokenizer = _load_tokenizer(model.tokenizer, layout)
+        if layout.grid_size is not None:
+            processor = AutoImageProcessor.from_pretrained(model.tokenizer)
         codebook_size = tokenizer.config.codebook_size
         if model.codebook_size not in (None, codebook_size):
             raise SettingsError(
@@ -202,6 +216,7 @@ def build_generator_recipe(
     return GeneratorRecipe(
         generator,
         tokenizer,
+        processor,
         loader(data.train_split, train=True),
         loader(data.validation_split, train=False),
         samples,

@@ -123,7 +123,7 @@ class ImageRecipe(TokenizerRecipe):
         figures = run_validation(loader, accelerator, model.config.codebook_size, figures_of)
         return Validation(figures, pictures)
 
-    def save(self, model: nn.Module, folder: Path) -> None:
+    def save(self, model: nn.Module, folder: Path) -> Path:
         model.save_pretrained(folder)
         side = self.resolution
         SimVQImageProcessor(
@@ -131,6 +131,7 @@ class ImageRecipe(TokenizerRecipe):
             crop_size={"height": side, "width": side},
             size_divisor=model.config.downsample_factor,
         ).save_pretrained(folder)
+        return folder
 
 
 def build_image_recipe(

@@ -103,10 +103,9 @@ def train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Acce
     with logging_redirect_tqdm():
         trainer.train()
     if accelerator.is_main_process:
-        model_dir = output_dir / "model"
-        publishing.write_records(settings, trainer.figures, model_dir)
+        publishing.write_records(settings, trainer.figures, trainer.saved)
         if loop.push_to_hub:
-            address = publishing.publish(loop, model_dir, evaluated=bool(trainer.figures))
+            address = publishing.publish(loop, trainer.saved, evaluated=bool(trainer.figures))
             logger.info(f"published: {address}")
     accelerator.end_training()
     if torch.distributed.is_initialized():

@@ -86,6 +86,7 @@ class Trainer:
         self._prepare()
         self.means = FigureMeans()
         self.figures: dict[str, float] | None = None  # of the last validation
+        self.saved: Path | None = None  # what the main process has to publish at the end
 
     def _count_steps(self) -> int:
         settings = self.settings
@@ -264,6 +265,6 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             folder = self.output_dir / "model"
-            self.recipe.save(self.ema.module, folder)
+            self.saved = self.recipe.save(self.ema.module, folder)
             logger.info(f"the averaged model is in {folder}")
         self.accelerator.wait_for_everyone()

@@ -54,5 +54,5 @@ class Recipe(Protocol):
     ) -> Validation:
         """Figures of the averaged model over the validation set, equal on all ranks."""
 
-    def save(self, model: nn.Module, folder: Path) -> None:
-        """Write a folder that the Auto classes load."""
+    def save(self, model: nn.Module, folder: Path) -> Path:
+        """Write a folder that the Auto classes load; returns what is to be published, it or one beside it."""

@@ -106,6 +106,10 @@ def read_layout(config: TokenDataConfig, num_classes: int | None) -> TokenLayout
         return TokenLayout(grid, [])
     feature = (source.features or {}).get(config.label_column)
     if isinstance(feature, datasets.ClassLabel):
+        if num_classes not in (None, feature.num_classes):
+            raise SettingsError(
+                f"num_classes is {num_classes}, but {config.label_column!r} has {feature.num_classes}"
+            )
         return TokenLayout(grid, feature.names)
     if num_classes is None:
         raise SettingsError(

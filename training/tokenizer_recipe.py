@@ -88,5 +88,5 @@ class TokenizerRecipe(ABC):
         return result
 
     @abstractmethod
-    def save(self, model: nn.Module, folder: Path) -> None:
-        """Write a folder that the Auto classes load."""
+    def save(self, model: nn.Module, folder: Path) -> Path:
+        """Write a folder that the Auto classes load, with the processor, and return it."""

@@ -120,12 +120,19 @@ def test_images_to_samples(photos, tmp_path, hub):
     sheet = Image.open(run_folder / "samples/step-00000006.png")
     assert sheet.size == (2 * 34 + 2, 3 * 34 + 2)
 
-    from diffusers import DiffusionPipeline
+    assert f"published: {hub.url}/org/made" in output
+    files = hub.files("org/made")
+    assert {"model_index.json", "samples/samples.png", "evaluation.json"} <= set(files)
+    assert {"tokenizer/model.safetensors", "transformer/model.safetensors"} <= set(files)
+    assert not any(str(tmp_path).encode() in content for content in files.values())
+    card = files["README.md"].decode()
+    assert 'DiffusionPipeline.from_pretrained("org/made", trust_remote_code=True)' in card
+    assert "pipeline('astronaut', num_images=4" in card
+    assert "Rows: astronaut, chelsea, coffee" in card and "| bits for a code ↓ |" in card
 
     from modeling_simvq import SimVQImagePipeline
 
-    pipeline = SimVQImagePipeline.from_pretrained(run_folder / "pipeline")
-    assert isinstance(pipeline, DiffusionPipeline)
+    pipeline = SimVQImagePipeline.from_pretrained("org/made", cache_dir=str(tmp_path / "cache"))
     made = pipeline("coffee", num_images=2, generator=torch.Generator().manual_seed(0)).images
     assert [picture.size for picture in made] == [(32, 32)] * 2
     assert np.asarray(made[0]).std() > 0

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
+from hub_cards.push_to_hub import push_to_hub
 from modeling_simvq import SimVQForAudioGeneration, SimVQForImageGeneration
 from training.generator_recipe import (
     GeneratorLoopSettings,
@@ -18,8 +21,10 @@ from training.generator_recipe import (
 from training.generator_samples import SampleSettings
 from training.launch import make_accelerator, train
 from training.samples import UnreadableSample
-from training.settings import SettingsError, build_settings
-from training.token_data import AudioTokenDecoder, ImageTokenDecoder, TokenDataConfig
+from training.settings import SettingsError, build_settings, parse_settings
+from training.token_data import AudioTokenDecoder, ImageTokenDecoder, TokenDataConfig, TokenLayout
+
+CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 
 GROUPS = {
     "data": TokenDataConfig,
@@ -115,7 +120,8 @@ def test_resume_goes_on_bit_for_bit(run, picture_codes, tmp_path):
 
 
 def test_weight_decay_spares_vectors(run, picture_codes):
-    (optimizer,) = run(picture_codes, max_steps=1).stepper.optimizers.values()
+    trainer = run(picture_codes, max_steps=1, gradient_checkpointing=True)
+    (optimizer,) = trainer.stepper.optimizers.values()
     decays = {group["weight_decay"]: group["params"] for group in optimizer.param_groups}
     assert set(decays) == {0.05, 0.0}
     assert {p.ndim for p in decays[0.0]} == {1} and {p.ndim for p in decays[0.05]} == {2}
@@ -123,7 +129,7 @@ def test_weight_decay_spares_vectors(run, picture_codes):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_sound_of_any_length(run, tmp_path, streaming):
+def test_sound_of_any_length(run, tmp_path, streaming, capsys):
     """Crops and padding; the validation's loss is the mean over codes, not over clips."""
     random = np.random.default_rng(0)
     features = {"audio_codes": datasets.List(datasets.Value("uint8"))}
@@ -149,6 +155,19 @@ def test_sound_of_any_length(run, tmp_path, streaming):
             total += float(model(audio_codes=codes).loss) * codes.numel()
     figures = json.loads((tmp_path / "run" / "figures.jsonl").read_text().splitlines()[-1])
     assert figures["loss"] == pytest.approx(total / (2 + 12 + 12), rel=1e-5)
+    # Its card, with the code that loads it.
+    made = push_to_hub(tmp_path / "run" / "model", "me/voices", with_code=True, dry_run=True)
+    card = (Path(made) / "README.md").read_text()
+    assert "generator.generate_audio(num_codes=12)" in card and "bits for a code" in card
+    assert "modeling_simvq_generation.py" in capsys.readouterr().out
+    shutil.rmtree(made)
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("generator_*.yaml")), ids=lambda f: f.stem)
+def test_shipped_configurations_are_valid(file):
+    settings = parse_settings(GROUPS, "", ["--config", str(file), "dataset=codes"])
+    layout = TokenLayout((16, 16), ["cat"])
+    assert settings["model"].config(layout, 8192, 750).num_classes == 1
 
 
 def test_rows_that_cannot_be_used():
@@ -204,6 +223,7 @@ def test_mistakes_are_named(run, picture_codes, tmp_path):
         (tmp_path / "other", {}, "no column image_codes or audio_codes, it has label, text"),
         (tmp_path / "plain", {}, "num_classes: column 'label' does not tell"),
         (tmp_path / "plain", {"label_column": "kind"}, "label_column: .* no column 'kind'"),
+        (picture_codes, {"num_classes": 9}, "num_classes is 9, but 'label' has 3"),
         (picture_codes, {"codebook_size": None}, "codebook_size: set it, or name the tokenizer"),
         (picture_codes, {"num_attention_heads": 3}, "hidden_size must be a multiple"),
         (picture_codes, {"label_dropout": 2}, "label_dropout must lie"),
