@@ -1,5 +1,6 @@
 """Recipe of the generators: a transformer over the codes of a tokenizer, of pictures or of sound."""
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from training.token_data import (
     TokenLayout,
     read_layout,
 )
+from training.tokens import MANIFEST, weights_hash
 from training.validation import each_once
 
 logger = get_logger(__name__)
@@ -183,13 +185,14 @@ def build_generator_recipe(
     tokenizer, processor, codebook_size = None, None, model.codebook_size
     if model.tokenizer is not None:
         tokenizer = _load_tokenizer(model.tokenizer, layout)
-        if layout.grid_size is not None:
-            processor = AutoImageProcessor.from_pretrained(model.tokenizer)
+        _check_origin(data, tokenizer)
         codebook_size = tokenizer.config.codebook_size
         if model.codebook_size not in (None, codebook_size):
             raise SettingsError(
                 f"codebook_size is {model.codebook_size}, but the tokenizer has {codebook_size} codes"
             )
+        if layout.grid_size is not None:
+            processor = AutoImageProcessor.from_pretrained(model.tokenizer)
     if codebook_size is None:
         raise SettingsError("codebook_size: set it, or name the tokenizer, tokenizer=...")
     config = model.config(layout, codebook_size, data.clip_codes)
@@ -221,6 +224,20 @@ def build_generator_recipe(
         loader(data.validation_split, train=False),
         samples,
     )
+
+
+def _check_origin(data: TokenDataConfig, tokenizer: PreTrainedModel) -> None:
+    """Codes of another tokenizer would train as well, and decode to noise. A folder here tells."""
+    path = Path(data.dataset) / MANIFEST
+    try:
+        weights = json.loads(path.read_text())["weights"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if weights != weights_hash(tokenizer):
+        raise SettingsError(
+            f"tokenizer: the codes in {data.dataset} are not of this tokenizer, but of one whose weights have "
+            f"the hash {weights} ({MANIFEST})"
+        )
 
 
 def _load_tokenizer(name: str, layout: TokenLayout) -> PreTrainedModel:

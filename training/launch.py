@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import (
@@ -23,6 +22,7 @@ from hub_cards.hub_commit import HubError
 from training import publishing
 from training.checkpoints import CheckpointError
 from training.loop import Trainer
+from training.quiet_logs import quiet_logs
 from training.recipe import Recipe
 from training.settings import LoopSettings, SettingsError, parse_settings
 from training.stepping import DivergedError
@@ -37,10 +37,7 @@ def run(groups: dict[str, type], build_recipe: Callable[..., Recipe], descriptio
         groups: dataclasses of the settings; "data" and "loop" are among them.
         build_recipe: takes all but "loop" by these names, and batch_size and seed.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for chatty in ("httpx", "datasets", "accelerate", "transformers", "PIL"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()
+    quiet_logs()
     try:
         settings = parse_settings(groups, description)
         accelerator = make_accelerator(settings["loop"])

@@ -9,7 +9,6 @@ command goes on where it stopped, with any number of processes, and the result i
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -27,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import datasets
 import pyarrow.parquet
 import torch
-import transformers
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel
@@ -39,11 +37,10 @@ from hub_cards.model_card import is_hub_id
 from training.audio_data import AudioDataConfig
 from training.data_source import DataSettings, Source, open_split
 from training.image_data import ImageDataConfig
+from training.quiet_logs import quiet_logs
 from training.samples import MOST_UNREADABLE_IN_A_ROW, UnreadableSample
 from training.settings import SettingsError, at_least, parse_overrides, parse_settings, setting
-from training.tokens import AudioTokens, ImageTokens, Variant
-
-MANIFEST = "tokenization.json"
+from training.tokens import MANIFEST, AudioTokens, ImageTokens, Variant, weights_hash
 
 
 @dataclass
@@ -124,7 +121,8 @@ class FileWriter:
                     | self._marks(variant)
                     | {self.tokens.column: one}
                 )
-        if len(unreadable) >= min(len(rows), MOST_UNREADABLE_IN_A_ROW) and not found:
+        # A few rows at the end of a data set may all be broken; a whole data set, or very many, may not.
+        if not found and (first == 0 or len(rows) >= MOST_UNREADABLE_IN_A_ROW):
             raise UnreadableSample(
                 f"none of {len(rows)} rows can be read: does column {self.tokens.source_column!r} hold "
                 f"{self.tokens.plural}?"
@@ -224,17 +222,6 @@ def manifest(settings: TokenizeSettings, data: DataSettings, weights: str) -> di
     return kept | {"weights": weights}
 
 
-def weights_hash(model: torch.nn.Module) -> str:
-    """Sixteen hexadecimal digits of a model's weights."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, values in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(
-            values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
-    return digest.hexdigest()
-
-
 def run(settings: TokenizeSettings, data: DataSettings, accelerator: Accelerator) -> None:
     """Tokenize, write the card and, if asked, publish."""
     model = AutoModel.from_pretrained(settings.model).eval().to(accelerator.device)
@@ -322,10 +309,7 @@ def _finish(settings, data, model, tokens, folder: Path, unreadable: int) -> Non
 
 def main() -> None:
     """Command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for chatty in ("httpx", "datasets", "accelerate", "transformers", "PIL"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()
+    quiet_logs()
     datasets.disable_progress_bars()
     try:
         groups = {"codes": TokenizeSettings, "data": _data_settings(sys.argv[1:])}

@@ -176,6 +176,16 @@ def test_other_settings_do_not_mix_with_what_is_there(whole, image_model, pictur
     assert digests(whole) == before
 
 
+def test_a_file_of_broken_rows_alone_is_empty(image_model, pictures, tmp_path, monkeypatch):
+    words = arguments(image_model, pictures, tmp_path / "codes", "rows_per_file=5")
+    tokenize([*words, "max_train_samples=6"], monkeypatch)
+    rows = datasets.load_dataset(
+        str(tmp_path / "codes"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert rows["source_row"] == [0, 1, 2, 3, 4]
+    assert len(list((tmp_path / "codes/data").iterdir())) == 2
+
+
 def test_a_damaged_manifest_is_named(tmp_path, image_model, pictures, monkeypatch):
     (tmp_path / "codes").mkdir()
     (tmp_path / "codes/tokenization.json").write_text('{"flips": tr')

@@ -12,7 +12,12 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from hub_cards.push_to_hub import push_to_hub
-from modeling_simvq import SimVQForAudioGeneration, SimVQForImageGeneration
+from modeling_simvq import (
+    SimVQForAudioGeneration,
+    SimVQForImageGeneration,
+    SimVQImageConfig,
+    SimVQImageModel,
+)
 from training.generator_recipe import (
     GeneratorLoopSettings,
     GeneratorModelSettings,
@@ -232,6 +237,22 @@ def test_mistakes_are_named(run, picture_codes, tmp_path):
     ):
         with pytest.raises(SettingsError, match=message):
             run(dataset, **settings)
+    tokenizer = SimVQImageModel(
+        SimVQImageConfig(
+            base_channels=32,
+            channel_multipliers=[1, 2],
+            num_res_blocks=1,
+            codebook_size=40,
+            codebook_dim=8,
+        )
+    )
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    shutil.copytree(picture_codes, tmp_path / "codes")
+    (tmp_path / "codes" / "tokenization.json").write_text('{"weights": "0123456789abcdef"}')
+    with pytest.raises(SettingsError, match="not of this tokenizer, .* hash 0123456789abcdef"):
+        run(tmp_path / "codes", tokenizer=str(tmp_path / "tokenizer"))
+    with pytest.raises(SettingsError, match="codebook_size is 30, but the tokenizer has 40"):
+        run(picture_codes, codebook_size=30, tokenizer=str(tmp_path / "tokenizer"))
     # Codes of a larger codebook: every row is refused, and the message says why.
     with pytest.raises(UnreadableSample, match="those of the tokenizer are 0 to 4"):
         run(picture_codes, codebook_size=5, max_steps=1)
