@@ -8,11 +8,14 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import soundfile
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from hub_cards.push_to_hub import push_to_hub
 from modeling_simvq import (
+    SimVQAudioConfig,
+    SimVQAudioModel,
     SimVQForAudioGeneration,
     SimVQForImageGeneration,
     SimVQImageConfig,
@@ -142,10 +145,16 @@ def test_sound_of_any_length(run, tmp_path, streaming, capsys):
     for split, sizes in lengths.items():
         clips = [random.integers(0, 40, size).tolist() for size in sizes]
         write_split(tmp_path / "sound", split, {"audio_codes": clips}, features)
+    small = {"num_filters": 4, "downsampling_ratios": [4, 5, 8], "num_lstm_layers": 0, "n_fft": 640}
+    small |= {"hidden_size": 32, "intermediate_size": 32, "num_decoder_layers": 1}
+    tokenizer = SimVQAudioModel(SimVQAudioConfig(**small, codebook_size=40, codebook_dim=16))
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
     run(
         tmp_path / "sound",
         max_steps=3,
         clip_codes=12,
+        samples=2,
+        tokenizer=str(tmp_path / "tokenizer"),
         streaming=streaming,
         validation_split=None if streaming else "validation",
     )
@@ -160,6 +169,11 @@ def test_sound_of_any_length(run, tmp_path, streaming, capsys):
             total += float(model(audio_codes=codes).loss) * codes.numel()
     figures = json.loads((tmp_path / "run" / "figures.jsonl").read_text().splitlines()[-1])
     assert figures["loss"] == pytest.approx(total / (2 + 12 + 12), rel=1e-5)
+    heard = sorted((tmp_path / "run" / "sounds").iterdir())
+    assert [path.name[-12:] for path in heard] == ["sample-0.wav", "sample-1.wav"]
+    for path in heard:
+        sound, rate = soundfile.read(path)
+        assert (len(sound), rate) == (12 * 160, 24_000) and np.abs(sound).max() > 0
     # Its card, with the code that loads it.
     made = push_to_hub(tmp_path / "run" / "model", "me/voices", with_code=True, dry_run=True)
     card = (Path(made) / "README.md").read_text()
