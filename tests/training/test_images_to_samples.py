@@ -38,10 +38,15 @@ TOY = {
 CLASSES = ("astronaut", "coffee", "chelsea")
 
 
-def documented_commands() -> list[list[str]]:
-    """Words of the commands under the README's heading."""
+def documented(language: str) -> str:
+    """The first block of code under the README's heading."""
     section = (REPOSITORY / "README.md").read_text().split("\n## Generate")[1].split("\n## ")[0]
-    block = re.search(r"```bash\n(.*?)```", section, re.DOTALL)[1].replace("\\\n", " ")
+    return re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)[1]
+
+
+def documented_commands() -> list[list[str]]:
+    """Words of the commands."""
+    block = documented("bash").replace("\\\n", " ")
     lines = [line for line in block.splitlines() if line and not line.startswith("#")]
     return [shlex.split(line) for line in lines]
 
@@ -83,7 +88,7 @@ def run(words: list[str], cwd: Path, environment: dict, processes: int = 1) -> s
     return done.stdout + done.stderr
 
 
-def test_images_to_samples(photos, tmp_path, hub):
+def test_images_to_samples(photos, tmp_path, hub, monkeypatch):
     environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     environment |= hub.environment(tmp_path / "home")
     tokenizer_words, tokenize_words, generator_words = documented_commands()
@@ -136,6 +141,11 @@ def test_images_to_samples(photos, tmp_path, hub):
     made = pipeline("coffee", num_images=2, generator=torch.Generator().manual_seed(0)).images
     assert [picture.size for picture in made] == [(32, 32)] * 2
     assert np.asarray(made[0]).std() > 0
+    snippet = documented("python")
+    assert '"tench"' in snippet
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet.replace("tench", "coffee"), "README.md", "exec"), {})
+    assert Image.open(tmp_path / "coffee.png").size == (32, 32)
     codes = generator.generate_images(
         torch.tensor([1, 1]), generator=torch.Generator().manual_seed(0)
     )
