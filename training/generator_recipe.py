@@ -165,7 +165,8 @@ class GeneratorRecipe:
 
 def loss_figures(loss: float) -> dict[str, float]:
     """A mean loss of a code in nats, and the same as bits and as perplexity."""
-    return {"loss": loss, "bits_per_code": loss / math.log(2), "code_perplexity": math.exp(loss)}
+    perplexity = math.exp(min(loss, 700.0))  # more is no float
+    return {"loss": loss, "bits_per_code": loss / math.log(2), "code_perplexity": perplexity}
 
 
 def build_generator_recipe(
