@@ -29,7 +29,8 @@ from training.image_data import ImageDataConfig
 from training.image_recipe import ImageLossSettings, ImageModelSettings, build_image_recipe
 from training.launch import make_accelerator
 from training.loop import Trainer
-from training.settings import LoopSettings, parse_settings
+from training.settings import parse_settings
+from training.tokenizer_recipe import TokenizerLoopSettings
 
 CONFIG = (
     Path(__file__).resolve().parent.parent / "training" / "configs" / "imagenet128_k262144.yaml"
@@ -82,7 +83,7 @@ def make_trainer(folder: Path, codebook_size: int, batch_size: int, precision: s
         "data": ImageDataConfig,
         "model": ImageModelSettings,
         "loss": ImageLossSettings,
-        "loop": LoopSettings,
+        "loop": TokenizerLoopSettings,
     }
     overrides = {
         "dataset": folder / "photos",
@@ -117,10 +118,10 @@ def profile_training(options: argparse.Namespace) -> None:
         clock.watch(model, "forward", "model, forward (with the quantizer)")
         clock.watch(trainer.recipe.loss, "generator", "losses of the generator, forward")
         clock.watch(trainer.accelerator, "backward", "backward passes")
-        clock.watch(trainer.adversaries, "_judge", "discriminator's turn (with its backward)")
-        clock.watch(trainer.adversaries, "_update", "gradient norms and optimisers")
+        clock.watch(trainer.stepper, "_judge", "discriminator's turn (with its backward)")
+        clock.watch(trainer.stepper, "_update", "gradient norms and optimisers")
         clock.watch(trainer.ema, "update_parameters", "weight average")
-        clock.watch(trainer.counter, "update", "code statistics")
+        clock.watch(trainer.stepper.watch, "update", "code statistics")
         clock.watch(trainer, "_log", "report of the figures")
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
         with profile(activities=activities) as profiler:

@@ -48,6 +48,9 @@ METRICS = {
     "utilisation": ("utilisation", 3, 1),
     "perplexity": ("perplexity", 1, 0),
     "bitrate": ("kbit/s", 3, 0),
+    "loss": ("loss of a code, nats", 3, -1),
+    "bits_per_code": ("bits for a code", 3, -1),
+    "code_perplexity": ("perplexity of a code", 1, -1),
 }
 SOURCES = {
     "measured": "measured with this repository's code",

@@ -69,7 +69,7 @@ def make_model_card(
     modality = "image" if is_image else "audio"
     title = repo_id.split("/")[-1]
     # In the order of first mention, each once.
-    datasets = list(dict.fromkeys(_training_datasets(settings, evaluations)))
+    datasets = list(dict.fromkeys(training_datasets(settings, evaluations)))
     data = ModelCardData(
         license=license,
         library_name="transformers",
@@ -78,7 +78,10 @@ def make_model_card(
         datasets=datasets or None,
         base_model=base_model,
         model_name=title,
-        eval_results=_eval_results(evaluations, modality) or None,
+        eval_results=eval_results(
+            evaluations, f"{modality}-to-{modality}", f"{modality.capitalize()} reconstruction"
+        )
+        or None,
     )
     template = load_templates().get_template(f"{modality}_model_card.md")
     return ModelCard(
@@ -137,9 +140,9 @@ def public_settings(settings: dict) -> dict:
         for key, value in settings.items()
         if key not in PRIVATE_SETTINGS and value is not None
     }
-    dataset = kept.get("dataset")
-    if isinstance(dataset, str) and not is_hub_id(dataset):
-        kept["dataset"] = "(local files)"
+    for key in ("dataset", "tokenizer"):
+        if isinstance(kept.get(key), str) and not is_hub_id(kept[key]):
+            kept[key] = "(local files)"
     return kept
 
 
@@ -161,18 +164,19 @@ def is_hub_id(name: str) -> bool:
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()
 
 
-def _training_datasets(settings: dict, evaluations: list[Evaluation]) -> list[str]:
+def training_datasets(settings: dict, evaluations: list[Evaluation]) -> list[str]:
     """Hub ids of what the model was trained on; of evaluations of the run itself, and of the authors', too."""
     named = [settings.get("dataset")]
     named += [e.dataset_id for e in evaluations if e.source in ("training", "authors")]
     return [name for name in named if name and is_hub_id(name)]
 
 
-def _eval_results(evaluations: list[Evaluation], modality: str) -> list[EvalResult]:
+def eval_results(evaluations: list[Evaluation], task_type: str, task_name: str) -> list[EvalResult]:
+    """The figures as a card's model-index has them."""
     return [
         EvalResult(
-            task_type=f"{modality}-to-{modality}",
-            task_name=f"{modality.capitalize()} reconstruction",
+            task_type=task_type,
+            task_name=task_name,
             dataset_type=evaluation.dataset_id or "custom",
             dataset_name=evaluation.dataset,
             dataset_config=evaluation.config,

@@ -1,8 +1,9 @@
-"""Publish a tokenizer on the Hub: weights, processor, card, samples and, if asked, its code, in one commit.
+"""Publish a tokenizer or a generator on the Hub: weights, card, samples and, if asked, code, in one commit.
 
   python hub_cards/push_to_hub.py runs/mine/model me/my-tokenizer
   python hub_cards/push_to_hub.py runs/mine/model me/my-tokenizer --with-code --space me/my-demo
   python hub_cards/push_to_hub.py runs/mine/model me/my-tokenizer --dry-run
+  python hub_cards/push_to_hub.py runs/generator/pipeline me/my-generator
 
 Log in once with `hf auth login` (a token with write access). The model is loaded back and tried before anything
 is sent, and what arrived is compared with what was sent. Pushing the same folder again changes nothing.
@@ -19,17 +20,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import transformers
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel
 
-import modeling_simvq  # noqa: F401  registers the models
+from hub_cards.contents import PushError, tokenizer_contents
 from hub_cards.evaluation import FILE_NAME, EvaluationError, read_evaluations
+from hub_cards.generator import generator_contents, is_generator
 from hub_cards.hub_commit import HubError, commit_files, hub_errors
-from hub_cards.model_card import TRAINING_SETTINGS, make_model_card, public_settings, read_settings
-from hub_cards.samples import SamplesError, write_samples
+from hub_cards.model_card import TRAINING_SETTINGS, public_settings, read_settings
+from hub_cards.samples import SamplesError
 from hub_cards.space_files import space_files
 
-PROCESSOR_FILE = "preprocessor_config.json"
 # What a push owns in the repository: files of these names that it does not send are deleted.
 OWNED = (
     "*.safetensors",
@@ -39,10 +38,6 @@ OWNED = (
     FILE_NAME,
     TRAINING_SETTINGS,
 )
-
-
-class PushError(ValueError):
-    """The folder cannot be published. The message says why, and what to do."""
 
 
 def push_to_hub(
@@ -83,9 +78,10 @@ def push_to_hub(
         HubError: if the Hub refuses, or what arrived there is not what was sent.
     """
     model_dir = Path(model_dir)
+    if space and is_generator(model_dir):
+        raise PushError("a Space shows a tokenizer, and this is a generator: leave out --space")
     if space and not with_code:
         raise PushError("a Space runs the model's code from its repository: add --with-code")
-    model, processor = load_back(model_dir)
     evaluation_file = Path(evaluation) if evaluation else model_dir / FILE_NAME
     if not evaluation_file.is_file() and (evaluation or not without_evaluation):
         raise PushError(
@@ -94,28 +90,20 @@ def push_to_hub(
         )
     with _folder(keep=dry_run) as made:
         evaluations = read_evaluations(evaluation_file) if evaluation_file.is_file() else []
-        pictures, names = write_samples(
-            model, processor, Path(samples) if samples else None, made / "samples"
-        )
+        make = generator_contents if is_generator(model_dir) else tokenizer_contents
         settings = read_settings(model_dir)
-        card = make_model_card(
-            model,
+        contents = make(
+            model_dir,
             repo_id,
+            made,
             evaluations=evaluations,
             settings=settings,
-            resolution=_resolution(processor),
-            sample_names=names,
             with_code=with_code,
-            **(card_options or {}),
+            samples=Path(samples) if samples else None,
+            card_options=card_options or {},
         )
-        (made / "README.md").write_text(str(card))
-        files = {"README.md": made / "README.md"}
-        files |= {f"samples/{path.name}": path for path in pictures}
-        files |= {path.name: path for path in model_dir.glob("*.safetensors*")}
-        for name in ("config.json", PROCESSOR_FILE):
-            files[name] = _with_or_without_code(model_dir / name, made, with_code)
-        if with_code:
-            files |= _code(model_dir)
+        (made / "README.md").write_text(str(contents.card))
+        files = contents.files | {"README.md": made / "README.md"}
         if evaluation_file.is_file():
             files[FILE_NAME] = evaluation_file
         if settings:
@@ -128,8 +116,8 @@ def push_to_hub(
                 print(f"{path.stat().st_size:>14,}  {name}")
             return str(made)
         address = commit_files(
-            repo_id, files, owned=OWNED, card=card, private=private, revision=revision,
-            message=f"Upload {type(model).__name__}",
+            repo_id, files, owned=OWNED, card=contents.card, private=private, revision=revision,
+            message=f"Upload {contents.name}",
         )  # fmt: skip
         if space:
             commit_files(
@@ -142,40 +130,6 @@ def push_to_hub(
     return address
 
 
-def load_back(model_dir: Path):
-    """Model and processor of a folder, as a stranger would load them.
-
-    Raises:
-        PushError: if they cannot be loaded, are no SimVQ tokenizer, or lack weights.
-    """
-    for name in ("config.json", PROCESSOR_FILE):
-        if not (model_dir / name).is_file():
-            raise PushError(
-                f"{model_dir} holds no {name}: is it the folder that save_pretrained wrote?"
-            )
-    if not list(model_dir.glob("*.safetensors")):
-        raise PushError(f"{model_dir} holds no safetensors weights")
-    try:
-        config = AutoConfig.from_pretrained(model_dir)
-        if config.model_type not in ("simvq_image", "simvq_audio"):
-            raise PushError(f"{model_dir} holds a {config.model_type} model, no SimVQ tokenizer")
-        model, report = AutoModel.from_pretrained(model_dir, output_loading_info=True)
-        auto = AutoImageProcessor if config.model_type == "simvq_image" else AutoFeatureExtractor
-        processor = auto.from_pretrained(model_dir)
-    except PushError:
-        raise
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise PushError(f"the model in {model_dir} does not load: {error}") from error
-    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report.get(fault):
-            names = ", ".join(sorted(map(str, report[fault]))[:3])
-            raise PushError(f"the weights in {model_dir} do not fit the model: {fault}: {names}")
-    broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
-    if broken:
-        raise PushError(f"the weights in {model_dir} hold NaN or infinity: {', '.join(broken[:3])}")
-    return model.eval(), processor
-
-
 @contextmanager
 def _folder(keep: bool):
     """A new folder, which goes at the end unless it is to be looked at."""
@@ -184,31 +138,6 @@ def _folder(keep: bool):
         return
     with tempfile.TemporaryDirectory(prefix="simvq-push-") as folder:
         yield Path(folder)
-
-
-def _resolution(processor) -> int | None:
-    crop = getattr(processor, "crop_size", None)
-    return int(crop["height"]) if crop else None
-
-
-def _with_or_without_code(path: Path, made: Path, with_code: bool) -> Path:
-    """The file itself, or a copy that does not point to code which is not sent."""
-    content = json.loads(path.read_text())
-    if with_code or "auto_map" not in content:
-        return path
-    del content["auto_map"]
-    (made / path.name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-    return made / path.name
-
-
-def _code(model_dir: Path) -> dict[str, Path]:
-    files = {path.name: path for path in model_dir.glob("*.py")}
-    if not files:
-        raise PushError(
-            f"{model_dir} holds no code to publish: save the model with modeling_simvq imported, or leave "
-            "out --with-code"
-        )
-    return files
 
 
 def main(arguments: list[str] | None = None) -> None:

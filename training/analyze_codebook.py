@@ -10,7 +10,6 @@ results are codebook.md, figures and codebook.json, in codebook_analysis in the 
 
 import dataclasses
 import json
-import logging
 import sys
 from dataclasses import dataclass
 from itertools import takewhile
@@ -20,7 +19,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-import transformers
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -34,6 +32,7 @@ from training.code_statistics import CodeCounter, latent_statistics
 from training.codebook_figures import CodebookFindings, write_results
 from training.data_source import DataSettings
 from training.image_data import ImageDataConfig, build_image_dataloader
+from training.quiet_logs import quiet_logs
 from training.settings import SettingsError, at_least, parse_overrides, parse_settings, setting
 from training.spectra import spectra, spectrum
 from training.validation import measured_batches
@@ -320,10 +319,7 @@ def _loader(data: DataSettings, model: nn.Module, batch_size: int) -> DataLoader
 
 def main() -> None:
     """Command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for chatty in ("httpx", "datasets", "accelerate", "transformers", "PIL", "matplotlib"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()
+    quiet_logs()
     try:
         words, data = command_line(sys.argv[1:])
         groups = parse_settings({"analysis": AnalysisSettings, "data": data}, __doc__, words)

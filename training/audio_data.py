@@ -159,7 +159,7 @@ def build_audio_dataloader(
     """
     samples = config.clip_samples
     decode = partial(_decode, sampling_rate=config.sampling_rate, clip_samples=samples)
-    decoder = Decoder("input_values", (1, samples), decode)
+    decoder = Decoder(config.column, "input_values", (1, samples), decode)
     return build_dataloader(config, split, decoder, batch_size=batch_size, train=train, seed=seed)
 
 

@@ -14,8 +14,9 @@ from training.audio_discriminators import AudioDiscriminator
 from training.audio_losses import AudioLoss
 from training.quantizer_settings import QuantizerSettings
 from training.recipe import Validation
-from training.settings import LoopSettings, SettingsError, at_least, setting
+from training.settings import SettingsError, at_least, setting
 from training.spectrogram_picture import draw_spectrograms
+from training.tokenizer_recipe import TokenizerLoopSettings, TokenizerRecipe
 from training.validation import run_validation
 from training.weight_norm_start import start_from_data
 
@@ -77,22 +78,20 @@ class AudioLossSettings:
 
 
 @dataclass
-class AudioLoopSettings(LoopSettings):
+class AudioLoopSettings(TokenizerLoopSettings):
     """The run: how long, how fast, what is kept. Steps are optimiser steps of the generator."""
 
     # Users of the original meet NaN without these two.
     warmup_steps: int = setting(1000, "linear warm-up from 0; helps against NaN")
-    max_grad_norm: float | None = setting(1.0, "clip the gradients' norm, both optimisers")
+    max_grad_norm: float | None = setting(1.0, "clip the gradients' norm, of each optimiser")
     batch_size: int = setting(32, "samples per process and forward pass")
     output_dir: str = setting(
         "runs/simvq_audio", "folder of checkpoints, sounds, logs and the final model"
     )
 
 
-class AudioRecipe:
-    """See training.recipe.Recipe."""
-
-    batch_counts = ("unreadable",)
+class AudioRecipe(TokenizerRecipe):
+    """See training.tokenizer_recipe.TokenizerRecipe."""
 
     def __init__(
         self,
@@ -118,14 +117,12 @@ class AudioRecipe:
         return model.decoder.head.weight
 
     @torch.no_grad()
-    def validate(
-        self, model: nn.Module, loader: DataLoader, accelerator: Accelerator
-    ) -> Validation:
+    def measure(self, model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> Validation:
         rate = model.config.sampling_rate
         pictures: dict[str, Tensor] = {}
         sounds: dict[str, Tensor] = {}
 
-        def measure(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        def figures_of(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
             waveforms = batch["input_values"]
             output = model(waveforms)
             decoded = output.audio_values.float()
@@ -140,14 +137,15 @@ class AudioRecipe:
             figures = {"mel_distance": mel, "si_sdr": si_sdr(decoded, waveforms)[:, 0]}
             return figures, output.audio_codes
 
-        figures = run_validation(loader, accelerator, model.config.codebook_size, measure)
+        figures = run_validation(loader, accelerator, model.config.codebook_size, figures_of)
         return Validation(figures, pictures, sounds, rate)
 
-    def save(self, model: nn.Module, folder: Path) -> None:
+    def save(self, model: nn.Module, folder: Path) -> Path:
         model.save_pretrained(folder)
         SimVQAudioFeatureExtractor(
             sampling_rate=model.config.sampling_rate, hop_length=model.config.hop_length
         ).save_pretrained(folder)
+        return folder
 
 
 def build_audio_recipe(

@@ -52,6 +52,10 @@ class DataSettings:
         """Name of the column that holds the samples."""
         return getattr(self, self.kind.column_setting)
 
+    def open(self, split: str) -> Source:
+        """Open a split: the columns that samples are made of."""
+        return open_split(self, split)
+
 
 def open_split(config: DataSettings, split: str, all_columns: bool = False) -> Source:
     """Open a split through Datasets, cells of its samples {"bytes", "path"} still encoded.
@@ -62,7 +66,7 @@ def open_split(config: DataSettings, split: str, all_columns: bool = False) -> S
     Raises:
         SettingsError: if the source, the split or the column is not there, naming what is.
     """
-    source = _open(config, split)
+    source = open_table(config, split)
     kind, column = config.kind, config.column
     # A stream of JSON lines or of tar files may learn its columns only from its first row.
     names = source.column_names or list(next(iter(source), {}))
@@ -84,7 +88,12 @@ def open_split(config: DataSettings, split: str, all_columns: bool = False) -> S
     return source.cast_column(column, kind.feature(decode=False))
 
 
-def _open(config: DataSettings, split: str) -> Source:
+def open_table(config: DataSettings, split: str) -> Source:
+    """Open a split as it is, all columns.
+
+    Raises:
+        SettingsError: if the source or the split is not there, naming what is.
+    """
     path = Path(config.dataset).expanduser()
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():

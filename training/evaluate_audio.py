@@ -20,7 +20,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-import transformers
 from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -42,6 +41,7 @@ from training.evaluation_report import (
     write_report,
 )
 from training.pitch import PitchWeightsError
+from training.quiet_logs import quiet_logs
 from training.samples import Decoder, build_dataloader
 from training.settings import SettingsError, parse_settings, setting
 from training.speech_metrics import KEYS, LOADERS, MetricWeightsError, SpeechPair, as_written
@@ -156,12 +156,9 @@ def load_metrics(
 
 def main() -> None:
     """Command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for chatty in ("httpx", "datasets", "accelerate", "transformers", "numba"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    quiet_logs()
     # What cannot be downloaded is said once, not at every attempt.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
     groups = {"evaluation": AudioEvaluationSettings, "data": EvaluatedAudio}
     try:
         groups = parse_settings(groups, __doc__)
@@ -185,7 +182,7 @@ def run(settings: AudioEvaluationSettings, data: AudioDataConfig, accelerator: A
             logging.warning(line)
     # The recordings' own rate does not matter, the model's does.
     rate = model.config.sampling_rate
-    decoder = Decoder("input_values", (1, 1), partial(_decode, sampling_rate=rate))
+    decoder = Decoder(data.column, "input_values", (1, 1), partial(_decode, sampling_rate=rate))
     shard = (accelerator.process_index, accelerator.num_processes)
     recordings = build_dataloader(
         data, data.validation_split, decoder, batch_size=1, train=False, seed=0, shard=shard

@@ -17,7 +17,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-import transformers
 from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import AutoModel
@@ -39,6 +38,7 @@ from training.image_data import ImageDataConfig, build_image_dataloader
 from training.image_recipe import picture_figures
 from training.inception import InceptionWeightsError, frechet_distance, load_inception
 from training.perceptual import PerceptualWeightsError, load_lpips
+from training.quiet_logs import quiet_logs
 from training.settings import SettingsError, at_least, parse_settings, setting
 from training.validation import measured_batches
 
@@ -167,10 +167,7 @@ def to_bytes(pixels: Tensor) -> Tensor:
 
 def main() -> None:
     """Command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for chatty in ("httpx", "datasets", "accelerate", "transformers", "PIL"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()
+    quiet_logs()
     groups = {"evaluation": ImageEvaluationSettings, "data": ImageDataConfig}
     try:
         groups = parse_settings(groups, __doc__)

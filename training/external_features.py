@@ -7,7 +7,6 @@ python training/external_features.py vision_model=openai/clip-vit-base-patch32 s
 The trainers take the file as codebook_features=features.safetensors.
 """
 
-import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from training.image_data import ImageDataConfig, build_image_dataloader
+from training.quiet_logs import quiet_logs
 from training.settings import SettingsError, at_least, parse_settings, setting
 
 PACKAGED = "efficientnet_lite0"
@@ -138,9 +138,7 @@ def collect(
 
 def main() -> None:
     """Command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for chatty in ("httpx", "datasets", "accelerate", "transformers", "PIL"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    quiet_logs()
     try:
         groups = parse_settings({"features": FeatureSettings, "data": ImageDataConfig}, __doc__)
         settings, data = groups["features"], groups["data"]

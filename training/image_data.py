@@ -129,5 +129,7 @@ def build_image_dataloader(
     See build_dataloader: random crops in training, centre crops in validation.
     """
     side = config.resolution
-    decoder = Decoder("pixel_values", (3, side, side), partial(_decode, resolution=side))
+    decoder = Decoder(
+        config.column, "pixel_values", (3, side, side), partial(_decode, resolution=side)
+    )
     return build_dataloader(config, split, decoder, batch_size=batch_size, train=train, seed=seed)

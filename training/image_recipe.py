@@ -20,6 +20,7 @@ from training.perceptual import load_lpips
 from training.quantizer_settings import QuantizerSettings
 from training.recipe import Validation
 from training.settings import SettingsError, at_least, one_of, setting
+from training.tokenizer_recipe import TokenizerRecipe
 from training.validation import run_validation
 
 
@@ -72,10 +73,8 @@ class ImageLossSettings:
         at_least(self, 1, "discriminator_channels", "discriminator_layers")
 
 
-class ImageRecipe:
-    """See training.recipe.Recipe."""
-
-    batch_counts = ("unreadable",)
+class ImageRecipe(TokenizerRecipe):
+    """See training.tokenizer_recipe.TokenizerRecipe."""
 
     def __init__(
         self,
@@ -105,12 +104,10 @@ class ImageRecipe:
         return model.decoder.conv_out.weight
 
     @torch.no_grad()
-    def validate(
-        self, model: nn.Module, loader: DataLoader, accelerator: Accelerator
-    ) -> Validation:
+    def measure(self, model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> Validation:
         pictures: dict[str, Tensor] = {}
 
-        def measure(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        def figures_of(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
             pixels = batch["pixel_values"]
             output = model(pixels)
             reconstruction = output.pixel_values.clamp(-1, 1)
@@ -123,10 +120,10 @@ class ImageRecipe:
                 pictures["reconstructions"] = grid
             return figures, output.image_codes
 
-        figures = run_validation(loader, accelerator, model.config.codebook_size, measure)
+        figures = run_validation(loader, accelerator, model.config.codebook_size, figures_of)
         return Validation(figures, pictures)
 
-    def save(self, model: nn.Module, folder: Path) -> None:
+    def save(self, model: nn.Module, folder: Path) -> Path:
         model.save_pretrained(folder)
         side = self.resolution
         SimVQImageProcessor(
@@ -134,6 +131,7 @@ class ImageRecipe:
             crop_size={"height": side, "width": side},
             size_divisor=model.config.downsample_factor,
         ).save_pretrained(folder)
+        return folder
 
 
 def build_image_recipe(

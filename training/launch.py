@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import (
@@ -23,6 +22,7 @@ from hub_cards.hub_commit import HubError
 from training import publishing
 from training.checkpoints import CheckpointError
 from training.loop import Trainer
+from training.quiet_logs import quiet_logs
 from training.recipe import Recipe
 from training.settings import LoopSettings, SettingsError, parse_settings
 from training.stepping import DivergedError
@@ -34,13 +34,10 @@ def run(groups: dict[str, type], build_recipe: Callable[..., Recipe], descriptio
     """Parse settings, train, save; mistakes of the user end in one line and exit status 1.
 
     Args:
-        groups: dataclasses of the settings, under "model", "data", "loss" and "loop".
-        build_recipe: takes the first three, and batch_size and seed.
+        groups: dataclasses of the settings; "data" and "loop" are among them.
+        build_recipe: takes all but "loop" by these names, and batch_size and seed.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for chatty in ("httpx", "datasets", "accelerate", "transformers", "PIL"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()
+    quiet_logs()
     try:
         settings = parse_settings(groups, description)
         accelerator = make_accelerator(settings["loop"])
@@ -80,13 +77,8 @@ def train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Acce
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "settings.json").write_text(json.dumps(flat, indent=2) + "\n")
-    recipe = build_recipe(
-        settings["model"],
-        settings["data"],
-        settings["loss"],
-        batch_size=loop.batch_size,
-        seed=loop.seed,
-    )
+    groups = {name: group for name, group in settings.items() if name != "loop"}
+    recipe = build_recipe(**groups, batch_size=loop.batch_size, seed=loop.seed)
     if getattr(recipe, "perceptual", True) is None:
         logger.warning("training without a perceptual loss (perceptual: none)")
     if loop.tracker != "none":
@@ -108,10 +100,9 @@ def train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Acce
     with logging_redirect_tqdm():
         trainer.train()
     if accelerator.is_main_process:
-        model_dir = output_dir / "model"
-        publishing.write_records(settings, trainer.figures, model_dir)
+        publishing.write_records(settings, trainer.figures, trainer.saved)
         if loop.push_to_hub:
-            address = publishing.publish(loop, model_dir, evaluated=bool(trainer.figures))
+            address = publishing.publish(loop, trainer.saved, evaluated=bool(trainer.figures))
             logger.info(f"published: {address}")
     accelerator.end_training()
     if torch.distributed.is_initialized():

@@ -1,4 +1,4 @@
-"""The one training loop: a tokenizer against its discriminator, through Accelerate."""
+"""The one training loop, of every recipe, through Accelerate."""
 
 import math
 import time
@@ -10,36 +10,26 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from training.checkpoints import CheckpointError, find_checkpoint, save_checkpoint
-from training.code_statistics import (
-    CodeCounter,
-    diagnose_collapse,
-    latent_statistics,
-)
-from training.codebook_start import match_codes_to_latents
+from training.optimizer import make_optimizer
 from training.recipe import Recipe
 from training.reporting import FigureMeans, write_figures, write_pictures, write_sounds
 from training.schedule import make_scheduler
 from training.settings import LoopSettings, SettingsError
-from training.spectra import ranks_of, rounded_values, spectra
-from training.stepping import Adversaries, NonFiniteGuard
 
 logger = get_logger(__name__)
-
-# Codes from which a validation takes the codebook's spectrum.
-SPECTRUM_ROWS = 65_536
 
 
 class Progress:
     """Where a run is: saved with every checkpoint."""
 
     def __init__(self):
-        self.step = 0  # optimiser steps of the generator
+        self.step = 0  # optimiser steps of the model
         self.epoch = 0
         self.batches = 0  # batches taken from the current epoch
         self.bad_steps = 0  # steps skipped because something was not finite
@@ -80,9 +70,10 @@ class Trainer:
             # The older name is deprecated, the newer one is not in transformers 5.0.
             enable = getattr(recipe.model, "activation_checkpointing_enable", None)
             (enable or recipe.model.gradient_checkpointing_enable)()
-        recipe.model.train()
-        recipe.discriminator.train()
-        recipe.loss.train().to(accelerator.device)
+        for module in recipe.modules.values():
+            module.train()
+        for module in recipe.companions:
+            module.train().to(accelerator.device)
         self.ema = WeightAverage(
             recipe.model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay)
         ).to(accelerator.device)
@@ -93,10 +84,9 @@ class Trainer:
         self.total_steps = self._count_steps()
         self.progress = Progress()
         self._prepare()
-        self.counter = CodeCounter(recipe.model.config.codebook_size, accelerator.device)
         self.means = FigureMeans()
-        self._codes_matched = False
         self.figures: dict[str, float] | None = None  # of the last validation
+        self.saved: Path | None = None  # what the main process has to publish at the end
 
     def _count_steps(self) -> int:
         settings = self.settings
@@ -114,34 +104,34 @@ class Trainer:
 
     def _prepare(self) -> None:
         settings, recipe, accelerator = self.settings, self.recipe, self.accelerator
-        optimizers, self.schedulers = [], []
-        for module in (recipe.model, recipe.discriminator):
-            trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-            optimizer = torch.optim.Adam(
-                trained, settings.learning_rate, tuple(settings.adam_betas)
-            )
-            scheduler = make_scheduler(
+        optimizers = {
+            name: make_optimizer(module, settings) for name, module in recipe.modules.items()
+        }
+        self.schedulers = [
+            make_scheduler(
                 optimizer,
                 schedule=settings.lr_schedule,
                 warmup_steps=settings.warmup_steps,
                 total_steps=self.total_steps,
                 floor=settings.min_learning_rate / settings.learning_rate,
             )
-            optimizers.append(optimizer)
-            self.schedulers.append(scheduler)
-        prepared = accelerator.prepare(
-            recipe.model, recipe.discriminator, *optimizers, recipe.train_loader
+            for optimizer in optimizers.values()
+        ]
+        names, count = list(optimizers), len(optimizers)
+        *prepared, self.train_loader = accelerator.prepare(
+            *recipe.modules.values(), *optimizers.values(), recipe.train_loader
         )
-        self.model, self.discriminator, *optimizers, self.train_loader = prepared
+        self.modules = dict(zip(names, prepared[:count], strict=True))
+        optimizers = dict(zip(names, prepared[count:], strict=True))
+        self.model = prepared[0]
         self.validation_loader = None
         if recipe.validation_loader is not None:
             self.validation_loader = accelerator.prepare(recipe.validation_loader)
-        self.guard = NonFiniteGuard(settings.max_bad_steps)
-        self.adversaries = Adversaries(
-            accelerator, recipe, self.model, self.discriminator, *optimizers, self.guard, settings
+        self.stepper = recipe.stepper(
+            recipe, accelerator, settings, self.modules, optimizers, self.ema.module
         )
         accelerator.register_for_checkpointing(
-            self.ema, *self.schedulers, self.progress, recipe.loss
+            self.ema, *self.schedulers, self.progress, *recipe.companions
         )
 
     def train(self) -> None:
@@ -197,23 +187,15 @@ class Trainer:
             progress.batches = 0
 
     def _train_batch(self, batch: dict) -> bool:
-        """One forward and backward pass of both; True if the optimisers were due."""
-        recipe, settings, progress = self.recipe, self.settings, self.progress
-        for name in recipe.batch_counts:
+        """One batch; True if the optimisers were due."""
+        progress = self.progress
+        for name in self.recipe.batch_counts:
             self.means.count(name, batch[name].sum())
-        if progress.step == settings.autoencoder_steps > 0 and not self._codes_matched:
-            self._match_codes(recipe.inputs(batch))
-        with self.accelerator.accumulate(self.model, self.discriminator):
-            result = self.adversaries.step(
-                recipe.inputs(batch),
-                progress.step,
-                quantize=progress.step >= settings.autoencoder_steps,
-            )
-            self.counter.update(result.codes)
+        with self.accelerator.accumulate(*self.modules.values()):
+            result = self.stepper.step(batch, progress.step)
             self.means.add(result.figures)
             if not self.accelerator.sync_gradients:
                 return False
-        self._latents = result.latents
         progress.bad_steps += result.skipped
         with warnings.catch_warnings():
             # Rates follow the run's steps, also where an optimiser skipped one or has not begun.
@@ -225,22 +207,11 @@ class Trainer:
         progress.step += 1
         return True
 
-    @torch.no_grad()
-    def _match_codes(self, inputs: Tensor) -> None:
-        """End of the autoencoder phase: the codes start where the latents are."""
-        model = self.accelerator.unwrap_model(self.model)
-        latents = model(inputs, quantize=False).latents
-        quantizers = [model.quantizer, self.ema.module.quantizer]
-        match_codes_to_latents(quantizers, latents, self.accelerator)
-        self._codes_matched = True
-
     def _log(self) -> str:
         """Send the window's means to the trackers; returns the progress bar's line."""
         accelerator, progress = self.accelerator, self.progress
         figures, counts = self.means.read(accelerator)
-        usage = self.counter.read(accelerator)
-        quantizer = accelerator.unwrap_model(self.model).quantizer
-        latents = latent_statistics(self._latents, quantizer.codebook())
+        more, remark = self.stepper.report(progress.step)
         elapsed, self._clock = time.perf_counter() - self._clock, time.perf_counter()
         for name, count in counts.items():
             progress.skipped[name] = progress.skipped.get(name, 0) + count
@@ -249,25 +220,15 @@ class Trainer:
                     f"{name}: {count} samples since the last report, {progress.skipped[name]} in all"
                 )
             figures[f"data/{name}"] = progress.skipped[name]
-        figures |= {
-            "codebook/utilisation": usage.utilisation,
-            "codebook/perplexity": usage.perplexity,
-            "codebook/scale_ratio": latents["scale_ratio"],
-            "codebook/latent_effective_rank": latents["latent_effective_rank"],
+        figures |= more | {
             "run/learning_rate": self.schedulers[0].get_last_lr()[0],
             "run/steps_per_second": self.settings.log_every / elapsed,
             "run/bad_steps": progress.bad_steps,
             "run/epoch": progress.epoch,
         }
         accelerator.log(figures, step=progress.step)
-        warning = diagnose_collapse(
-            usage, latents["scale_ratio"], latents["latent_effective_rank"], quantizer.codebook_dim
-        )
-        if warning and progress.step >= self.settings.autoencoder_steps:
-            logger.warning(f"step {progress.step}: {warning}")
-        self.counter.reset()
         total = figures.get("generator/total", float("nan"))
-        return f"loss {total:.3f}, {usage.utilisation:.1%} of codes used"
+        return f"loss {total:.3f}, {remark}".removesuffix(", ")
 
     def validate(self) -> dict[str, float] | None:
         """Validate the averaged model; figures go to the trackers and to figures.jsonl."""
@@ -277,12 +238,11 @@ class Trainer:
         result = self.recipe.validate(self.ema.module, self.validation_loader, self.accelerator)
         self.figures = result.figures
         step = self.progress.step
-        # Ranks tell how the training goes, and are no figures of merit for a card.
-        found = spectra(self.ema.module.quantizer, most_rows=SPECTRUM_ROWS)
-        figures = result.figures | ranks_of(found)
-        self.accelerator.log({f"validation/{k}": v for k, v in figures.items()}, step=step)
+        figures = result.figures | result.diagnostics
+        scalars = {k: v for k, v in figures.items() if not isinstance(v, list)}
+        self.accelerator.log({f"validation/{k}": v for k, v in scalars.items()}, step=step)
         if self.accelerator.is_main_process:
-            write_figures(self.output_dir, step, figures | rounded_values(found))
+            write_figures(self.output_dir, step, figures)
             trackers = self.accelerator.trackers
             write_pictures(self.output_dir, step, result.pictures, trackers)
             write_sounds(self.output_dir, step, result.sounds, result.sampling_rate, trackers)
@@ -305,6 +265,6 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             folder = self.output_dir / "model"
-            self.recipe.save(self.ema.module, folder)
+            self.saved = self.recipe.save(self.ema.module, folder)
             logger.info(f"the averaged model is in {folder}")
         self.accelerator.wait_for_everyone()

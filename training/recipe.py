@@ -1,4 +1,4 @@
-"""What the training loop needs to know of a modality. The loop itself knows neither pictures nor sound."""
+"""What the training loop needs to know of a task. The loop itself knows no pictures, codes or adversaries."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,60 +8,51 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from training.stepping import Stepper
+
 
 @dataclass
 class Validation:
     """Figures of a validation, and pictures and sounds for people.
 
     Attributes:
+        figures: of merit, for a card too.
         pictures: name to (3, H, W) in [0, 1].
         sounds: name to (samples,) in [-1, 1], at sampling_rate.
+        diagnostics: how the training goes; scalars and lists, of which trackers take the scalars.
     """
 
     figures: dict[str, float]
     pictures: dict[str, Tensor] = field(default_factory=dict)
     sounds: dict[str, Tensor] = field(default_factory=dict)
     sampling_rate: int = 0
+    diagnostics: dict[str, float | list[float]] = field(default_factory=dict)
 
 
 class Recipe(Protocol):
-    """One modality: model, discriminator, losses, data and validation.
+    """One task: model, what a step is, data and validation.
 
     Attributes:
-        model: returns, when called with (inputs, quantize=...), an output with the recipe's
-            reconstruction and codes, `commitment_loss` and `latents`.
-        discriminator: any module; only `loss` calls it.
-        loss: module with `generator(inputs, reconstruction, commitment_loss, discriminator, step,
-            last_layer)` and `discriminator(inputs, reconstruction, discriminator, step)`, each returning
-            a scalar and a dict of detached figures. `step` counts the generator's optimiser steps. Before
-            its attribute `discriminator_start` the discriminator is not called.
+        model: what is averaged, validated and saved.
+        modules: what is trained, by name, each with an optimiser of its own; the model comes first.
+        companions: modules that no optimiser trains, but that belong on the device and in checkpoints.
+        stepper: class of the steps; see training.stepping.Stepper.
         train_loader, validation_loader: batches are dicts.
         batch_counts: keys of a batch that hold per-sample counts to be summed and reported.
     """
 
     model: nn.Module
-    discriminator: nn.Module
-    loss: nn.Module
+    modules: dict[str, nn.Module]
+    companions: list[nn.Module]
+    stepper: type[Stepper]
     train_loader: DataLoader
     validation_loader: DataLoader | None
     batch_counts: tuple[str, ...]
-
-    def inputs(self, batch: dict[str, Tensor]) -> Tensor:
-        """The model's input, which is also what it has to reconstruct."""
-
-    def reconstruction(self, output) -> Tensor:
-        """The reconstruction in a model's output."""
-
-    def codes(self, output) -> Tensor:
-        """The codes in a model's output."""
-
-    def last_layer(self, model: nn.Module) -> Tensor:
-        """The weight at which an adaptive adversarial weight compares gradients."""
 
     def validate(
         self, model: nn.Module, loader: DataLoader, accelerator: Accelerator
     ) -> Validation:
         """Figures of the averaged model over the validation set, equal on all ranks."""
 
-    def save(self, model: nn.Module, folder: Path) -> None:
-        """Write a folder that the Auto classes load."""
+    def save(self, model: nn.Module, folder: Path) -> Path:
+        """Write a folder that the Auto classes load; returns what is to be published, it or one beside it."""

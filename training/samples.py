@@ -16,7 +16,7 @@ from datasets.utils.file_utils import xopen
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from training.data_source import DataSettings, open_split
+from training.data_source import DataSettings
 from training.settings import SettingsError
 
 logger = logging.getLogger(__name__)
@@ -33,18 +33,28 @@ class UnreadableSample(ValueError):
 
 @dataclass(frozen=True)
 class Decoder:
-    """How one modality makes samples.
+    """How one modality makes samples. Others, of rows of another kind, have `read` and `blank` too.
 
     Args:
+        column: that holds the cells.
         key: name of the samples in a batch.
         shape: their shape; all are alike.
         decode: cell, name of the cell and generator of the random crop (None takes the middle) to a sample;
             raises UnreadableSample. It must be picklable.
     """
 
+    column: str
     key: str
     shape: tuple[int, ...]
     decode: Callable[[dict | None, str, torch.Generator | None], Tensor]
+
+    def read(self, row: dict, name: str, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """What a row gives to a batch."""
+        return {self.key: self.decode(row[self.column], name, generator)}
+
+    def blank(self) -> dict[str, Tensor]:
+        """In the place of what a row does not give."""
+        return {self.key: torch.zeros(self.shape)}
 
 
 @contextmanager
@@ -81,10 +91,10 @@ class _Reader:
         self.named: set[str] = set()
         self.in_a_row = 0
 
-    def read(self, row: dict, name: str, generator: torch.Generator | None) -> Tensor | None:
+    def read(self, row: dict, name: str, generator: torch.Generator | None) -> dict | None:
         """The decoded sample, or None where the row is unreadable."""
         try:
-            values = self.decoder.decode(row[self.column], name, generator)
+            values = self.decoder.read(row, name, generator)
         except UnreadableSample as error:
             self._note(str(error))
             return None
@@ -105,11 +115,11 @@ class _Reader:
             f"{self.column!r} hold {self.plural}, and are the files whole?"
         )
 
-    def sample(self, values: Tensor | None, unreadable: int) -> dict[str, Tensor]:
+    def sample(self, values: dict | None, unreadable: int) -> dict[str, Tensor]:
         """A sample; without values a blank one, marked invalid."""
         blank = values is None
         return {
-            self.decoder.key: torch.zeros(self.decoder.shape) if blank else values,
+            **(self.decoder.blank() if blank else values),
             "valid": torch.tensor(not blank),
             "unreadable": torch.tensor(unreadable),
         }
@@ -222,7 +232,7 @@ def build_dataloader(
     seed: int,
     shard: tuple[int, int] = (0, 1),
 ) -> DataLoader:
-    """Batches {decoder.key: (B, *decoder.shape), "valid": (B,) bool, "unreadable": (B,) int64}.
+    """Batches of what the decoder reads, and "valid": (B,) bool, "unreadable": (B,) int64.
 
     Training data are shuffled and lose their last partial batch; validation data keep order and rest.
     `unreadable` counts the files skipped for a sample; `valid` is false only for blanks in validation.
@@ -234,7 +244,7 @@ def build_dataloader(
     Raises:
         SettingsError: if the data set cannot be opened or has fewer samples than a training batch.
     """
-    source = open_split(config, split)
+    source = config.open(split)
     limit = config.max_train_samples if train else config.max_validation_samples
     streaming = isinstance(source, datasets.IterableDataset)
     if limit is not None:

@@ -29,7 +29,7 @@ def setting(default, text: str):
 
 @dataclass
 class LoopSettings:
-    """The run: how long, how fast, what is kept. Steps are optimiser steps of the generator."""
+    """The run: how long, how fast, what is kept. Steps are optimiser steps of the model."""
 
     output_dir: str = setting(
         "runs/simvq", "folder of checkpoints, pictures, logs and the final model"
@@ -43,16 +43,14 @@ class LoopSettings:
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, slower")
     epochs: int = setting(50, "passes over the training set, unless max_steps ends the run before")
     max_steps: int | None = setting(None, "stop after this many steps (needed when streaming)")
-    learning_rate: float = setting(1e-4, "peak rate of both Adam optimisers")
-    adam_betas: list[float] = setting([0.5, 0.9], "Adam's betas, both optimisers")
+    learning_rate: float = setting(1e-4, "peak rate of Adam, of all optimisers")
+    adam_betas: list[float] = setting([0.5, 0.9], "Adam's betas, of all optimisers")
+    weight_decay: float = setting(0.0, "AdamW's decay of matrices, not of norms and biases")
     lr_schedule: str = setting("constant", "constant or cosine, after the warm-up")
     warmup_steps: int = setting(0, "linear warm-up from 0; helps against NaN")
     min_learning_rate: float = setting(0.0, "floor of the cosine")
-    max_grad_norm: float | None = setting(None, "clip the gradients' norm, both optimisers")
+    max_grad_norm: float | None = setting(None, "clip the gradients' norm, of each optimiser")
     ema_decay: float = setting(0.999, "average of the weights, which is validated and published")
-    autoencoder_steps: int = setting(
-        0, "first train so long without quantization; the codes then start where the latents are"
-    )
     log_every: int = setting(50, "steps between two lines of figures")
     validate_every: int = setting(
         1000, "steps between two validations; there is one at the end too"
@@ -76,7 +74,7 @@ class LoopSettings:
         one_of(self, "tracker", ("tensorboard", "wandb", "trackio", "none"))
         at_least(self, 1, "batch_size", "gradient_accumulation_steps", "epochs", "log_every")
         at_least(self, 1, "validate_every", "save_every", "keep_checkpoints", "max_bad_steps")
-        at_least(self, 0, "warmup_steps", "autoencoder_steps", "min_learning_rate")
+        at_least(self, 0, "warmup_steps", "min_learning_rate", "weight_decay")
         if self.max_steps is not None:
             at_least(self, 1, "max_steps")
         if not 0 < self.learning_rate < 1:

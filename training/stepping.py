@@ -1,4 +1,4 @@
-"""One step of a tokenizer and its discriminator, and the guard against values that are not finite."""
+"""One step of a recipe's modules, and the guard against values that are not finite."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,6 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from torch import Tensor, nn
 
-from training.recipe import Recipe
 from training.settings import LoopSettings
 
 logger = get_logger(__name__)
@@ -19,11 +18,9 @@ class DivergedError(RuntimeError):
 
 @dataclass
 class StepResult:
-    """Figures (detached scalars), codes and latents of a forward pass; skipped: 1 if the step was not taken."""
+    """Figures (detached scalars) of a forward and backward pass; skipped: 1 if the step was not taken."""
 
     figures: dict[str, Tensor]
-    codes: Tensor
-    latents: Tensor
     skipped: int = 0
 
 
@@ -65,82 +62,40 @@ class NonFiniteGuard:
             )
 
 
-class Adversaries:
-    """Generator's and discriminator's step on one batch.
+class Stepper:
+    """What one batch does to the trained modules. Recipes choose a subclass, which has `step`.
 
-    The discriminator is frozen, and called without its DistributedDataParallel wrapper, while the
-    generator's gradients are made: its own then hold nothing of the generator's loss. (In the original
-    the generator's backward pass leaks into them.)
+    Args:
+        recipe: whose class this belongs to.
+        modules: what is trained, by name, prepared by Accelerate; the first is the model.
+        optimizers: of each, under the same names.
+        average: the model with averaged weights.
     """
 
     def __init__(
         self,
+        recipe,
         accelerator: Accelerator,
-        recipe: Recipe,
-        model: nn.Module,
-        discriminator: nn.Module,
-        model_optimizer,
-        discriminator_optimizer,
-        guard: NonFiniteGuard,
         settings: LoopSettings,
+        modules: dict[str, nn.Module],
+        optimizers: dict,
+        average: nn.Module,
     ):
-        self.accelerator, self.recipe, self.guard = accelerator, recipe, guard
-        self.model, self.discriminator = model, discriminator
-        self.model_optimizer, self.discriminator_optimizer = (
-            model_optimizer,
-            discriminator_optimizer,
-        )
-        self.max_grad_norm = settings.max_grad_norm
+        self.recipe, self.accelerator, self.settings = recipe, accelerator, settings
+        self.modules, self.optimizers, self.average = modules, optimizers, average
+        self.guard = NonFiniteGuard(settings.max_bad_steps)
 
-    def step(self, inputs: Tensor, step: int, quantize: bool) -> StepResult:
-        """Forward and backward of both; optimiser steps when gradients are due.
+    def step(self, batch: dict[str, Tensor], step: int) -> StepResult:
+        """Forward and backward passes on a batch; optimiser steps when gradients are due.
 
         Args:
-            inputs: a batch of the model's inputs.
-            step: optimiser steps of the generator so far.
-            quantize: False in the autoencoder phase, which trains without quantizer and commitment loss.
+            step: optimiser steps of the model so far.
         """
-        accelerator, recipe = self.accelerator, self.recipe
-        plain_discriminator = accelerator.unwrap_model(self.discriminator)
-        plain_discriminator.requires_grad_(False)
-        output = self.model(inputs, quantize=quantize)
-        reconstruction = recipe.reconstruction(output)
-        with accelerator.autocast():
-            total, terms = recipe.loss.generator(
-                inputs,
-                reconstruction,
-                output.commitment_loss if quantize else output.commitment_loss * 0,
-                plain_discriminator,
-                step,
-                last_layer=recipe.last_layer(accelerator.unwrap_model(self.model)),
-            )
-        figures = {f"generator/{name}": value for name, value in terms.items()}
-        accelerator.backward(total)
-        skipped = self._update("generator", self.model, self.model_optimizer, figures, step)
+        raise NotImplementedError
 
-        if step >= recipe.loss.discriminator_start:
-            terms, bad = self._judge(inputs, reconstruction.detach(), plain_discriminator, step)
-            figures |= terms
-            skipped |= bad
-        if accelerator.sync_gradients and not skipped:
-            self.guard.good()
-        return StepResult(figures, recipe.codes(output), output.latents.detach(), int(skipped))
-
-    def _judge(
-        self, inputs: Tensor, reconstruction: Tensor, plain_discriminator: nn.Module, step: int
-    ) -> tuple[dict[str, Tensor], bool]:
-        """The discriminator's turn: its figures, and whether its step was skipped."""
-        plain_discriminator.requires_grad_(True)
-        with self.accelerator.autocast():
-            total, terms = self.recipe.loss.discriminator(
-                inputs, reconstruction, self.discriminator, step
-            )
-        figures = {f"discriminator/{name}": value for name, value in terms.items()}
-        self.accelerator.backward(total)
-        skipped = self._update(
-            "discriminator", self.discriminator, self.discriminator_optimizer, figures, step
-        )
-        return figures, skipped
+    def report(self, step: int) -> tuple[dict[str, float], str]:
+        """Figures since the last report, beside the means of the steps' own; a word for the progress bar."""
+        return {}, ""
 
     def _update(self, name: str, module: nn.Module, optimizer, figures: dict, step: int) -> bool:
         """Clip and step if gradients are due; True if the step was skipped for not being finite."""
@@ -152,8 +107,10 @@ class Adversaries:
         accelerator.unscale_gradients(optimizer)
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if self.max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(module.parameters(), self.max_grad_norm, norm)
+        if self.settings.max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(
+                module.parameters(), self.settings.max_grad_norm, norm
+            )
         # With fp16 the scaler finds overflows by itself, skips the step and lowers its scale: no fault.
         skipped = accelerator.scaler is None and not bool(torch.isfinite(norm))
         if skipped:
@@ -163,3 +120,17 @@ class Adversaries:
             figures[f"{name}/gradient_norm"] = norm.detach()
         optimizer.zero_grad(set_to_none=True)
         return skipped
+
+
+class LossStepper(Stepper):
+    """One model, whose output holds its loss; the recipe's `arguments` makes the model's of a batch."""
+
+    def step(self, batch: dict[str, Tensor], step: int) -> StepResult:
+        ((name, model),) = self.modules.items()
+        loss = model(**self.recipe.arguments(batch)).loss
+        figures = {f"{name}/total": loss.detach()}
+        self.accelerator.backward(loss)
+        skipped = self._update(name, model, self.optimizers[name], figures, step)
+        if self.accelerator.sync_gradients and not skipped:
+            self.guard.good()
+        return StepResult(figures, int(skipped))

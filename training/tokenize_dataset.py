@@ -9,12 +9,12 @@ command goes on where it stopped, with any number of processes, and the result i
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import datasets
 import pyarrow.parquet
 import torch
-import transformers
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel
@@ -38,11 +37,10 @@ from hub_cards.model_card import is_hub_id
 from training.audio_data import AudioDataConfig
 from training.data_source import DataSettings, Source, open_split
 from training.image_data import ImageDataConfig
+from training.quiet_logs import quiet_logs
 from training.samples import MOST_UNREADABLE_IN_A_ROW, UnreadableSample
 from training.settings import SettingsError, at_least, parse_overrides, parse_settings, setting
-from training.tokens import AudioTokens, ImageTokens, Variant
-
-MANIFEST = "tokenization.json"
+from training.tokens import MANIFEST, AudioTokens, ImageTokens, Variant, weights_hash
 
 
 @dataclass
@@ -89,6 +87,7 @@ class FileWriter:
 
     def __init__(self, tokens: ImageTokens | AudioTokens, settings: TokenizeSettings, workers: int):
         self.tokens, self.settings = tokens, settings
+        self.samples = self.codes = 0  # made so far
         self.pool = ThreadPoolExecutor(max(1, workers))
 
     def write(
@@ -112,6 +111,8 @@ class FileWriter:
             unreadable |= {job[1] for job, s in zip(batch, samples, strict=True) if s is None}
             readable = [sample for sample in samples if sample is not None]
             codes = self.tokens.encode(readable) if readable else []
+            self.samples += len(codes)
+            self.codes += sum(one.size for one in codes)
             for (row, number, variant), one in zip(kept, codes, strict=True):
                 others = {k: v for k, v in row.items() if k != self.tokens.source_column}
                 found.append(
@@ -120,7 +121,8 @@ class FileWriter:
                     | self._marks(variant)
                     | {self.tokens.column: one}
                 )
-        if len(unreadable) >= min(len(rows), MOST_UNREADABLE_IN_A_ROW) and not found:
+        # A few rows at the end of a data set may all be broken; a whole data set, or very many, may not.
+        if not found and (first == 0 or len(rows) >= MOST_UNREADABLE_IN_A_ROW):
             raise UnreadableSample(
                 f"none of {len(rows)} rows can be read: does column {self.tokens.source_column!r} hold "
                 f"{self.tokens.plural}?"
@@ -220,17 +222,6 @@ def manifest(settings: TokenizeSettings, data: DataSettings, weights: str) -> di
     return kept | {"weights": weights}
 
 
-def weights_hash(model: torch.nn.Module) -> str:
-    """Sixteen hexadecimal digits of a model's weights."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, values in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(
-            values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
-    return digest.hexdigest()
-
-
 def run(settings: TokenizeSettings, data: DataSettings, accelerator: Accelerator) -> None:
     """Tokenize, write the card and, if asked, publish."""
     model = AutoModel.from_pretrained(settings.model).eval().to(accelerator.device)
@@ -245,6 +236,7 @@ def run(settings: TokenizeSettings, data: DataSettings, accelerator: Accelerator
         _check_manifest(folder, plan)
     accelerator.wait_for_everyone()
     writer, unreadable = FileWriter(tokens, settings, data.num_workers), 0
+    start = time.perf_counter()
     for split in settings.splits:
         source = open_split(data, split, all_columns=True)
         if data.max_train_samples is not None:
@@ -254,9 +246,14 @@ def run(settings: TokenizeSettings, data: DataSettings, accelerator: Accelerator
                 source.take(count) if streaming else source.select(range(min(count, len(source))))
             )
         unreadable += tokenize_split(source, split, writer, folder, accelerator)
-    counts = torch.tensor([unreadable], device=accelerator.device)
-    unreadable = int(accelerator.reduce(counts))
+    counts = torch.tensor([unreadable, writer.samples, writer.codes], device=accelerator.device)
+    unreadable, samples, codes = accelerator.reduce(counts).tolist()
     if accelerator.is_main_process:
+        seconds = time.perf_counter() - start
+        print(
+            f"{samples:,} {tokens.plural} encoded in {seconds:,.1f} s by {accelerator.num_processes} "
+            f"process(es): {samples / seconds:,.1f} {tokens.plural} and {codes / seconds:,.0f} codes a second"
+        )
         _finish(settings, data, model, tokens, folder, unreadable)
     accelerator.end_training()
 
@@ -264,7 +261,13 @@ def run(settings: TokenizeSettings, data: DataSettings, accelerator: Accelerator
 def _check_manifest(folder: Path, plan: dict) -> None:
     path = folder / MANIFEST
     if path.is_file():
-        before = json.loads(path.read_text())
+        try:
+            before = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError):
+            raise SettingsError(
+                f"output: {path}, which tells how the codes there were made, is damaged: delete the folder, or "
+                "take another"
+            ) from None
         differing = [k for k in plan if before.get(k) != plan[k]]
         if differing:
             changes = ", ".join(f"{k} was {before.get(k)!r}, is {plan[k]!r}" for k in differing)
@@ -274,7 +277,9 @@ def _check_manifest(folder: Path, plan: dict) -> None:
     for left in folder.glob("data/*.unfinished"):
         left.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plan, indent=2) + "\n")
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(plan, indent=2) + "\n")
+    os.replace(unfinished, path)
 
 
 def _finish(settings, data, model, tokens, folder: Path, unreadable: int) -> None:
@@ -304,10 +309,7 @@ def _finish(settings, data, model, tokens, folder: Path, unreadable: int) -> Non
 
 def main() -> None:
     """Command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for chatty in ("httpx", "datasets", "accelerate", "transformers", "PIL"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()
+    quiet_logs()
     datasets.disable_progress_bars()
     try:
         groups = {"codes": TokenizeSettings, "data": _data_settings(sys.argv[1:])}

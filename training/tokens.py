@@ -1,5 +1,6 @@
 """Samples of a data set to codes, for both modalities: what tokenize_dataset makes of a row."""
 
+import hashlib
 from dataclasses import dataclass
 
 import datasets
@@ -11,6 +12,8 @@ from hub_cards.dataset_card import code_type
 from training.audio_data import AudioDataConfig, decode_audio
 from training.image_data import ImageDataConfig, decode_image, image_to_pixels
 from training.settings import SettingsError
+
+MANIFEST = "tokenization.json"  # beside the codes: how they were made
 
 
 @dataclass(frozen=True)
@@ -101,3 +104,14 @@ class AudioTokens:
         codes, real = encoded.audio_codes[:, 0].cpu(), encoded.audio_codes_mask.cpu()
         real = real.reshape(codes.shape).bool()
         return [row[kept].numpy() for row, kept in zip(codes, real, strict=True)]
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """Sixteen hexadecimal digits of a model's weights."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, values in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(
+            values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
+    return digest.hexdigest()

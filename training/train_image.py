@@ -13,13 +13,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from training.image_data import ImageDataConfig
 from training.image_recipe import ImageLossSettings, ImageModelSettings, build_image_recipe
 from training.launch import run
-from training.settings import LoopSettings
+from training.tokenizer_recipe import TokenizerLoopSettings
 
 if __name__ == "__main__":
     groups = {
         "data": ImageDataConfig,
         "model": ImageModelSettings,
         "loss": ImageLossSettings,
-        "loop": LoopSettings,
+        "loop": TokenizerLoopSettings,
     }
     run(groups, build_image_recipe, description=__doc__)

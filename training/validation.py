@@ -44,6 +44,27 @@ def measured_batches(
         yield {name: values[valid] for name, values in gathered.items()}, codes
 
 
+@torch.no_grad()
+def each_once(
+    loader: DataLoader, accelerator: Accelerator, desc: str
+) -> Iterator[dict[str, Tensor]]:
+    """This rank's part of the readable samples of a validation set: over all ranks each comes once.
+
+    For figures that are no plain means over samples; their sums are the caller's to reduce.
+
+    Args:
+        loader: prepared; batches have "valid", (B,) bool, false for samples that could not be read.
+    """
+    hidden = not accelerator.is_local_main_process
+    for batch in tqdm(loader, desc=desc, unit="batch", leave=False, disable=hidden):
+        size = len(batch["valid"])
+        own = torch.arange(size, device=accelerator.device) + size * accelerator.process_index
+        # gather_for_metrics drops the samples that fill up the last batch of all ranks.
+        kept = torch.isin(own, accelerator.gather_for_metrics(own)) & batch["valid"]
+        if kept.any():
+            yield {name: values[kept] for name, values in batch.items()}
+
+
 def run_validation(
     loader: DataLoader,
     accelerator: Accelerator,

@@ -11,8 +11,9 @@ from modeling_simvq import SimVQImageModel
 from training.checkpoints import CheckpointError, list_checkpoints
 from training.launch import make_accelerator
 from training.loop import Trainer
-from training.settings import LoopSettings, SettingsError
+from training.settings import SettingsError
 from training.stepping import DivergedError
+from training.tokenizer_recipe import TokenizerLoopSettings
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def make_trainer(tiny_recipe, tmp_path):
             "tracker": "none",
             "batch_size": 4,
         } | settings
-        loop = LoopSettings(**settings)
+        loop = TokenizerLoopSettings(**settings)
         (tmp_path / "run").mkdir(exist_ok=True)
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
@@ -66,7 +67,7 @@ def test_an_accumulated_step_equals_the_large_batch(make_trainer):
         recipe["discriminator_start"] = 1000
         trainer = make_trainer(recipe, max_steps=1, gradient_accumulation_steps=passes)
         gradients = {}
-        update = trainer.adversaries._update
+        update = trainer.stepper._update
 
         def keep(name, module, *args, gradients=gradients, update=update, trainer=trainer):
             if name == "generator" and trainer.accelerator.sync_gradients:
@@ -75,7 +76,7 @@ def test_an_accumulated_step_equals_the_large_batch(make_trainer):
                 )
             return update(name, module, *args)
 
-        trainer.adversaries._update = keep
+        trainer.stepper._update = keep
         trainer.train()
         after.append(gradients)
     assert set(after[0]) == set(after[1]) and after[0]
@@ -194,7 +195,7 @@ def test_a_stream_needs_max_steps(tiny_recipe):
 
     recipe = tiny_recipe()
     recipe.train_loader = DataLoader(Stream(), batch_size=2)
-    loop = LoopSettings(tracker="none")
+    loop = TokenizerLoopSettings(tracker="none")
     with pytest.raises(SettingsError, match="max_steps"):
         Trainer(recipe, loop, make_accelerator(loop))
 

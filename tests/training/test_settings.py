@@ -79,7 +79,7 @@ def test_help_lists_every_setting(capsys):
         parse("--help")
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for name in ("dataset", "widths", "learning_rate", "autoencoder_steps", "resume"):
+    for name in ("dataset", "widths", "learning_rate", "weight_decay", "resume"):
         assert name in text
 
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -128,6 +129,8 @@ def test_killed_and_resumed_is_the_same_to_the_byte(whole, image_model, pictures
     )
     assert done.returncode == 0, done.stderr
     assert "train: 44 rows" in done.stdout
+    encoded = re.search(r"(\d+) pictures encoded in .* by 2 process.* codes a second", done.stdout)
+    assert 0 < int(encoded[1]) < 44  # those that the killed run had not written
     assert digests(tmp_path / "codes") == digests(whole)
 
 
@@ -171,6 +174,23 @@ def test_other_settings_do_not_mix_with_what_is_there(whole, image_model, pictur
     with pytest.raises(SystemExit, match="flips was True, is False"):
         tokenize(arguments(image_model, pictures, whole, "rows_per_file=4"), monkeypatch)
     assert digests(whole) == before
+
+
+def test_a_file_of_broken_rows_alone_is_empty(image_model, pictures, tmp_path, monkeypatch):
+    words = arguments(image_model, pictures, tmp_path / "codes", "rows_per_file=5")
+    tokenize([*words, "max_train_samples=6"], monkeypatch)
+    rows = datasets.load_dataset(
+        str(tmp_path / "codes"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert rows["source_row"] == [0, 1, 2, 3, 4]
+    assert len(list((tmp_path / "codes/data").iterdir())) == 2
+
+
+def test_a_damaged_manifest_is_named(tmp_path, image_model, pictures, monkeypatch):
+    (tmp_path / "codes").mkdir()
+    (tmp_path / "codes/tokenization.json").write_text('{"flips": tr')
+    with pytest.raises(SystemExit, match=r"error: output: .*tokenization.json.* is damaged"):
+        tokenize(arguments(image_model, pictures, tmp_path / "codes"), monkeypatch)
 
 
 def test_random_crops_follow_the_seed_and_the_row(image_model):

@@ -147,12 +147,17 @@ def test_help_teaches():
         assert word in result.stdout
 
 
-@pytest.mark.parametrize("file", sorted((REPOSITORY / "training" / "configs").glob("*image*.yaml")))
+@pytest.mark.parametrize(
+    "file", sorted((REPOSITORY / "training" / "configs").glob("[!g]*image*.yaml"))
+)
 def test_shipped_configurations_are_valid(file):
     from training.image_data import ImageDataConfig
     from training.image_recipe import ImageLossSettings, ImageModelSettings
-    from training.settings import LoopSettings, parse_settings
+    from training.settings import parse_settings
+    from training.tokenizer_recipe import TokenizerLoopSettings
 
     groups = {"data": ImageDataConfig, "model": ImageModelSettings, "loss": ImageLossSettings}
-    settings = parse_settings({**groups, "loop": LoopSettings}, "", ["--config", str(file)])
+    settings = parse_settings(
+        {**groups, "loop": TokenizerLoopSettings}, "", ["--config", str(file)]
+    )
     assert settings["model"].config().codebook_size in (1024, 8192, 65536, 262144)

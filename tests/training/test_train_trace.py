@@ -20,7 +20,7 @@ from training.image_losses import ImageLoss
 from training.image_recipe import ImageRecipe
 from training.loop import Trainer
 from training.perceptual import PerceptualDistance
-from training.settings import LoopSettings
+from training.tokenizer_recipe import TokenizerLoopSettings
 
 TRACE = FIXTURES / "image_tiny1"
 CONFIG = SimVQImageConfig(
@@ -66,7 +66,9 @@ def trainer(tmp_path):
     recipe = ImageRecipe(
         model, discriminator, ImageLoss(perceptual), perceptual, loader, None, resolution=32
     )
-    settings = LoopSettings(output_dir=str(tmp_path), max_steps=3, epochs=1, tracker="none")
+    settings = TokenizerLoopSettings(
+        output_dir=str(tmp_path), max_steps=3, epochs=1, tracker="none"
+    )
     return Trainer(recipe, settings, Accelerator(cpu=True))
 
 
@@ -77,7 +79,7 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 def record(trainer: Trainer, monkeypatch) -> tuple[list[dict], list[dict]]:
     """Train to the end; figures of every step, and the discriminator's gradients as they are applied."""
     figures, gradients = [], []
-    adversaries = trainer.adversaries
+    adversaries = trainer.stepper
     original_step, original_update = adversaries.step, adversaries._update
 
     def step(*args, **kwargs):

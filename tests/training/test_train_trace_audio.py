@@ -13,7 +13,7 @@ from modeling_simvq.original_audio import DROPPED, KEPT, rename
 from training.audio_losses import AudioLoss
 from training.audio_recipe import AudioRecipe
 from training.loop import Trainer
-from training.settings import LoopSettings
+from training.tokenizer_recipe import TokenizerLoopSettings
 
 TRACE = FIXTURES / "audio_tiny1"
 CONFIG = SimVQAudioConfig(
@@ -66,7 +66,9 @@ def trainer(tmp_path):
     ]
     loader = torch.utils.data.DataLoader(samples, batch_size=2)
     recipe = AudioRecipe(model, discriminator, AudioLoss(), loader, None)
-    settings = LoopSettings(output_dir=str(tmp_path), max_steps=3, epochs=1, tracker="none")
+    settings = TokenizerLoopSettings(
+        output_dir=str(tmp_path), max_steps=3, epochs=1, tracker="none"
+    )
     return Trainer(recipe, settings, Accelerator(cpu=True))
 
 
@@ -77,14 +79,14 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 def test_three_steps_equal_the_original(trainer, monkeypatch):
     logs = json.loads((TRACE / "train_trace.json").read_text())["logs"]
     figures = []
-    original_step = trainer.adversaries.step
+    original_step = trainer.stepper.step
 
     def step(*args, **kwargs):
         result = original_step(*args, **kwargs)
         figures.append({k: float(v) for k, v in result.figures.items()})
         return result
 
-    monkeypatch.setattr(trainer.adversaries, "step", step)
+    monkeypatch.setattr(trainer.stepper, "step", step)
     for batch in trainer._batches():
         trainer._train_batch(batch)
 

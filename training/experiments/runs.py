@@ -21,17 +21,20 @@ from tqdm.auto import tqdm
 
 from training.image_data import ImageDataConfig
 from training.image_recipe import ImageLossSettings, ImageModelSettings
-from training.settings import LoopSettings, SettingsError, build_settings, parse_overrides
+from training.settings import SettingsError, build_settings, parse_overrides
+from training.tokenizer_recipe import TokenizerLoopSettings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GROUPS = {
     "data": ImageDataConfig,
     "model": ImageModelSettings,
     "loss": ImageLossSettings,
-    "loop": LoopSettings,
+    "loop": TokenizerLoopSettings,
 }
 # Utilisation is counted over so many tokens of training pictures for every code, if there are as many.
 TOKENS_PER_CODE = 16
+# Settings that came later: at these values runs are what they were before, and keep their hashes.
+CAME_LATER = {"weight_decay": 0.0}
 # These do not change what a run finds.
 NOT_HASHED = ("output_dir", "num_workers", "tracker", "save_every", "keep_checkpoints")
 
@@ -104,7 +107,9 @@ def config_hash(settings: dict) -> str:
 
 def _shown(settings: dict) -> dict:
     """Settings that matter to a run; of files and folders only the names, wherever they lie."""
-    kept = {k: v for k, v in settings.items() if k not in NOT_HASHED}
+    kept = {
+        k: v for k, v in settings.items() if k not in NOT_HASHED and CAME_LATER.get(k, ...) != v
+    }
     for name in ("dataset", "codebook_features"):
         if kept.get(name):
             kept[name] = Path(kept[name]).name

@@ -1,0 +1,160 @@
+"""What a push sends: models loaded back as a stranger would, and the files of a tokenizer."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoModel,
+    PreTrainedModel,
+)
+
+import modeling_simvq  # noqa: F401  registers the models
+from hub_cards.evaluation import Evaluation
+from hub_cards.model_card import make_model_card
+from hub_cards.samples import write_samples
+
+PROCESSOR_FILE = "preprocessor_config.json"
+TOKENIZERS = ("simvq_image", "simvq_audio")
+
+
+class PushError(ValueError):
+    """The folder cannot be published. The message says why, and what to do."""
+
+
+@dataclass
+class Contents:
+    """Files by their path in the repository, the card, and what to call them in the commit."""
+
+    files: dict[str, Path]
+    card: ModelCard
+    name: str
+
+
+def tokenizer_contents(
+    model_dir: Path,
+    repo_id: str,
+    made: Path,
+    *,
+    evaluations: list[Evaluation],
+    settings: dict,
+    with_code: bool,
+    samples: Path | None,
+    card_options: dict,
+) -> Contents:
+    """Of a folder with a tokenizer and its processor.
+
+    Args:
+        made: folder for files that are made for the push.
+        evaluations, settings, with_code, card_options: as of make_model_card.
+        samples: as `given` of write_samples.
+
+    Raises:
+        PushError: if the folder holds no tokenizer that loads.
+    """
+    model, processor = load_tokenizer(model_dir)
+    pictures, names = write_samples(model, processor, samples, made / "samples")
+    card = make_model_card(
+        model,
+        repo_id,
+        evaluations=evaluations,
+        settings=settings,
+        resolution=_resolution(processor),
+        sample_names=names,
+        with_code=with_code,
+        **card_options,
+    )
+    files = {f"samples/{path.name}": path for path in pictures}
+    files |= {path.name: path for path in model_dir.glob("*.safetensors*")}
+    for name in ("config.json", PROCESSOR_FILE):
+        files[name] = with_or_without_code(model_dir / name, made, with_code)
+    if with_code:
+        files |= code_files(model_dir)
+    return Contents(files, card, type(model).__name__)
+
+
+def load_tokenizer(folder: Path):
+    """Tokenizer and processor of a folder. Raises PushError as load_model does."""
+    model = load_model(folder, TOKENIZERS, "no SimVQ tokenizer", also=(PROCESSOR_FILE,))
+    is_image = model.config.model_type == "simvq_image"
+    return model, load_processor(folder, AutoImageProcessor if is_image else AutoFeatureExtractor)
+
+
+def load_processor(folder: Path, auto: type):
+    """The processor of a folder.
+
+    Raises:
+        PushError: if it does not load.
+    """
+    try:
+        return auto.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise PushError(f"the processor in {folder} does not load: {error}") from error
+
+
+def load_model(
+    folder: Path, types: tuple[str, ...], otherwise: str, also: tuple[str, ...] = ()
+) -> PreTrainedModel:
+    """The model of a folder, as a stranger would load it.
+
+    Args:
+        types: model types that will do; `otherwise` says what a model of another type is not.
+        also: further files that must be there.
+
+    Raises:
+        PushError: if it cannot be loaded, is of another type, or lacks weights.
+    """
+    for name in ("config.json", *also):
+        if not (folder / name).is_file():
+            raise PushError(
+                f"{folder} holds no {name}: is it the folder that save_pretrained wrote?"
+            )
+    if not list(folder.glob("*.safetensors")):
+        raise PushError(f"{folder} holds no safetensors weights")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        if config.model_type not in types:
+            raise PushError(f"{folder} holds a {config.model_type} model, {otherwise}")
+        model, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+    except PushError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise PushError(f"the model in {folder} does not load: {error}") from error
+    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report.get(fault):
+            names = ", ".join(sorted(map(str, report[fault]))[:3])
+            raise PushError(f"the weights in {folder} do not fit the model: {fault}: {names}")
+    broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
+    if broken:
+        raise PushError(f"the weights in {folder} hold NaN or infinity: {', '.join(broken[:3])}")
+    return model.eval()
+
+
+def _resolution(processor) -> int | None:
+    crop = getattr(processor, "crop_size", None)
+    return int(crop["height"]) if crop else None
+
+
+def with_or_without_code(path: Path, made: Path, with_code: bool) -> Path:
+    """The file itself, or a copy that does not point to code which is not sent."""
+    content = json.loads(path.read_text())
+    if with_code or "auto_map" not in content:
+        return path
+    del content["auto_map"]
+    (made / path.name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    return made / path.name
+
+
+def code_files(model_dir: Path) -> dict[str, Path]:
+    files = {path.name: path for path in model_dir.glob("*.py")}
+    if not files:
+        raise PushError(
+            f"{model_dir} holds no code to publish: save the model with modeling_simvq imported, or leave "
+            "out --with-code"
+        )
+    return files

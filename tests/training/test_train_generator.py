@@ -1,0 +1,272 @@
+"""Generators on the one loop, in this process: what is learnt, validation, resume, broken rows, mistakes."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import soundfile
+import torch
+from accelerate.state import AcceleratorState, GradientState
+
+from hub_cards.push_to_hub import push_to_hub
+from modeling_simvq import (
+    SimVQAudioConfig,
+    SimVQAudioModel,
+    SimVQForAudioGeneration,
+    SimVQForImageGeneration,
+    SimVQImageConfig,
+    SimVQImageModel,
+)
+from training.generator_recipe import (
+    GeneratorLoopSettings,
+    GeneratorModelSettings,
+    build_generator_recipe,
+)
+from training.generator_samples import SampleSettings
+from training.launch import make_accelerator, train
+from training.samples import UnreadableSample
+from training.settings import SettingsError, build_settings, parse_settings
+from training.token_data import AudioTokenDecoder, ImageTokenDecoder, TokenDataConfig, TokenLayout
+
+CONFIGS = Path(__file__).parents[2] / "training" / "configs"
+
+GROUPS = {
+    "data": TokenDataConfig,
+    "model": GeneratorModelSettings,
+    "samples": SampleSettings,
+    "loop": GeneratorLoopSettings,
+}
+TINY = {
+    "codebook_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "batch_size": 8,
+    "num_workers": 0,
+    "tracker": "none",
+    "learning_rate": 5e-3,
+    "warmup_steps": 2,
+    "ema_decay": 0.5,
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Trains with the tiny settings and others; gives back the trainer."""
+
+    def start(dataset, **settings):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        values = TINY | {"dataset": str(dataset), "output_dir": str(tmp_path / "run")} | settings
+        groups = build_settings(GROUPS, values)
+        return train(groups, build_generator_recipe, make_accelerator(groups["loop"]))
+
+    return start
+
+
+def write_split(folder, split: str, rows: dict, features: dict) -> None:
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    table = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    table.to_parquet(str(folder / f"data/{split}-00000.parquet"))
+
+
+@pytest.fixture(scope="module")
+def picture_codes(tmp_path_factory):
+    """Three classes, each of codes from a range of its own: 10, 5 and 1 of them."""
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    features = {
+        "label": datasets.ClassLabel(names=["wide", "narrow", "one"]),
+        "image_codes": datasets.List(datasets.List(datasets.Value("uint8"))),
+    }
+    for split, count in (("train", 96), ("validation", 21)):
+        labels = [n % 3 for n in range(count)]
+        ranges = [(0, 10), (20, 25), (30, 31)]
+        codes = [random.integers(*ranges[label], (3, 4)).tolist() for label in labels]
+        write_split(folder, split, {"label": labels, "image_codes": codes}, features)
+    return folder
+
+
+def test_classes_are_learnt_and_the_figures_are_those_of_the_saved_model(
+    run, picture_codes, tmp_path
+):
+    run(picture_codes, max_steps=80, validate_every=40)
+    lines = (tmp_path / "run" / "figures.jsonl").read_text().splitlines()
+    figures = json.loads(lines[-1])
+    # The entropies of the classes: log 10, log 5 and 0.
+    best = (math.log(10) + math.log(5)) / 3
+    assert best - 0.1 < figures["loss"] < best + 0.35
+    assert figures["bits_per_code"] == pytest.approx(figures["loss"] / math.log(2))
+
+    model = SimVQForImageGeneration.from_pretrained(tmp_path / "run" / "model").eval()
+    assert model.config.grid_size == [3, 4] and model.config.id2label[1] == "narrow"
+    rows = datasets.load_dataset(
+        str(picture_codes), split="validation", cache_dir=str(tmp_path)
+    ).with_format("torch")
+    codes, labels = rows["image_codes"][:].long(), rows["label"][:]
+    with torch.no_grad():
+        loss = float(model(image_codes=codes, class_labels=labels).loss)
+        unconditional = float(model(image_codes=codes).loss)
+    assert figures["loss"] == pytest.approx(loss, rel=1e-5)
+    # The null class was trained too, by label dropout; one code gives the class away, the first costs more.
+    assert loss < unconditional < loss + 1
+
+
+def test_resume_goes_on_bit_for_bit(run, picture_codes, tmp_path):
+    same = {"label_dropout": 0.5, "lr_schedule": "constant", "mixed_precision": "bf16"}
+    whole = run(picture_codes, max_steps=6, output_dir=str(tmp_path / "whole"), **same)
+    run(picture_codes, max_steps=3, **same)
+    resumed = run(picture_codes, max_steps=6, resume="latest", **same)
+    for one, other in ((whole.recipe.model, resumed.recipe.model), (whole.ema, resumed.ema)):
+        for name, tensor in one.state_dict().items():
+            assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_weight_decay_spares_vectors(run, picture_codes):
+    trainer = run(picture_codes, max_steps=1, gradient_checkpointing=True)
+    (optimizer,) = trainer.stepper.optimizers.values()
+    decays = {group["weight_decay"]: group["params"] for group in optimizer.param_groups}
+    assert set(decays) == {0.05, 0.0}
+    assert {p.ndim for p in decays[0.0]} == {1} and {p.ndim for p in decays[0.05]} == {2}
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_sound_of_any_length(run, tmp_path, streaming, capsys):
+    """Crops and padding; the validation's loss is the mean over codes, not over clips."""
+    random = np.random.default_rng(0)
+    features = {"audio_codes": datasets.List(datasets.Value("uint8"))}
+    lengths = {"train": [30, 3, 12, 20, 9, 12, 31, 8] * 2, "validation": [2, 12, 25]}
+    for split, sizes in lengths.items():
+        clips = [random.integers(0, 40, size).tolist() for size in sizes]
+        write_split(tmp_path / "sound", split, {"audio_codes": clips}, features)
+    small = {"num_filters": 4, "downsampling_ratios": [4, 5, 8], "num_lstm_layers": 0, "n_fft": 640}
+    small |= {"hidden_size": 32, "intermediate_size": 32, "num_decoder_layers": 1}
+    tokenizer = SimVQAudioModel(SimVQAudioConfig(**small, codebook_size=40, codebook_dim=16))
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    run(
+        tmp_path / "sound",
+        max_steps=3,
+        clip_codes=12,
+        samples=2,
+        tokenizer=str(tmp_path / "tokenizer"),
+        streaming=streaming,
+        validation_split=None if streaming else "validation",
+    )
+    model = SimVQForAudioGeneration.from_pretrained(tmp_path / "run" / "model").eval()
+    assert model.config.max_codes == 12
+    if streaming:
+        return
+    total = 0.0
+    for clip in clips:
+        codes = torch.tensor(clip[:12])[None, None]
+        with torch.no_grad():
+            total += float(model(audio_codes=codes).loss) * codes.numel()
+    figures = json.loads((tmp_path / "run" / "figures.jsonl").read_text().splitlines()[-1])
+    assert figures["loss"] == pytest.approx(total / (2 + 12 + 12), rel=1e-5)
+    heard = sorted((tmp_path / "run" / "sounds").iterdir())
+    assert [path.name[-12:] for path in heard] == ["sample-0.wav", "sample-1.wav"]
+    for path in heard:
+        sound, rate = soundfile.read(path)
+        assert (len(sound), rate) == (12 * 160, 24_000) and np.abs(sound).max() > 0
+    # Its card, with the code that loads it.
+    made = push_to_hub(tmp_path / "run" / "model", "me/voices", with_code=True, dry_run=True)
+    card = (Path(made) / "README.md").read_text()
+    assert "generator.generate_audio(num_codes=12)" in card and "bits for a code" in card
+    assert "modeling_simvq_generation.py" in capsys.readouterr().out
+    shutil.rmtree(made)
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("generator_*.yaml")), ids=lambda f: f.stem)
+def test_shipped_configurations_are_valid(file):
+    settings = parse_settings(GROUPS, "", ["--config", str(file), "dataset=codes"])
+    layout = TokenLayout((16, 16), ["cat"])
+    assert settings["model"].config(layout, 8192, 750).num_classes == 1
+
+
+def test_rows_that_cannot_be_used():
+    pictures = ImageTokenDecoder((2, 2), 40, 3, "label", 0.5)
+    good = {"image_codes": [[0, 39], [1, 2]], "label": 2}
+    sample = pictures.read(good, "row 0", None)
+    assert sample["image_codes"].tolist() == good["image_codes"] and sample["class_labels"] == 2
+    assert [pictures.read(good | {"label": n}, "", None)["class_labels"] for n in (None, -1)] == [
+        3,
+        3,
+    ]
+    for change in (
+        {"image_codes": [[0, 40], [1, 2]]},
+        {"image_codes": [[0, -1], [1, 2]]},
+        {"image_codes": [[0, 1], [1]]},
+        {"image_codes": [[0, 1, 2]]},
+        {"image_codes": [[0.5, 1], [1, 2]]},
+        {"image_codes": None},
+        {"image_codes": "codes"},
+        {"label": 3},
+        {"label": "cat"},
+    ):
+        with pytest.raises(UnreadableSample, match="row 7"):
+            pictures.read(good | change, "row 7", None)
+    # Which classes are hidden follows from the sample's generator alone.
+    seeds = [torch.Generator().manual_seed(n) for n in range(200)]
+    labels = [int(pictures.read(good, "", generator)["class_labels"]) for generator in seeds]
+    assert 70 < labels.count(3) < 130 and set(labels) == {2, 3}
+
+    sound = AudioTokenDecoder(4, 40)
+    with pytest.raises(UnreadableSample, match="row 7"):
+        sound.read({"audio_codes": []}, "row 7", None)
+    sample = sound.read({"audio_codes": [5, 6]}, "row 0", torch.Generator())
+    assert sample["audio_codes"].tolist() == [[5, 6, 0, 0]]
+    assert sample["audio_codes_mask"].tolist() == [[1, 1, 0, 0]]
+    long = {"audio_codes": list(range(10))}
+    starts = {
+        int(sound.read(long, "", torch.Generator().manual_seed(n))["audio_codes"][0, 0])
+        for n in range(60)
+    }
+    assert starts == set(range(7))
+
+
+def test_mistakes_are_named(run, picture_codes, tmp_path):
+    plain = {"label": datasets.Value("int64"), "text": datasets.Value("string")}
+    write_split(tmp_path / "other", "train", {"label": [0], "text": ["a"]}, plain)
+    codes = {"image_codes": datasets.List(datasets.List(datasets.Value("uint8")))}
+    write_split(
+        tmp_path / "plain", "train", {"label": [0], "image_codes": [[[1]]]},
+        {"label": plain["label"], **codes},
+    )  # fmt: skip
+    for dataset, settings, message in (
+        (tmp_path / "other", {}, "no column image_codes or audio_codes, it has label, text"),
+        (tmp_path / "plain", {}, "num_classes: column 'label' does not tell"),
+        (tmp_path / "plain", {"label_column": "kind"}, "label_column: .* no column 'kind'"),
+        (picture_codes, {"num_classes": 9}, "num_classes is 9, but 'label' has 3"),
+        (picture_codes, {"codebook_size": None}, "codebook_size: set it, or name the tokenizer"),
+        (picture_codes, {"num_attention_heads": 3}, "hidden_size must be a multiple"),
+        (picture_codes, {"label_dropout": 2}, "label_dropout must lie"),
+        (picture_codes, {"validation_split": "test"}, "no split 'test'"),
+        (tmp_path / "nowhere", {}, "there is no file or folder"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            run(dataset, **settings)
+    tokenizer = SimVQImageModel(
+        SimVQImageConfig(
+            base_channels=32,
+            channel_multipliers=[1, 2],
+            num_res_blocks=1,
+            codebook_size=40,
+            codebook_dim=8,
+        )
+    )
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    shutil.copytree(picture_codes, tmp_path / "codes")
+    (tmp_path / "codes" / "tokenization.json").write_text('{"weights": "0123456789abcdef"}')
+    with pytest.raises(SettingsError, match="not of this tokenizer, .* hash 0123456789abcdef"):
+        run(tmp_path / "codes", tokenizer=str(tmp_path / "tokenizer"))
+    with pytest.raises(SettingsError, match="codebook_size is 30, but the tokenizer has 40"):
+        run(picture_codes, codebook_size=30, tokenizer=str(tmp_path / "tokenizer"))
+    # Codes of a larger codebook: every row is refused, and the message says why.
+    with pytest.raises(UnreadableSample, match="those of the tokenizer are 0 to 4"):
+        run(picture_codes, codebook_size=5, max_steps=1)

@@ -1,0 +1,51 @@
+"""How a codebook fares while it is trained: usage, scale and rank of the latents, and a warning of collapse."""
+
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from torch import Tensor, nn
+
+from training.code_statistics import CodeCounter, diagnose_collapse, latent_statistics
+
+logger = get_logger(__name__)
+
+
+class CodebookWatch:
+    """Figures of a quantizer between two reports.
+
+    Args:
+        config: of the tokenizer; its codebook_size is taken.
+    """
+
+    def __init__(self, quantizer: nn.Module, config, accelerator: Accelerator):
+        self.quantizer, self.accelerator = quantizer, accelerator
+        self.counter = CodeCounter(config.codebook_size, accelerator.device)
+
+    def update(self, codes: Tensor, latents: Tensor) -> None:
+        """Count the codes of a forward pass, and keep its latents until the next."""
+        self.counter.update(codes)
+        self._latents = latents
+
+    def report(self, step: int, quantizing: bool) -> tuple[dict[str, float], str]:
+        """Figures over all ranks since the last report, and a word on them; few codes in use are warned of.
+
+        Args:
+            quantizing: False while the quantizer takes no part, and unused codes are no fault.
+        """
+        usage = self.counter.read(self.accelerator)
+        latents = latent_statistics(self._latents, self.quantizer.codebook())
+        warning = diagnose_collapse(
+            usage,
+            latents["scale_ratio"],
+            latents["latent_effective_rank"],
+            self.quantizer.codebook_dim,
+        )
+        if warning and quantizing:
+            logger.warning(f"step {step}: {warning}")
+        self.counter.reset()
+        figures = {
+            "codebook/utilisation": usage.utilisation,
+            "codebook/perplexity": usage.perplexity,
+            "codebook/scale_ratio": latents["scale_ratio"],
+            "codebook/latent_effective_rank": latents["latent_effective_rank"],
+        }
+        return figures, f"{usage.utilisation:.1%} of codes used"

@@ -1,0 +1,15 @@
+"""What the commands say: their own lines, and of the libraries' warnings alone."""
+
+import logging
+
+import transformers
+
+CHATTY = ("httpx", "httpx2", "datasets", "accelerate", "transformers", "PIL", "numba", "matplotlib")
+
+
+def quiet_logs() -> None:
+    """Log this project's lines as they are, and libraries from warnings on."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
