@@ -16,7 +16,7 @@ An (N, K) matrix never exists. On a GPU a Triton kernel does the same (nearest_c
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .nearest_code_triton import search_gpu, triton_can_search
 
-TILE_CODES = 512
+TILE_CODES = 256
 # Codes are projected and scored in blocks of this size, so that the working memory does not grow with K.
 BLOCK_BYTES = 16 << 20
 # Codes that are projected at once: their rows stay in the cache until they are in the block.
@@ -39,49 +39,54 @@ SMALL_GROUP = 64
 EXACT_PAIRS = 2048
 # Below this many scores, measuring which product is fastest takes longer than the search.
 WORTH_MEASURING = 1 << 22
+# A single thread gives 1x1 convolutions to oneDNN only in batches of at least 16 pictures.
+CONVOLUTION_BATCH = 16
 
 
 class Book(NamedTuple):
     """Codes ready to be searched many times.
 
     Attributes:
-        rows: (k, d + 1) float32: every code e and, as a last column, -|e|^2/2. Codes that are not finite,
-            or whose squared norm is not, are zeros with -inf, so that they lose every comparison.
+        codes: (k, d) float32. Codes that are not finite, or whose squared norm is not, are zeros.
+        half: (k,) float32, -|e|^2/2 of every code e; -inf for those, so that they lose every comparison.
         largest: the largest norm of a code, or 1e-18.
     """
 
-    rows: Tensor
+    codes: Tensor
+    half: Tensor
     largest: float
 
-    @property
-    def codes(self) -> Tensor:
-        """(k, d), a view."""
-        return self.rows[:, :-1]
+    def split(self, size: int) -> Iterator["Book"]:
+        """Books of `size` codes each, of the same memory."""
+        for codes, half in zip(self.codes.split(size), self.half.split(size), strict=True):
+            yield Book(codes, half, self.largest)
 
 
 @torch.no_grad()
 def make_book(
     codes: Tensor, projection: Callable[[Tensor], Tensor] | None = None, out: Tensor | None = None
 ) -> Book:
-    """Copy codes (k, d), or the projection of a basis (k, m), into a book. `out`: (k, d + 1) to write to."""
-    largest = 0.0
-    for start in range(0, len(codes), PIECE_CODES):
-        piece = codes[start : start + PIECE_CODES]
-        piece = (piece if projection is None else projection(piece)).float()
-        if out is None:
-            out = piece.new_empty(len(codes), piece.shape[1] + 1)
-        rows = out[start : start + PIECE_CODES]
-        rows[:, :-1] = piece
-        norms = torch.linalg.vector_norm(piece, dim=1)
-        half = norms.square() * -0.5
-        usable = half.isfinite()
-        if not usable.all():
-            rows[~usable] = 0.0
-            norms, half = norms.where(usable, 0.0), half.where(usable, -torch.inf)
-        rows[:, -1] = half
-        largest = max(largest, float(norms.max()))
+    """A book of codes (k, d), or of the projection of a basis (k, m).
+
+    Codes that can be searched as they are stay where they are. `out`: (k, d) to write the others to.
+    """
+    if projection is None:
+        codes = codes.float().contiguous()
+    else:
+        for start in range(0, len(codes), PIECE_CODES):
+            piece = projection(codes[start : start + PIECE_CODES]).float()
+            if out is None:
+                out = piece.new_empty(len(codes), piece.shape[1])
+            out[start : start + PIECE_CODES] = piece
+        codes = out
+    norms = torch.linalg.vector_norm(codes, dim=1)
+    half = norms.square() * -0.5
+    usable = half.isfinite()
+    if not usable.all():
+        codes = codes.where(usable[:, None], 0.0)
+        norms, half = norms.where(usable, 0.0), half.where(usable, -torch.inf)
     # Squares of norms below 1e-19 vanish in float32, and bounds on rounding would with them.
-    return Book(out, max(largest, 1e-18))
+    return Book(codes, half, max(float(norms.max()), 1e-18))
 
 
 @torch.no_grad()
@@ -167,14 +172,16 @@ def _search(
     projection: Callable[[Tensor], Tensor] | None,
 ) -> Tensor:
     width = queries.shape[1]
-    size = max(TILE_CODES, BLOCK_BYTES // (4 * (width + 1)) // TILE_CODES * TILE_CODES)
+    size = max(TILE_CODES, BLOCK_BYTES // (4 * width) // TILE_CODES * TILE_CODES)
     if isinstance(codes, Book):
-        books = (Book(rows, codes.largest) for rows in codes.rows.split(size))
-        total = len(codes.rows)
+        books, total = codes.split(size), len(codes.codes)
     else:
         total = len(codes)
-        block = queries.new_empty(min(size, total), width + 1)
-        books = (make_book(part, projection, out=block[: len(part)]) for part in codes.split(size))
+        block = queries.new_empty(min(size, total), width) if projection else None
+        books = (
+            make_book(part, projection, out=None if block is None else block[: len(part)])
+            for part in codes.split(size)
+        )
     best = _Best(queries, norms, total, one_book=total <= size)
     if total <= min(size, SMALL_CODEBOOK) and total % SMALL_GROUP == 0:
         return best.search_small(next(books))
@@ -193,31 +200,32 @@ class _Best:
 
     def __init__(self, queries: Tensor, norms: Tensor, codes: int, one_book: bool):
         self.one_book = one_book
-        # The norms ride along in the product, (z, 1).(e, -|e|^2/2): adding them would take another pass.
-        self.queries = F.pad(queries, (0, 1), value=1.0)
         self.norms = norms.double()
         usable = norms.isfinite()
         if not usable.all():
-            self.queries[:, :-1].masked_fill_(~usable[:, None], 0.0)
+            queries = queries.where(usable[:, None], 0.0)
             self.norms.masked_fill_(~usable, 0.0)
+        # Up to 15 rows of zeros make whole batches for _convolution; no one reads their scores.
+        self.padded = F.pad(queries, (0, 0, 0, -len(queries) % CONVOLUTION_BATCH)).contiguous()
+        self.queries = self.padded[: len(queries)]
         self.index = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
         self.score = torch.full_like(self.norms, -torch.inf)
-        self.group = _group_size(len(queries), codes)
+        self.group = _group_size(len(queries), codes, queries.shape[1])
 
     def update(self, book: Book, first: int) -> None:
         """Search a book whose first code is number `first`, after all codes before."""
-        rows, largest = book
-        terms = (self.norms + largest) * largest
-        tie = _float64_rounding(rows) * terms
-        bound = (_float32_rounding(rows) * terms).float()
-        maxima = _group_maxima(self.queries, rows, self.group, *_plan(self.queries, len(rows)))
+        terms = (self.norms + book.largest) * book.largest
+        tie = _float64_rounding(book.codes) * terms
+        bound = (_float32_rounding(book.codes) * terms).float()
+        plan = _plan(self.padded, len(book.codes))
+        maxima = _group_maxima(self.padded, book, self.group, *plan)[:, : len(self.queries)]
         floor = torch.maximum(self.score.float(), maxima.amax(dim=0) - bound) - bound
         # Written so that scores which overflowed to NaN stay candidates.
         groups, owners = (~(maxima < floor)).nonzero(as_tuple=True)
         groups_of_query = owners.bincount(minlength=len(self.queries))
         for some, where in zip(owners.split(EXACT_PAIRS), groups.split(EXACT_PAIRS), strict=True):
             queries = self.queries.index_select(0, some)
-            pair, codes = _candidates(queries, where, floor[some], tie[some], rows, self.group)
+            pair, codes = _candidates(queries, where, floor[some], tie[some], book, self.group)
             owner = some[pair]
             if self.one_book:  # most queries have a single candidate: nothing left to compare
                 sole = (groups_of_query[owner] == 1) & (
@@ -225,7 +233,7 @@ class _Best:
                 )
                 self.index[owner[sole]] = codes[sole]
                 pair, codes, owner = pair[~sole], codes[~sole], owner[~sole]
-            score = _float64_scores(queries[pair], rows[codes])
+            score = _float64_scores(queries[pair], book.codes[codes], book.half[codes])
             self._keep_best(owner, codes + first, score, tie)
 
     def search_small(self, book: Book) -> Tensor:
@@ -234,27 +242,27 @@ class _Best:
         Here a tile holds all scores of its queries, so that the candidates can be read from it. Queries with
         more than one, about 1 %, go through `update`.
         """
-        bound = _float32_rounding(book.rows) * (self.norms + book.largest) * book.largest
-        rows = SMALL_TILE // len(book.rows)
-        tile = self.queries.new_empty(min(rows, len(self.queries)), len(book.rows))
+        size = len(book.codes)
+        bound = _float32_rounding(book.codes) * (self.norms + book.largest) * book.largest
+        product, _ = _plan(self.padded, size)
+        rows = SMALL_TILE // size // CONVOLUTION_BATCH * CONVOLUTION_BATCH
+        tile = self.padded.new_empty(min(rows, len(self.padded)), size)
         unsure = []
         for queries, slack, index in zip(
-            *(x.split(rows) for x in (self.queries, bound.float(), self.index)),
+            *(x.split(rows) for x in (self.padded, bound.float(), self.index)),
             strict=True,
         ):
-            scores = torch.mm(queries, book.rows.T, out=tile[: len(queries)])
+            scores = product(queries, book.codes, book.half, tile[: len(queries)])[: len(index)]
             scores = scores.unflatten(1, (-1, SMALL_GROUP))
             maxima = scores.amax(dim=2)
             best, group = maxima.max(dim=1)
             floor = (best - 2 * slack)[:, None]
-            inside = scores[torch.arange(len(queries)), group] >= floor
+            inside = scores[torch.arange(len(index)), group] >= floor
             torch.add(inside.byte().argmax(dim=1), group, alpha=SMALL_GROUP, out=index)
             unsure.append(((maxima >= floor).sum(dim=1) != 1) | (inside.sum(dim=1) != 1))
         unsure = torch.cat(unsure).nonzero()[:, 0]
         if len(unsure):
-            rest = _Best(
-                self.queries[unsure, :-1], self.norms[unsure], len(book.rows), one_book=True
-            )
+            rest = _Best(self.queries[unsure], self.norms[unsure], size, one_book=True)
             rest.update(book, 0)
             self.index[unsure] = rest.index
         return self.index
@@ -270,65 +278,61 @@ class _Best:
         self.score = torch.where(better, best, self.score)
 
 
-def _group_size(queries: int, codes: int) -> int:
+def _group_size(queries: int, codes: int, width: int) -> int:
     """Codes of which pass 1 keeps one maximum.
 
     Large groups make pass 2 score more codes for every query, small ones make it go through more groups.
     """
-    best = (8000 * codes / max(queries, 1)) ** 0.5
+    best = (1e6 / width * codes / max(queries, 1)) ** 0.5
     return min(max(1 << round(math.log2(best)), 64), TILE_CODES)
 
 
 def _candidates(
-    queries: Tensor, groups: Tensor, floor: Tensor, tie: Tensor, book: Tensor, size: int
+    queries: Tensor, groups: Tensor, floor: Tensor, tie: Tensor, book: Book, size: int
 ) -> tuple[Tensor, Tensor]:
     """Codes in a query's group whose float32 score reaches its floor, as pairs (query, code).
 
     Args:
-        queries: (P, d + 1). groups: (P,) ascending. floor, tie: (P,).
-        book: (k, d + 1), in groups of `size` codes.
+        queries: (P, d). groups: (P,) ascending. floor, tie: (P,).
+        book: of k codes, in groups of `size`.
     """
     numbers, counts = groups.unique_consecutive(return_counts=True)
     counts = counts.tolist()
     hits = torch.zeros(len(queries), size, dtype=torch.bool, device=queries.device)
-    parts = [book[number * size : (number + 1) * size] for number in numbers.tolist()]
-    for some, part, low, hit in zip(
+    spans = [slice(number * size, (number + 1) * size) for number in numbers.tolist()]
+    parts = [(book.codes[span], book.half[span]) for span in spans]
+    for some, (codes, half), low, hit in zip(
         queries.split(counts), parts, floor[:, None].split(counts), hits.split(counts), strict=True
     ):
-        torch.ge(torch.mm(some, part.T), low, out=hit[:, : len(part)])
+        torch.ge(torch.addmm(half, some, codes.T), low, out=hit[:, : len(codes)])
     pair, code = hits.nonzero(as_tuple=True)
     if not len(queries) <= len(pair) <= 4 * len(queries):
         # Many codes alike (equal, or far from the origin): float64 settles it and leaves one a query.
         found = zip(queries.split(counts), parts, tie.split(counts), strict=True)
-        code = torch.cat([_float64_argmax(*arguments) for arguments in found])
+        code = torch.cat([_float64_argmax(some, *part, level) for some, part, level in found])
         pair = torch.arange(len(queries), device=queries.device)
     return pair, code + groups[pair] * size
 
 
-def _float64_argmax(queries: Tensor, part: Tensor, tie: Tensor) -> Tensor:
-    """Best code of a group (k, d + 1) for every query (n, d + 1), the lowest among equals: (n,)."""
-    codes = part.double()
-    codes[:, -1] = _float64_half_norms(codes)
-    scores = queries.double() @ codes.T
+def _float64_argmax(queries: Tensor, codes: Tensor, half: Tensor, tie: Tensor) -> Tensor:
+    """Best code of a group (k, d) for every query (n, d), the lowest among equals: (n,)."""
+    codes = codes.double()
+    exact = codes.square().sum(dim=1).mul_(-0.5).masked_fill_(half.isneginf(), -torch.inf)
+    scores = torch.addmm(exact, queries.double(), codes.T)
     return (scores >= (scores.amax(dim=1) - tie)[:, None]).byte().argmax(dim=1)
 
 
-def _float64_scores(queries: Tensor, codes: Tensor) -> Tensor:
-    """``e.(z - e/2)`` of pairs: (P, d + 1) each -> (P,)."""
-    vectors = codes[:, :-1].double()
-    score = torch.linalg.vecdot(vectors, torch.sub(queries[:, :-1], vectors, alpha=0.5))
-    return score.masked_fill_(codes[:, -1].isneginf(), -torch.inf)
-
-
-def _float64_half_norms(codes: Tensor) -> Tensor:
-    exact = codes[:, :-1].square().sum(dim=1).mul_(-0.5)
-    return exact.masked_fill_(codes[:, -1].isneginf(), -torch.inf)  # codes that are not usable
+def _float64_scores(queries: Tensor, codes: Tensor, half: Tensor) -> Tensor:
+    """``e.(z - e/2)`` of pairs: (P, d) each -> (P,)."""
+    codes = codes.double()
+    score = torch.linalg.vecdot(codes, torch.sub(queries, codes, alpha=0.5))
+    return score.masked_fill_(half.isneginf(), -torch.inf)
 
 
 _UNIT_ROUNDOFF = {"none": 2.0**-24, "ieee": 2.0**-24, "tf32": 2.0**-10, "bf16": 2.0**-8}
 
 
-def _float32_rounding(book: Tensor) -> float:
+def _float32_rounding(codes: Tensor) -> float:
     """Error of a float32 score relative to (|z| + |e|) |e|, in any order of summation."""
     backends = torch.backends
     # A caller may have let float32 products round their inputs; the bound then grows, the answer stays.
@@ -338,69 +342,70 @@ def _float32_rounding(book: Tensor) -> float:
         backends.cuda.matmul.fp32_precision,
     )
     inputs = max(_UNIT_ROUNDOFF.get(precision, 2.0**-8) for precision in allowed)
-    # d + 1 products and sums, and those of the norm.
-    return (book.shape[1] + 8) * 2.0**-24 + 2 * (inputs - 2.0**-24)
+    # d products and sums, one for the norm, and those within it.
+    return (codes.shape[1] + 9) * 2.0**-24 + 2 * (inputs - 2.0**-24)
 
 
-def _float64_rounding(book: Tensor) -> float:
+def _float64_rounding(codes: Tensor) -> float:
     """The same for float64: closer scores are equal but for the order of summation."""
-    return (book.shape[1] + 8) * torch.finfo(torch.float64).eps
+    return (codes.shape[1] + 9) * torch.finfo(torch.float64).eps
 
 
-def _group_maxima(queries: Tensor, book: Tensor, size: int, product: Callable, rows: int) -> Tensor:
-    """Best float32 score of every query (N, d + 1) in every group of `size` codes: (groups, N).
+def _group_maxima(queries: Tensor, book: Book, size: int, product: Callable, rows: int) -> Tensor:
+    """Best float32 score of every query (N, d) in every group of `size` codes: (groups, N).
 
-    A tile is `rows` queries times TILE_CODES codes of the book (k, d + 1). `product` makes its scores.
+    A tile is `rows` queries times TILE_CODES codes of the book. `product` makes its scores.
     """
-    whole = len(book) // size * size
-    maxima = queries.new_empty(-(-len(book) // size), len(queries))
+    codes, half = book.codes, book.half
+    whole = len(codes) // size * size
+    maxima = queries.new_empty(-(-len(codes) // size), len(queries))
     scores = queries.new_empty(min(rows, len(queries)) * TILE_CODES)
-    tiles = [tile.T for tile in book[:whole].split(TILE_CODES)] if whole else []
+    tiles = zip(codes[:whole].split(TILE_CODES), half[:whole].split(TILE_CODES), strict=True)
+    tiles = list(tiles) if whole else []
     for some, found in zip(queries.split(rows), maxima.split(rows, dim=1), strict=True):
-        for number, tile in enumerate(tiles):
-            out = scores[: len(some) * tile.shape[1]].view(len(some), tile.shape[1])
-            first, count = number * TILE_CODES // size, tile.shape[1] // size
-            groups = product(some, tile, out).unflatten(1, (count, size))
+        for number, (tile, level) in enumerate(tiles):
+            out = scores[: len(some) * len(tile)].view(len(some), len(tile))
+            first, count = number * TILE_CODES // size, len(tile) // size
+            groups = product(some, tile, level, out).unflatten(1, (count, size))
             torch.amax(groups, dim=2, out=found[first : first + count].T)
-        if whole < len(book):
-            torch.amax(torch.mm(some, book[whole:].T), dim=1, out=found[-1])
+        if whole < len(codes):
+            torch.amax(torch.addmm(half[whole:], some, codes[whole:].T), dim=1, out=found[-1])
     return maxima
 
 
-def _matmul(queries: Tensor, codes: Tensor, out: Tensor) -> Tensor:
-    return torch.mm(queries, codes, out=out)
+def _matmul(queries: Tensor, codes: Tensor, half: Tensor, out: Tensor) -> Tensor:
+    return torch.addmm(half, queries, codes.T, out=out)
 
 
-def _convolution(queries: Tensor, codes: Tensor, out: Tensor) -> Tensor:
-    # The same product as a 1x1 convolution, which torch gives to oneDNN instead of its BLAS.
-    pixels = queries[None, None].permute(0, 3, 1, 2)
-    return F.conv2d(pixels, codes.T[:, :, None, None])[0, :, 0].T
+def _convolution(queries: Tensor, codes: Tensor, half: Tensor, out: Tensor) -> Tensor:
+    # The same product as a 1x1 convolution, which torch gives to oneDNN instead of its BLAS. Queries: whole
+    # batches of pictures, each one pixel high.
+    pixels = queries.view(CONVOLUTION_BATCH, 1, -1, queries.shape[1]).permute(0, 3, 1, 2)
+    scores = F.conv2d(pixels, codes[:, :, None, None], half)
+    return scores.permute(0, 2, 3, 1).reshape(len(queries), -1)
 
 
 def _plan(queries: Tensor, codes: int) -> tuple[Callable, int]:
     """The product to use, and how many queries go into a tile."""
     if queries.device.type != "cpu" or len(queries) * codes < WORTH_MEASURING:
         return _matmul, 1024
-    product, rows = _fastest_plan(queries.shape[1], torch.get_num_threads())
-    # Large tiles pay once there are many of them.
-    return product, rows if codes > 32 * TILE_CODES else 1024
+    return _fastest_plan(queries.shape[1], torch.get_num_threads())
 
 
 @cache
 def _fastest_plan(width: int, threads: int) -> tuple[Callable, int]:
-    """Measure once, for 0.1 to 0.3 s. On AMD's processors oneDNN is twice as fast as MKL."""
-    queries, book = torch.rand(4096, width), torch.rand(8 * TILE_CODES, width)
+    """Measure once, for 0.1 to 0.2 s. On AMD's processors oneDNN is twice as fast as MKL."""
+    # glibc gives memory back to the system above the largest size it has seen freed, up to 32 MiB. Unless it
+    # has seen such a size, every tile of a convolution is mapped and zeroed anew, which doubles its time.
+    torch.empty(31 << 20, dtype=torch.uint8)
+    queries, book = torch.rand(4096, width), make_book(torch.rand(16 * TILE_CODES, width))
 
     def seconds(plan: tuple[Callable, int]) -> float:
         start = time.perf_counter()
         _group_maxima(queries, book, TILE_CODES, *plan)
         return time.perf_counter() - start
 
-    plan = _faster((_matmul, 2048), (_convolution, 2048), seconds)
-    return _faster(plan, (plan[0], 4096), seconds)
-
-
-def _faster(usual: tuple, other: tuple, seconds: Callable[[tuple], float]) -> tuple[Callable, int]:
-    times = [(seconds(usual), seconds(other)) for _ in range(4)]
-    usual_time, other_time = map(min, zip(*times, strict=True))
-    return other if other_time < 0.95 * usual_time else usual  # less is noise
+    plans = ((_matmul, 2048), (_convolution, 4096))
+    times = [[seconds(plan) for plan in plans] for _ in range(4)]
+    by_matmul, by_convolution = map(min, zip(*times, strict=True))
+    return plans[by_convolution < by_matmul]

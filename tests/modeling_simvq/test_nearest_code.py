@@ -163,8 +163,8 @@ def test_products_of_lower_precision_are_repaired(precision, monkeypatch):
             torch.float32
         )
 
-    def product(queries, codes, out):
-        return torch.mm(rounded(queries), rounded(codes), out=out)
+    def product(queries, codes, half, out):
+        return torch.addmm(half, rounded(queries), rounded(codes).T, out=out)
 
     monkeypatch.setattr(search, "_plan", lambda queries, codes: (product, 512))
     wrong = (rounded(z) @ rounded(e).T + rounded(-e.square().sum(dim=1) / 2)).argmax(dim=1)
@@ -178,11 +178,12 @@ def test_products_of_lower_precision_are_repaired(precision, monkeypatch):
 
 
 def test_both_products_and_the_choice_between_them():
-    queries, codes = torch.randn(700, 33), torch.randn(search.TILE_CODES, 33).T
-    out = torch.empty(700, search.TILE_CODES)
+    queries, codes = torch.randn(704, 33), torch.randn(search.TILE_CODES, 33)
+    half, out = torch.randn(len(codes)), torch.empty(704, search.TILE_CODES)
+    half[7] = -torch.inf
     ours, other = (
-        search._matmul(queries, codes, out),
-        search._convolution(queries, codes, out.clone()),
+        search._matmul(queries, codes, half, out),
+        search._convolution(queries, codes, half, out.clone()),
     )
     torch.testing.assert_close(ours, other)
     product, rows = search._fastest_plan(33, torch.get_num_threads())
