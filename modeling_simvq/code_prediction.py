@@ -49,7 +49,7 @@ class FactorizedCodes(nn.Module):
     mean without factors. (Two tokens for each code would double the sequence instead.)
 
     The indices of SimVQ's codes are arbitrary, as its basis is random: cells become sets of similar codes by
-    ``arrange(codebook)``, before training.
+    ``arrange(codebook)``, before training. With cells of arbitrary codes far less is learned.
     """
 
     def __init__(self, config: SimVQGenerationConfig):
