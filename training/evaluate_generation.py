@@ -18,7 +18,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-import transformers
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -45,6 +44,7 @@ from training.inception import (
     load_inception_classifier,
 )
 from training.neighbours import NearestPictures, neighbour_metrics, pixel_vectors
+from training.quiet_logs import quiet_logs
 from training.settings import SettingsError, at_least, one_of, parse_settings, setting
 from training.validation import measured_batches
 
@@ -231,18 +231,7 @@ def evaluate(
 
 def main() -> None:
     """Command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for chatty in (
-        "httpx",
-        "datasets",
-        "accelerate",
-        "transformers",
-        "diffusers",
-        "PIL",
-        "matplotlib",
-    ):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    transformers.utils.logging.disable_progress_bar()
+    quiet_logs()
     groups = {"evaluation": GenerationEvaluationSettings, "data": ImageDataConfig}
     try:
         groups = parse_settings(groups, __doc__)

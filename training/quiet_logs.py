@@ -4,7 +4,8 @@ import logging
 
 import transformers
 
-CHATTY = ("httpx", "httpx2", "datasets", "accelerate", "transformers", "PIL", "numba", "matplotlib")
+CHATTY = ("httpx", "httpx2", "datasets", "accelerate", "transformers", "diffusers")
+CHATTY += ("PIL", "numba", "matplotlib")
 
 
 def quiet_logs() -> None:
