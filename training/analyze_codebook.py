@@ -32,6 +32,7 @@ from training.code_statistics import CodeCounter, latent_statistics
 from training.codebook_figures import CodebookFindings, write_results
 from training.data_source import DataSettings
 from training.image_data import ImageDataConfig, build_image_dataloader
+from training.processes import end_processes, join_processes
 from training.quiet_logs import quiet_logs
 from training.settings import SettingsError, at_least, parse_overrides, parse_settings, setting
 from training.spectra import spectra, spectrum
@@ -304,7 +305,7 @@ def run(settings: AnalysisSettings, data: DataSettings, accelerator: Accelerator
         source = f"{place}, {data.validation_split}" if data.dataset else None
         print(write_results(folder, findings, source))
         print(f"codebook.md, codebook.json and the figures are in {folder}")
-    accelerator.end_training()
+    end_processes(accelerator)
 
 
 def _loader(data: DataSettings, model: nn.Module, batch_size: int) -> DataLoader:
@@ -323,7 +324,7 @@ def main() -> None:
     try:
         words, data = command_line(sys.argv[1:])
         groups = parse_settings({"analysis": AnalysisSettings, "data": data}, __doc__, words)
-        run(groups["analysis"], groups["data"], Accelerator())
+        run(groups["analysis"], groups["data"], join_processes())
     except (SettingsError, ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {str(error).splitlines()[0]}")
 

@@ -41,6 +41,7 @@ from training.evaluation_report import (
     write_report,
 )
 from training.pitch import PitchWeightsError
+from training.processes import end_processes, join_processes
 from training.quiet_logs import quiet_logs
 from training.samples import Decoder, build_dataloader
 from training.settings import SettingsError, parse_settings, setting
@@ -162,7 +163,7 @@ def main() -> None:
     groups = {"evaluation": AudioEvaluationSettings, "data": EvaluatedAudio}
     try:
         groups = parse_settings(groups, __doc__)
-        run(groups["evaluation"], groups["data"], Accelerator())
+        run(groups["evaluation"], groups["data"], join_processes())
     except (SettingsError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
@@ -219,7 +220,7 @@ def run(settings: AudioEvaluationSettings, data: AudioDataConfig, accelerator: A
             },
         )
         write_report(folder, evaluation, "recording")
-    accelerator.end_training()
+    end_processes(accelerator)
 
 
 if __name__ == "__main__":

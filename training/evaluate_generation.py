@@ -44,6 +44,7 @@ from training.inception import (
     load_inception_classifier,
 )
 from training.neighbours import NearestPictures, neighbour_metrics, pixel_vectors
+from training.processes import end_processes, join_processes
 from training.quiet_logs import quiet_logs
 from training.settings import SettingsError, at_least, one_of, parse_settings, setting
 from training.validation import measured_batches
@@ -235,7 +236,7 @@ def main() -> None:
     groups = {"evaluation": GenerationEvaluationSettings, "data": ImageDataConfig}
     try:
         groups = parse_settings(groups, __doc__)
-        run(groups["evaluation"], groups["data"], Accelerator())
+        run(groups["evaluation"], groups["data"], join_processes())
     except (SettingsError, InceptionWeightsError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
@@ -272,7 +273,7 @@ def run(
         write_report(folder, report, "picture")
         print(f"Pictures: {folder / 'samples.png'}", end="")
         print(f", {folder / 'neighbours.png'}" if settings.neighbours else "")
-    accelerator.end_training()
+    end_processes(accelerator)
 
 
 def _classifier(accelerator: Accelerator) -> tuple[nn.Module | None, list[str]]:

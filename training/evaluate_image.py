@@ -38,6 +38,7 @@ from training.image_data import ImageDataConfig, build_image_dataloader
 from training.image_recipe import picture_figures
 from training.inception import InceptionWeightsError, frechet_distance, load_inception
 from training.perceptual import PerceptualWeightsError, load_lpips
+from training.processes import end_processes, join_processes
 from training.quiet_logs import quiet_logs
 from training.settings import SettingsError, at_least, parse_settings, setting
 from training.validation import measured_batches
@@ -171,7 +172,7 @@ def main() -> None:
     groups = {"evaluation": ImageEvaluationSettings, "data": ImageDataConfig}
     try:
         groups = parse_settings(groups, __doc__)
-        run(groups["evaluation"], groups["data"], Accelerator())
+        run(groups["evaluation"], groups["data"], join_processes())
     except (
         SettingsError,
         InceptionWeightsError,
@@ -230,7 +231,7 @@ def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: A
             },
         )
         write_report(folder, evaluation, "picture")
-    accelerator.end_training()
+    end_processes(accelerator)
 
 
 if __name__ == "__main__":

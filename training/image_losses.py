@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.processes import mean_over_ranks
+
 Terms = dict[str, Tensor]
 
 
@@ -141,6 +143,7 @@ class ImageLoss(nn.Module):
             raise ValueError("an adaptive adversarial weight needs last_layer")
         (of_nll,) = torch.autograd.grad(nll, last_layer, retain_graph=True)
         (of_adversarial,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+        of_nll, of_adversarial = mean_over_ranks(torch.stack([of_nll, of_adversarial]))
         ratio = of_nll.norm() / (of_adversarial.norm() + 1e-4)
         return ratio.clamp(0.0, 1e4).detach() * self.adaptive_scale
 
@@ -148,8 +151,9 @@ class ImageLoss(nn.Module):
         if self.lecam_weight == 0:
             return real.new_zeros(())
         if self.training:  # the original's means also move during validation
-            self.lecam_real.lerp_(real.detach().mean(), 1 - self.lecam_decay)
-            self.lecam_fake.lerp_(fake.detach().mean(), 1 - self.lecam_decay)
+            means = mean_over_ranks(torch.stack([real.detach().mean(), fake.detach().mean()]))
+            self.lecam_real.lerp_(means[0], 1 - self.lecam_decay)
+            self.lecam_fake.lerp_(means[1], 1 - self.lecam_decay)
         above = F.relu(real - self.lecam_fake).square().mean()
         return above + F.relu(self.lecam_real - fake).square().mean()
 

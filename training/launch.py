@@ -4,10 +4,10 @@ import dataclasses
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import (
@@ -22,6 +22,7 @@ from hub_cards.hub_commit import HubError
 from training import publishing
 from training.checkpoints import CheckpointError
 from training.loop import Trainer
+from training.processes import check_processes, end_processes
 from training.quiet_logs import quiet_logs
 from training.recipe import Recipe
 from training.settings import LoopSettings, SettingsError, parse_settings
@@ -49,8 +50,14 @@ def run(groups: dict[str, type], build_recipe: Callable[..., Recipe], descriptio
 
 
 def make_accelerator(settings: LoopSettings) -> Accelerator:
-    """Accelerate as every run here needs it."""
-    return Accelerator(
+    """Accelerate as every run here needs it.
+
+    Raises:
+        SettingsError: if the launch was meant for more processes than work together.
+    """
+    # Accelerate 1.15 knows this option only by the name that torch 2.15 calls old.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+    accelerator = Accelerator(
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         mixed_precision=settings.mixed_precision,
         log_with=None if settings.tracker == "none" else settings.tracker,
@@ -64,9 +71,11 @@ def make_accelerator(settings: LoopSettings) -> Accelerator:
         # statistics in between would spoil the gradients of the first.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    check_processes(accelerator)
+    return accelerator
 
 
-def train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Accelerator) -> Trainer:
+def train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Accelerator) -> None:
     """Build the recipe, train it to the end and shut the processes down in order."""
     loop = settings["loop"]
     set_seed(loop.seed)
@@ -104,7 +113,5 @@ def train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Acce
         if loop.push_to_hub:
             address = publishing.publish(loop, trainer.saved, evaluated=bool(trainer.figures))
             logger.info(f"published: {address}")
-    accelerator.end_training()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    return trainer
+    del trainer
+    end_processes(accelerator)

@@ -98,7 +98,14 @@ class Trainer:
                     "max_steps is needed when streaming: a stream has no length"
                 ) from None
             return settings.max_steps
-        per_process = math.ceil(batches / self.accelerator.num_processes)
+        shares = batches / self.accelerator.num_processes
+        # As Accelerate shares batches out: what is no full round is dropped, or filled up with the first ones.
+        per_process = int(shares) if self.recipe.train_loader.drop_last else math.ceil(shares)
+        if per_process == 0:
+            raise SettingsError(
+                f"the training set has {batches} batch(es) for {self.accelerator.num_processes} "
+                "process(es): lower batch_size"
+            )
         steps = settings.epochs * math.ceil(per_process / settings.gradient_accumulation_steps)
         return min(steps, settings.max_steps or steps)
 
@@ -124,6 +131,8 @@ class Trainer:
         self.modules = dict(zip(names, prepared[:count], strict=True))
         optimizers = dict(zip(names, prepared[count:], strict=True))
         self.model = prepared[0]
+        # Ranks begin with the weights of the first; so does the average, whatever another rank has drawn.
+        self.ema.module.load_state_dict(accelerator.unwrap_model(self.model).state_dict())
         self.validation_loader = None
         if recipe.validation_loader is not None:
             self.validation_loader = accelerator.prepare(recipe.validation_loader)

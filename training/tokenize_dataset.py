@@ -37,6 +37,7 @@ from hub_cards.model_card import is_hub_id
 from training.audio_data import AudioDataConfig
 from training.data_source import DataSettings, Source, open_split
 from training.image_data import ImageDataConfig
+from training.processes import end_processes, join_processes
 from training.quiet_logs import quiet_logs
 from training.samples import MOST_UNREADABLE_IN_A_ROW, UnreadableSample
 from training.settings import SettingsError, at_least, parse_overrides, parse_settings, setting
@@ -255,7 +256,7 @@ def run(settings: TokenizeSettings, data: DataSettings, accelerator: Accelerator
             f"process(es): {samples / seconds:,.1f} {tokens.plural} and {codes / seconds:,.0f} codes a second"
         )
         _finish(settings, data, model, tokens, folder, unreadable)
-    accelerator.end_training()
+    end_processes(accelerator)
 
 
 def _check_manifest(folder: Path, plan: dict) -> None:
@@ -314,7 +315,7 @@ def main() -> None:
     try:
         groups = {"codes": TokenizeSettings, "data": _data_settings(sys.argv[1:])}
         groups = parse_settings(groups, __doc__)
-        run(groups["codes"], groups["data"], Accelerator())
+        run(groups["codes"], groups["data"], join_processes())
     except (SettingsError, HubError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

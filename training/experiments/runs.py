@@ -194,9 +194,9 @@ def _train_and_evaluate(settings: dict) -> dict[str, float]:
     AcceleratorState._reset_state(reset_partial_state=True)  # several runs in one process
     groups = build_settings(GROUPS, settings)
     accelerator = make_accelerator(groups["loop"])
-    trainer = train(groups, build_image_recipe, accelerator)
+    train(groups, build_image_recipe, accelerator)
     device = accelerator.device
-    model = AutoModel.from_pretrained(trainer.output_dir / "model").eval().to(device)
+    model = AutoModel.from_pretrained(Path(groups["loop"].output_dir) / "model").eval().to(device)
     data = groups["data"]
 
     def pictures(split: str, limit: int | None):
