@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils import load as load_random_states
-from safetensors import SafetensorError
 
 from training.checkpoint_files import DamagedCheckpoint, flush_to_disk, load_tensors, seal, verify
 
@@ -48,6 +47,20 @@ def step_of(checkpoint: Path) -> int:
     """Step at which a checkpoint was written; -1 for a folder that someone has renamed."""
     found = re.fullmatch(r"step-(\d+)", checkpoint.name)
     return int(found.group(1)) if found else -1
+
+
+def refuse_to_mix(output_dir: Path, resume: str | None) -> None:
+    """A new run must not write among the checkpoints of another, which would be lost one by one.
+
+    Raises:
+        CheckpointError: if `resume` is None and there are checkpoints.
+    """
+    found = list_checkpoints(output_dir)
+    if resume is None and found:
+        raise CheckpointError(
+            f"output_dir: {output_dir} has checkpoints up to step {step_of(found[-1])}: set resume=latest "
+            "to go on from there, or choose another output_dir"
+        )
 
 
 class CheckpointStore:
@@ -131,13 +144,9 @@ class CheckpointStore:
         self.last = final
 
     def _choose(self, resume: str | None) -> Path | None:
+        refuse_to_mix(self.output_dir, resume)
         found = list_checkpoints(self.output_dir)
         if resume is None:
-            if found:
-                raise CheckpointError(
-                    f"output_dir: {self.output_dir} has checkpoints up to step {step_of(found[-1])}: set "
-                    "resume=latest to go on from there, or choose another output_dir"
-                )
             return None
         if resume != "latest":
             path = Path(resume)
@@ -205,7 +214,9 @@ class CheckpointStore:
 
     def _load(self, checkpoint: Path) -> None:
         if not checkpoint.is_dir():
-            raise OSError("this process does not see it: output_dir must be on a shared file system")
+            raise OSError(
+                "this process does not see it: output_dir must be on a shared file system"
+            )
         if any(path.name == ".metadata" for path in checkpoint.rglob("*")):
             raise DamagedCheckpoint(
                 "it has .metadata of a sharded state, which only an unsafe unpickler reads: use "
@@ -236,14 +247,18 @@ class CheckpointStore:
         if self.accelerator.is_main_process or not main_only:
             try:
                 action()
-            except Exception as error:  # torch's and safetensors' writers and readers raise nearly anything
+            except (
+                Exception
+            ) as error:  # torch's and safetensors' writers and readers raise nearly anything
                 problem = _reason(error)
         problems = [text for text in gather_object([problem]) if text is not None]
         if problems:
             if failure.startswith("cannot write"):
                 need = _megabytes(self._bytes())
-                failure += f", which takes about {need}; earlier checkpoints are whole, and resume=latest goes on"
-                failure += " from the newest once there is room"
+                failure += (
+                    f" of about {need} (earlier ones are whole, and resume=latest goes on from the newest "
+                    "once there is room)"
+                )
             raise CheckpointError(f"{failure}: {problems[0]}")
 
     def _unwrap_states(self, models: list, states: list[dict], folder: str) -> None:
@@ -273,13 +288,3 @@ def _tensor_bytes(state) -> int:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
-
-
-__all__ = [
-    "CheckpointError",
-    "CheckpointStore",
-    "SafetensorError",
-    "Stateful",
-    "list_checkpoints",
-    "step_of",
-]
