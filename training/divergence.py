@@ -41,6 +41,8 @@ def first_non_finite(tree, name: str = "") -> str | None:
 class BufferKeeper:
     """Takes running statistics back to where they stood before a bad batch passed through them.
 
+    Ranks have their own statistics, of their own batches: a checkpoint holds those of each.
+
     Args:
         modules: whose buffers are kept: batch norm's means, LeCAM's and the like.
     """
@@ -61,6 +63,14 @@ class BufferKeeper:
         """Set the buffers to what they were."""
         for kept, buffer in zip(self._kept, self._buffers, strict=True):
             buffer.copy_(kept)
+
+    def state_dict(self) -> dict:
+        return {"buffers": self._buffers}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict) -> None:
+        for buffer, saved in zip(self._buffers, state["buffers"], strict=True):
+            buffer.copy_(saved)
 
 
 class LayerWatch:

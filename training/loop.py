@@ -176,7 +176,7 @@ class Trainer:
             {"progress": self.progress, "average": self.ema, "stepper": self.stepper}
             | schedulers
             | companions,
-            {"means": self.means} | self.stepper.rank_states,
+            {"means": self.means, "buffers": self.buffers} | self.stepper.rank_states,
         )
 
     def train(self) -> None:

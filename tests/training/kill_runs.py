@@ -235,8 +235,11 @@ def steps_of(run: Path, rank: int) -> dict[int, list]:
             entry = json.loads(line)
         except ValueError:  # cut off by a kill
             continue
-        if found.setdefault(entry["step"], entry["figures"]) != entry["figures"]:
-            raise AssertionError(f"{run}: step {entry['step']} came out differently when repeated")
+        former = found.setdefault(entry["step"], entry["figures"])
+        for place in differences(
+            former, entry["figures"], f"{run} repeated step {entry['step']}: "
+        ):
+            raise AssertionError(f"{place} on rank {rank}")
     return found
 
 
