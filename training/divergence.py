@@ -220,9 +220,13 @@ class NonFiniteGuard:
             "terms": [name for name, value in figures.items() if not value.isfinite().all()],
             "output": None if self._watch is None else self._watch.first,
             # Backward passes run from the last layer to the first: the last bad one was the first to be so.
-            "gradient": gradients[-1] if gradients and all(map(bool, self._losses)) else None,
+            "gradient": gradients[-1] if gradients else None,
+            "loss": all(map(bool, self._losses)),
         }
         found = gather_object([own])
+        if not all(rank["loss"] for rank in found):  # which made all gradients NaN
+            for rank in found:
+                rank["gradient"] = None
         parts = []
         for key, text in (("inputs", "the batch itself"), ("terms", "terms")):
             names = {name: None for rank in found for name in rank[key]}
