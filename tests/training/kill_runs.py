@@ -133,6 +133,7 @@ class Kind:
             return process
         status = 1
         try:
+            os.setpgid(0, 0)  # a group of its own, with its workers
             run.mkdir(exist_ok=True)
             log = os.open(run / f"log-{rank}.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
             os.dup2(log, 1)
@@ -318,14 +319,14 @@ def killed(kind: Kind, kills: int, seed: int) -> dict:
 
 
 def stopped(kind: Kind, number: signal.Signals) -> dict:
-    """Send a signal to the last rank alone, go on, and compare."""
+    """Send a signal to the last rank and its workers alone, as a scheduler may; go on, and compare."""
     reference, run = kind.folder / "undisturbed", kind.folder / "stopped"
     shutil.rmtree(run, ignore_errors=True)
     processes = kind.start(run)
     steps = run / "steps-0.jsonl"
     while running(processes) and not (steps.exists() and steps.read_text().count("\n") >= 3):
         time.sleep(0.001)
-    os.kill(processes[-1], number)
+    os.killpg(processes[-1], number)
     status = wait_for(processes)
     at = len(steps.read_text().splitlines())
     log = (run / "log-0.txt").read_text()
