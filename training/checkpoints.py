@@ -259,7 +259,7 @@ class CheckpointStore:
                     f" of about {need} (earlier ones are whole, and resume=latest goes on from the newest "
                     "once there is room)"
                 )
-            raise CheckpointError(f"{failure}: {problems[0]}")
+            raise CheckpointError(f"{failure}: {problems[0]}") from cause
 
     def _unwrap_states(self, models: list, states: list[dict], folder: str) -> None:
         if states:  # none with FSDP, which writes for itself
