@@ -132,7 +132,10 @@ class CheckpointStore:
         if final == self.last:
             return
         partial = self.folder / f".partial-{final.name}"
-        failure = f"cannot write the checkpoint {final}"
+        failure = (
+            f"cannot write the checkpoint {final} of about {_megabytes(self._bytes())} (earlier ones are "
+            "whole, and resume=latest goes on from the newest once there is room)"
+        )
         try:
             self._together(lambda: self._prepare(partial), failure, main_only=True)
             self._together(lambda: self._write(partial), failure)
@@ -243,22 +246,15 @@ class CheckpointStore:
 
     def _together(self, action, failure: str, main_only: bool = False) -> None:
         """Do something on all ranks, or on the main one; if it fails on one of them, all raise."""
-        problem = None
+        problem = cause = None
         if self.accelerator.is_main_process or not main_only:
             try:
                 action()
-            except (
-                Exception
-            ) as error:  # torch's and safetensors' writers and readers raise nearly anything
-                problem = _reason(error)
+            # Writers and readers of torch and safetensors raise nearly anything.
+            except Exception as error:
+                problem, cause = _reason(error), error
         problems = [text for text in gather_object([problem]) if text is not None]
         if problems:
-            if failure.startswith("cannot write"):
-                need = _megabytes(self._bytes())
-                failure += (
-                    f" of about {need} (earlier ones are whole, and resume=latest goes on from the newest "
-                    "once there is room)"
-                )
             raise CheckpointError(f"{failure}: {problems[0]}") from cause
 
     def _unwrap_states(self, models: list, states: list[dict], folder: str) -> None:
