@@ -23,7 +23,15 @@ class Adversaries(Stepper):
         self.model, self.discriminator = self.modules["generator"], self.modules["discriminator"]
         quantizer = self.accelerator.unwrap_model(self.model).quantizer
         self.watch = CodebookWatch(quantizer, self.recipe.model.config, self.accelerator)
+        self.rank_states = {"codes": self.watch.counter}
         self._codes_matched = False
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"codes_matched": self._codes_matched}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self._codes_matched = state["codes_matched"]
 
     def step(self, batch: dict[str, Tensor], step: int) -> StepResult:
         accelerator, recipe = self.accelerator, self.recipe
@@ -44,16 +52,19 @@ class Adversaries(Stepper):
                 last_layer=recipe.last_layer(accelerator.unwrap_model(self.model)),
             )
         figures = {f"generator/{name}": value for name, value in terms.items()}
-        accelerator.backward(total)
+        self._backward(total)
         skipped = self._update("generator", self.model, self.optimizers["generator"], figures, step)
-        if step >= recipe.loss.discriminator_start:
-            terms, bad = self._judge(inputs, reconstruction.detach(), plain_discriminator, step)
+        if skipped:  # then neither of the two moves
+            self.optimizers["discriminator"].zero_grad(set_to_none=True)
+        elif step >= recipe.loss.discriminator_start:
+            terms, skipped = self._judge(inputs, reconstruction.detach(), plain_discriminator, step)
             figures |= terms
-            skipped |= bad
-        if accelerator.sync_gradients and not skipped:
-            self.guard.good()
         self.watch.update(recipe.codes(output), output.latents.detach())
         return StepResult(figures, int(skipped))
+
+    def settle(self, skipped: bool) -> None:
+        super().settle(skipped)
+        self.watch.settle(skipped)
 
     def report(self, step: int) -> tuple[dict[str, float], str]:
         return self.watch.report(step, quantizing=step >= self.settings.autoencoder_steps)
@@ -77,7 +88,7 @@ class Adversaries(Stepper):
                 inputs, reconstruction, self.discriminator, step
             )
         figures = {f"discriminator/{name}": value for name, value in terms.items()}
-        self.accelerator.backward(total)
+        self._backward(total)
         skipped = self._update(
             "discriminator",
             self.discriminator,

@@ -28,6 +28,12 @@ class CodeCounter:
         """Start a new window."""
         self.counts.zero_()
 
+    def state_dict(self) -> dict:
+        return {"counts": self.counts}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.counts.copy_(state["counts"])
+
 
 @dataclass
 class CodeUsage:

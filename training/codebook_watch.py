@@ -19,11 +19,20 @@ class CodebookWatch:
     def __init__(self, quantizer: nn.Module, config, accelerator: Accelerator):
         self.quantizer, self.accelerator = quantizer, accelerator
         self.counter = CodeCounter(config.codebook_size, accelerator.device)
+        self._unsettled: list[tuple[Tensor, Tensor]] = []
+        self._latents: Tensor | None = None
 
     def update(self, codes: Tensor, latents: Tensor) -> None:
-        """Count the codes of a forward pass, and keep its latents until the next."""
-        self.counter.update(codes)
-        self._latents = latents
+        """Take note of a forward pass; it counts when its step is settled."""
+        self._unsettled.append((codes, latents))
+
+    def settle(self, skipped: bool) -> None:
+        """Count the codes since the last call, and keep the last latents, unless their step was skipped."""
+        if not skipped:
+            for codes, latents in self._unsettled:
+                self.counter.update(codes)
+                self._latents = latents
+        self._unsettled = []
 
     def report(self, step: int, quantizing: bool) -> tuple[dict[str, float], str]:
         """Figures over all ranks since the last report, and a word on them; few codes in use are warned of.
@@ -31,6 +40,8 @@ class CodebookWatch:
         Args:
             quantizing: False while the quantizer takes no part, and unused codes are no fault.
         """
+        if self._latents is None:
+            return {}, "every step was skipped"
         usage = self.counter.read(self.accelerator)
         latents = latent_statistics(self._latents, self.quantizer.codebook())
         warning = diagnose_collapse(

@@ -20,13 +20,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hub_cards.hub_commit import HubError
 from training import publishing
-from training.checkpoints import CheckpointError
+from training.checkpoints import CheckpointError, refuse_to_mix
+from training.divergence import DivergedError
 from training.loop import Trainer
+from training.preemption import Stopped
 from training.processes import check_processes, end_processes
 from training.quiet_logs import quiet_logs
 from training.recipe import Recipe
 from training.settings import LoopSettings, SettingsError, parse_settings
-from training.stepping import DivergedError
 
 logger = get_logger(__name__)
 
@@ -43,6 +44,9 @@ def run(groups: dict[str, type], build_recipe: Callable[..., Recipe], descriptio
         settings = parse_settings(groups, description)
         accelerator = make_accelerator(settings["loop"])
         train(settings, build_recipe, accelerator)
+    except Stopped as stopped:
+        logging.getLogger(__name__).info(str(stopped))
+        sys.exit(stopped.status)
     except (SettingsError, CheckpointError, DivergedError, HubError, ValueError, OSError) as error:
         if logging.getLogger().isEnabledFor(logging.DEBUG):
             raise
@@ -82,6 +86,7 @@ def train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Acce
     if loop.push_to_hub and accelerator.is_main_process:
         publishing.check_login()
     output_dir = Path(loop.output_dir)
+    refuse_to_mix(output_dir, loop.resume)
     flat = {k: v for group in settings.values() for k, v in dataclasses.asdict(group).items()}
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -106,12 +111,18 @@ def train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Acce
     )
     # Ranks differ from here on, so that each draws its own crops.
     set_seed(loop.seed, device_specific=True)
-    with logging_redirect_tqdm():
-        trainer.train()
-    if accelerator.is_main_process:
+    stopped = None
+    try:
+        with logging_redirect_tqdm():
+            trainer.train()
+    except Stopped as signal:
+        stopped = signal.with_traceback(None)  # which would keep the trainer alive
+    if stopped is None and accelerator.is_main_process:
         publishing.write_records(settings, trainer.figures, trainer.saved)
         if loop.push_to_hub:
             address = publishing.publish(loop, trainer.saved, evaluated=bool(trainer.figures))
             logger.info(f"published: {address}")
     del trainer
     end_processes(accelerator)
+    if stopped is not None:
+        raise stopped

@@ -9,16 +9,24 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from safetensors import SafetensorError
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 
-from training.checkpoints import CheckpointError, find_checkpoint, save_checkpoint
+from training.checkpoints import CheckpointStore
+from training.divergence import BufferKeeper, DivergedError
 from training.optimizer import make_optimizer
+from training.preemption import Stopped, StopRequest
 from training.recipe import Recipe
-from training.reporting import FigureMeans, write_figures, write_pictures, write_sounds
+from training.reporting import (
+    FigureMeans,
+    drop_figures_after,
+    naming,
+    write_figures,
+    write_pictures,
+    write_sounds,
+)
 from training.schedule import make_scheduler
 from training.settings import LoopSettings, SettingsError
 
@@ -34,12 +42,27 @@ class Progress:
         self.batches = 0  # batches taken from the current epoch
         self.bad_steps = 0  # steps skipped because something was not finite
         self.skipped: dict[str, int] = {}  # broken samples, by kind
+        self.validated = 0  # step of the last validation
+        self.figures: dict[str, float] | None = None  # of the last validation
+        self.layout: dict[str, int] = {}  # what the order of the data depends on
 
     def state_dict(self) -> dict:
         return dict(vars(self))
 
     def load_state_dict(self, state: dict) -> None:
-        vars(self).update(state)
+        layout, self.layout = self.layout, {}
+        vars(self).update({name: state[name] for name in vars(self)})
+        changed = [
+            f"{k} {self.layout.get(k)} -> {v}" for k, v in layout.items() if v != self.layout.get(k)
+        ]
+        if changed:
+            logger.warning(
+                f"resume: {', '.join(changed)}: the run goes on at the same place in the data, but not with "
+                "the very figures that it would have had"
+            )
+            per_batch, before = (x["batch_size"] * x["processes"] for x in (layout, self.layout))
+            self.batches = self.batches * before // per_batch
+        self.layout = layout
 
 
 class WeightAverage(AveragedModel):
@@ -84,9 +107,12 @@ class Trainer:
         self.total_steps = self._count_steps()
         self.progress = Progress()
         self._prepare()
-        self.means = FigureMeans()
-        self.figures: dict[str, float] | None = None  # of the last validation
         self.saved: Path | None = None  # what the main process has to publish at the end
+
+    @property
+    def figures(self) -> dict[str, float] | None:
+        """Of the last validation."""
+        return self.progress.figures
 
     def _count_steps(self) -> int:
         settings = self.settings
@@ -139,15 +165,50 @@ class Trainer:
         self.stepper = recipe.stepper(
             recipe, accelerator, settings, self.modules, optimizers, self.ema.module
         )
-        accelerator.register_for_checkpointing(
-            self.ema, *self.schedulers, self.progress, *recipe.companions
+        self.means, self._unsettled = FigureMeans(), []
+        self.buffers = BufferKeeper([*recipe.modules.values(), *recipe.companions])
+        loader = recipe.train_loader
+        self.progress.layout = {
+            "seed": settings.seed,
+            "batch_size": settings.batch_size,
+            "processes": accelerator.num_processes,
+            "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        }
+        if isinstance(loader.dataset, IterableDataset):  # its workers share it out
+            self.progress.layout["num_workers"] = loader.num_workers
+        schedulers = {f"scheduler_{n}": s for n, s in zip(names, self.schedulers, strict=True)}
+        companions = {f"companion_{i}": module for i, module in enumerate(recipe.companions)}
+        self.store = CheckpointStore(
+            accelerator,
+            self.output_dir,
+            settings.keep_checkpoints,
+            {"progress": self.progress, "average": self.ema, "stepper": self.stepper}
+            | schedulers
+            | companions,
+            {"means": self.means, "buffers": self.buffers} | self.stepper.rank_states,
         )
 
     def train(self) -> None:
-        """Run to the end, or on from `resume`, and save the averaged model."""
-        settings, accelerator, progress = self.settings, self.accelerator, self.progress
-        if settings.resume is not None:
-            self._resume(settings.resume)
+        """Run to the end, or on from `resume`, and save the averaged model.
+
+        Raises:
+            Stopped: if a signal asked for it; the state is saved.
+            DivergedError: if values stay non-finite; the checkpoints that there are stay as they are.
+            CheckpointError: if a checkpoint cannot be read or written.
+        """
+        with StopRequest(self.accelerator) as stop:
+            try:
+                self._train(stop)
+            except DivergedError as error:
+                advice = "There is no checkpoint yet: begin again with other settings"
+                if self.store.last is not None:
+                    advice = f"The last good checkpoint is {self.store.last}: resume from it"
+                raise DivergedError(f"{error}. {advice}") from None
+        self._save_model()
+
+    def _train(self, stop: StopRequest) -> None:
+        settings, progress = self.settings, self.progress
+        self._resume(settings.resume)
         if progress.step >= self.total_steps:
             logger.info(f"nothing to do: the run is at step {progress.step} of {self.total_steps}")
         bar = tqdm(
@@ -155,9 +216,9 @@ class Trainer:
             initial=progress.step,
             desc="training",
             unit="step",
-            disable=not accelerator.is_local_main_process,
+            disable=not self.accelerator.is_local_main_process,
         )
-        self._clock = time.perf_counter()
+        self._clock, self._clock_step = time.perf_counter(), progress.step
         for batch in self._batches():
             stepped = self._train_batch(batch)
             if not stepped:
@@ -165,15 +226,26 @@ class Trainer:
             bar.update()
             if progress.step % settings.log_every == 0 or progress.step == self.total_steps:
                 bar.set_postfix_str(self._log())
-            ends = progress.step == self.total_steps
-            if ends or progress.step % settings.validate_every == 0:
-                self.validate()
-            if ends or progress.step % settings.save_every == 0:
-                save_checkpoint(
-                    accelerator, self.output_dir, progress.step, settings.keep_checkpoints
+            number = stop.received()
+            if number:
+                self._save()
+                message = (
+                    f"stopped at step {progress.step} of {self.total_steps}: resume=latest goes on"
                 )
+                raise Stopped(number, message)
+            if self._validation_due():
+                self.validate()
+            ends = progress.step == self.total_steps
+            if ends or progress.step % settings.save_every == 0:
+                self._save()
         bar.close()
-        self._save_model()
+
+    def _save(self) -> None:
+        """Save a checkpoint, unless there is something in it that nobody would want to go on from."""
+        states = {n: m.state_dict() for n, m in self.recipe.modules.items()}
+        states |= {f"{n} optimizer": o.state_dict() for n, o in self.stepper.optimizers.items()}
+        self.stepper.guard.check(states | {"average": self.ema.state_dict()})
+        self.store.save(self.progress.step)
 
     def _batches(self) -> Iterator[dict]:
         """Training batches over epochs, from where the progress stands, until all steps are done."""
@@ -183,11 +255,17 @@ class Trainer:
             loader.set_epoch(progress.epoch)
             if progress.batches:
                 loader = self.accelerator.skip_first_batches(loader, progress.batches)
-            for batch in loader:
+            # A new iterator draws a seed for its workers; a run that was not interrupted has fewer of them.
+            random_state = torch.get_rng_state()
+            iterator = iter(loader)
+            batch = next(iterator, None)
+            torch.set_rng_state(random_state)
+            while batch is not None:
                 progress.batches += 1
                 yield batch
                 if progress.step >= self.total_steps:
                     return
+                batch = next(iterator, None)
             if progress.batches == 0:
                 raise SettingsError(
                     "the training set gave no batch: is batch_size too large for it?"
@@ -200,11 +278,21 @@ class Trainer:
         progress = self.progress
         for name in self.recipe.batch_counts:
             self.means.count(name, batch[name].sum())
+        if not self._unsettled:
+            self.buffers.keep()
+        self.stepper.guard.note_batch(batch)
         with self.accelerator.accumulate(*self.modules.values()):
             result = self.stepper.step(batch, progress.step)
-            self.means.add(result.figures)
+            self._unsettled.append(result.figures)
             if not self.accelerator.sync_gradients:
                 return False
+        self.stepper.settle(bool(result.skipped))
+        if result.skipped:
+            self.buffers.restore()
+        else:
+            for figures in self._unsettled:
+                self.means.add(figures)
+        self._unsettled = []
         progress.bad_steps += result.skipped
         with warnings.catch_warnings():
             # Rates follow the run's steps, also where an optimiser skipped one or has not begun.
@@ -222,6 +310,7 @@ class Trainer:
         figures, counts = self.means.read(accelerator)
         more, remark = self.stepper.report(progress.step)
         elapsed, self._clock = time.perf_counter() - self._clock, time.perf_counter()
+        steps, self._clock_step = progress.step - self._clock_step, progress.step
         for name, count in counts.items():
             progress.skipped[name] = progress.skipped.get(name, 0) + count
             if count:
@@ -231,8 +320,9 @@ class Trainer:
             figures[f"data/{name}"] = progress.skipped[name]
         figures |= more | {
             "run/learning_rate": self.schedulers[0].get_last_lr()[0],
-            "run/steps_per_second": self.settings.log_every / elapsed,
+            "run/steps_per_second": steps / elapsed,
             "run/bad_steps": progress.bad_steps,
+            "run/overflows": self.stepper.guard.overflows,
             "run/epoch": progress.epoch,
         }
         accelerator.log(figures, step=progress.step)
@@ -244,36 +334,48 @@ class Trainer:
         if self.validation_loader is None:
             return None
         self.ema.eval()
+        # A validation more or less, as at the end of a part of a run, leaves the training as it is.
+        random_state = torch.get_rng_state()
         result = self.recipe.validate(self.ema.module, self.validation_loader, self.accelerator)
-        self.figures = result.figures
+        torch.set_rng_state(random_state)
         step = self.progress.step
+        self.progress.figures, self.progress.validated = result.figures, step
         figures = result.figures | result.diagnostics
         scalars = {k: v for k, v in figures.items() if not isinstance(v, list)}
         self.accelerator.log({f"validation/{k}": v for k, v in scalars.items()}, step=step)
         if self.accelerator.is_main_process:
-            write_figures(self.output_dir, step, figures)
             trackers = self.accelerator.trackers
-            write_pictures(self.output_dir, step, result.pictures, trackers)
-            write_sounds(self.output_dir, step, result.sounds, result.sampling_rate, trackers)
+            with naming(self.output_dir):
+                write_figures(self.output_dir, step, figures)
+                write_pictures(self.output_dir, step, result.pictures, trackers)
+                write_sounds(self.output_dir, step, result.sounds, result.sampling_rate, trackers)
             line = ", ".join(f"{name} {value:.4g}" for name, value in result.figures.items())
             tqdm.write(f"step {step}: {line}")
         return result.figures
 
-    def _resume(self, resume: str) -> None:
-        checkpoint = find_checkpoint(self.output_dir, resume)
-        if checkpoint is None:
+    def _resume(self, resume: str | None) -> None:
+        progress, accelerator = self.progress, self.accelerator
+        resumed = self.store.start(resume)
+        if resumed:
+            logger.info(f"resumed from {self.store.last} at step {progress.step}")
+        elif resume is not None:
             logger.info("resume: no checkpoint yet, the run starts from the beginning")
-            return
-        try:
-            self.accelerator.load_state(str(checkpoint))
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError) as error:
-            raise CheckpointError(f"cannot load the checkpoint {checkpoint}: {error}") from error
-        logger.info(f"resumed from {checkpoint} at step {self.progress.step}")
+        if accelerator.is_main_process:
+            drop_figures_after(self.output_dir, progress.validated)
+        accelerator.wait_for_everyone()
+        if self._validation_due():  # a signal came between the step and its validation
+            self.validate()
+
+    def _validation_due(self) -> bool:
+        step = self.progress.step
+        regular = step % self.settings.validate_every == 0
+        return self.progress.validated < step and (regular or step == self.total_steps)
 
     def _save_model(self) -> None:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             folder = self.output_dir / "model"
-            self.saved = self.recipe.save(self.ema.module, folder)
+            with naming(folder):
+                self.saved = self.recipe.save(self.ema.module, folder)
             logger.info(f"the averaged model is in {folder}")
         self.accelerator.wait_for_everyone()

@@ -1,10 +1,14 @@
 """Figures and pictures of a run: means over a window, trackers, PNG files."""
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor
 from torchvision.utils import save_image
 
@@ -29,24 +33,68 @@ class FigureMeans:
         self._counts[name] = self._counts[name] + number if name in self._counts else number
 
     def read(self, accelerator: Accelerator) -> tuple[dict[str, float], dict[str, int]]:
-        """Means and counts over all ranks since the last read."""
-        names = sorted(self._sums)
-        means = torch.stack([self._sums[name] / self._numbers[name] for name in names])
-        figures = dict(
-            zip(names, accelerator.reduce(means, reduction="mean").tolist(), strict=True)
-        )
+        """Means and counts over all ranks since the last read; no means if every step was skipped."""
+        names, device, figures = sorted(self._sums), accelerator.device, {}
+        if names:
+            means = [self._sums[name].to(device) / self._numbers[name] for name in names]
+            means = accelerator.reduce(torch.stack(means), reduction="mean").tolist()
+            figures = dict(zip(names, means, strict=True))
         counts = {
-            name: int(accelerator.reduce(number.clone(), reduction="sum"))
+            name: int(accelerator.reduce(number.to(device, copy=True), reduction="sum"))
             for name, number in sorted(self._counts.items())
         }
         self.__init__()
         return figures, counts
 
+    def state_dict(self) -> dict:
+        return {"sums": self._sums, "numbers": self._numbers, "counts": self._counts}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._sums, self._numbers = state["sums"], state["numbers"]
+        self._counts = state["counts"]
+
+
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """A full disk and the like end in a message that says where; writers themselves often do not.
+
+    Raises:
+        OSError: naming the folder and the reason.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"cannot write to {folder}: {getattr(error, 'strerror', None) or error}"
+        ) from error
+
 
 def write_figures(output_dir: Path, step: int, figures: dict) -> None:
-    """Append a validation's figures to figures.jsonl."""
+    """Append a validation's figures to figures.jsonl. They are on the disk before the next checkpoint is."""
     with (output_dir / "figures.jsonl").open("a") as lines:
         lines.write(json.dumps({"step": step, **figures}) + "\n")
+        lines.flush()
+        os.fsync(lines.fileno())
+
+
+def drop_figures_after(output_dir: Path, step: int) -> None:
+    """Cut figures.jsonl back to a step, because a resumed run writes the later lines again."""
+    path = output_dir / "figures.jsonl"
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue  # a line that was cut off when the run was killed
+    beside = path.with_name(".figures.jsonl")
+    with beside.open("w") as lines:
+        lines.writelines(kept)
+        lines.flush()
+        os.fsync(lines.fileno())
+    os.replace(beside, path)
 
 
 def write_pictures(

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from training.data_source import DataSettings
+from training.preemption import shield_worker
 from training.settings import SettingsError
 
 logger = logging.getLogger(__name__)
@@ -271,5 +272,6 @@ def build_dataloader(
         drop_last=train,
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,
+        worker_init_fn=shield_worker,
         pin_memory=torch.cuda.is_available(),
     )

@@ -1,19 +1,13 @@
-"""One step of a recipe's modules, and the guard against values that are not finite."""
+"""One step of a recipe's modules."""
 
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from torch import Tensor, nn
 
+from training.divergence import NonFiniteGuard
 from training.settings import LoopSettings
-
-logger = get_logger(__name__)
-
-
-class DivergedError(RuntimeError):
-    """Training met non-finite values again and again. The message names the term and the layer."""
 
 
 @dataclass
@@ -22,44 +16,6 @@ class StepResult:
 
     figures: dict[str, Tensor]
     skipped: int = 0
-
-
-class NonFiniteGuard:
-    """Counts consecutive bad steps and stops the run with a diagnosis when there are too many."""
-
-    def __init__(self, limit: int):
-        self.limit = limit
-        self.in_a_row = 0
-        self._last_bad_step: int | None = None
-
-    def good(self) -> None:
-        """A step was fine."""
-        self.in_a_row = 0
-
-    def bad(self, figures: dict[str, Tensor], module: nn.Module, step: int) -> None:
-        """The update of `module` was skipped; a step counts once, whichever of the two was bad."""
-        self.in_a_row += step != self._last_bad_step
-        self._last_bad_step = step
-        terms = [name for name, value in figures.items() if not torch.isfinite(value).all()]
-        layer = next(
-            (
-                name
-                for name, parameter in module.named_parameters()
-                if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
-            ),
-            None,
-        )
-        cause = (
-            f"terms: {', '.join(terms) or 'all finite'}; first layer with such a gradient: {layer}"
-        )
-        logger.warning(
-            f"step {step} skipped, its values are not finite ({cause})", main_process_only=False
-        )
-        if self.in_a_row >= self.limit:
-            raise DivergedError(
-                f"{self.in_a_row} steps in a row were not finite ({cause}). Go on from the last checkpoint "
-                "with warmup_steps, max_grad_norm=1, a lower learning_rate or mixed_precision=bf16"
-            )
 
 
 class Stepper:
@@ -83,7 +39,10 @@ class Stepper:
     ):
         self.recipe, self.accelerator, self.settings = recipe, accelerator, settings
         self.modules, self.optimizers, self.average = modules, optimizers, average
-        self.guard = NonFiniteGuard(settings.max_bad_steps)
+        self.guard = NonFiniteGuard(
+            settings.max_bad_steps, accelerator, recipe.modules, recipe.companions
+        )
+        self.rank_states: dict = {}  # by name, what each rank keeps for itself in a checkpoint
 
     def step(self, batch: dict[str, Tensor], step: int) -> StepResult:
         """Forward and backward passes on a batch; optimiser steps when gradients are due.
@@ -93,9 +52,24 @@ class Stepper:
         """
         raise NotImplementedError
 
+    def settle(self, skipped: bool) -> None:
+        """A step is over: keep what its batches told, or forget it if the step was skipped."""
+        self.guard.finished(skipped)
+
+    def state_dict(self) -> dict:
+        """What all ranks need to go on from here, beside modules and optimisers."""
+        return {"guard": self.guard.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.guard.load_state_dict(state["guard"])
+
     def report(self, step: int) -> tuple[dict[str, float], str]:
         """Figures since the last report, beside the means of the steps' own; a word for the progress bar."""
         return {}, ""
+
+    def _backward(self, loss: Tensor) -> None:
+        """Backward pass; if the loss of one rank is not finite, no rank's gradients will be."""
+        self.accelerator.backward(self.guard.poison(loss))
 
     def _update(self, name: str, module: nn.Module, optimizer, figures: dict, step: int) -> bool:
         """Clip and step if gradients are due; True if the step was skipped for not being finite."""
@@ -107,18 +81,21 @@ class Stepper:
         accelerator.unscale_gradients(optimizer)
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if self.settings.max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(
-                module.parameters(), self.settings.max_grad_norm, norm
-            )
-        # With fp16 the scaler finds overflows by itself, skips the step and lowers its scale: no fault.
-        skipped = accelerator.scaler is None and not bool(torch.isfinite(norm))
+        if torch.isfinite(norm):  # on all ranks or on none, for they have the same gradients
+            if self.settings.max_grad_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(
+                    module.parameters(), self.settings.max_grad_norm, norm
+                )
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            figures[f"{name}/gradient_norm"] = norm.detach()
+            return False
+        skipped = not self.guard.overflowed()
         if skipped:
             self.guard.bad(figures, accelerator.unwrap_model(module), step)
-        else:
-            optimizer.step()
-            figures[f"{name}/gradient_norm"] = norm.detach()
         optimizer.zero_grad(set_to_none=True)
+        if accelerator.scaler is not None:
+            optimizer.step()  # moves nothing, but the scaler has to lower its scale
         return skipped
 
 
@@ -129,8 +106,6 @@ class LossStepper(Stepper):
         ((name, model),) = self.modules.items()
         loss = model(**self.recipe.arguments(batch)).loss
         figures = {f"{name}/total": loss.detach()}
-        self.accelerator.backward(loss)
+        self._backward(loss)
         skipped = self._update(name, model, self.optimizers[name], figures, step)
-        if self.accelerator.sync_gradients and not skipped:
-            self.guard.good()
         return StepResult(figures, int(skipped))

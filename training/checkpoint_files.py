@@ -1,0 +1,101 @@
+"""Files of a checkpoint: a manifest that tells whole from damaged, and loading without running code."""
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+MANIFEST = "manifest.json"
+MOST_MANIFEST_BYTES = 1 << 20
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint's files are not those that were written. The message names the first that is not."""
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest of a folder and force all of it to the disk, so that a rename makes it final."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    with ThreadPoolExecutor(4) as pool:  # hashing leaves the interpreter free
+        digests = list(pool.map(_digest, files))
+    entries = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(files, digests, strict=True)
+    }
+    (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=1) + "\n")
+    for path in [*folder.rglob("*"), folder]:
+        flush_to_disk(path)
+
+
+def verify(folder: Path) -> None:
+    """Check every file of a checkpoint against its manifest.
+
+    Raises:
+        DamagedCheckpoint: naming the file that is missing, short, changed, or not in the manifest.
+    """
+    entries = _read_manifest(folder)
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    for name in sorted(found ^ {*entries, MANIFEST}):
+        kind = "is missing" if name not in found else "is not in the manifest"
+        raise DamagedCheckpoint(f"{name} {kind}")
+    for name, entry in entries.items():
+        path = folder / name
+        # Only names that lie in the folder were found there; what they link to may lie elsewhere.
+        if path.is_symlink() or not path.is_file():
+            raise DamagedCheckpoint(f"{name} is no plain file")
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise DamagedCheckpoint(f"{name} has {size:,} bytes instead of {entry['bytes']:,}")
+    with ThreadPoolExecutor(4) as pool:
+        digests = pool.map(_digest, [folder / name for name in entries])
+    for (name, entry), digest in zip(entries.items(), digests, strict=True):
+        if digest != entry["sha256"]:
+            raise DamagedCheckpoint(f"{name} has other content than was written")
+
+
+def _read_manifest(folder: Path) -> dict[str, dict]:
+    path = folder / MANIFEST
+    try:
+        if path.stat().st_size > MOST_MANIFEST_BYTES:
+            raise DamagedCheckpoint(f"{MANIFEST} is larger than any manifest")
+        entries = json.loads(path.read_text())["files"]
+        for entry in entries.values():
+            if not isinstance(entry["bytes"], int) or not isinstance(entry["sha256"], str):
+                raise TypeError
+    except FileNotFoundError:
+        raise DamagedCheckpoint(f"{MANIFEST} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, DamagedCheckpoint):
+            raise
+        raise DamagedCheckpoint(f"{MANIFEST} cannot be read") from None
+    return entries
+
+
+def load_tensors(path: Path) -> dict:
+    """A dict that torch.save wrote, of tensors, numbers and texts; objects that would run code are refused.
+
+    Raises:
+        DamagedCheckpoint: if there is anything else in the file.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpicklers of hostile bytes raise nearly anything
+        reason = str(error).split("\n")[0][:200] or type(error).__name__
+        raise DamagedCheckpoint(f"{path.name} cannot be loaded safely: {reason}") from None
+
+
+def flush_to_disk(path: Path) -> None:
+    """fsync of a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
