@@ -7,6 +7,9 @@ from transformers.utils import PaddingStrategy, TensorType, logging
 
 logger = logging.get_logger(__name__)
 
+# Beyond this, samples were never scaled to [-1, 1].
+LOUDEST = 16.0
+
 Clip = np.ndarray | torch.Tensor | list[float] | tuple[float, ...]
 
 
@@ -157,8 +160,13 @@ def _waveform(clip: Clip, index: int) -> np.ndarray:
         raise ValueError(f"clip {index} holds {array.dtype}, samples must be floating-point")
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
         array = array.astype(np.float32)
-    if not np.isfinite(array).all():
+    loudest = np.abs(array).max()
+    if not np.isfinite(loudest):
         raise ValueError(f"clip {index} has NaN or infinite samples")
+    if loudest > LOUDEST:
+        logger.warning_once(
+            f"samples reach {loudest:g} but should lie in [-1, 1]: integers must be scaled, not only cast"
+        )
     return array
 
 

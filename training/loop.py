@@ -148,7 +148,7 @@ class Trainer:
             unit="step",
             disable=not accelerator.is_local_main_process,
         )
-        self._clock = time.perf_counter()
+        self._clock, self._waited = time.perf_counter(), 0.0
         for batch in self._batches():
             stepped = self._train_batch(batch)
             if not stepped:
@@ -174,7 +174,7 @@ class Trainer:
             loader.set_epoch(progress.epoch)
             if progress.batches:
                 loader = self.accelerator.skip_first_batches(loader, progress.batches)
-            for batch in loader:
+            for batch in self._timed(loader):
                 progress.batches += 1
                 yield batch
                 if progress.step >= self.total_steps:
@@ -185,6 +185,17 @@ class Trainer:
                 )
             progress.epoch += 1
             progress.batches = 0
+
+    def _timed(self, loader: DataLoader) -> Iterator[dict]:
+        """The loader's batches; adds up how long it kept this process waiting."""
+        batches = iter(loader)
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
 
     def _train_batch(self, batch: dict) -> bool:
         """One batch; True if the optimisers were due."""
@@ -213,6 +224,7 @@ class Trainer:
         figures, counts = self.means.read(accelerator)
         more, remark = self.stepper.report(progress.step)
         elapsed, self._clock = time.perf_counter() - self._clock, time.perf_counter()
+        waited, self._waited = self._waited / elapsed, 0.0
         for name, count in counts.items():
             progress.skipped[name] = progress.skipped.get(name, 0) + count
             if count:
@@ -223,12 +235,14 @@ class Trainer:
         figures |= more | {
             "run/learning_rate": self.schedulers[0].get_last_lr()[0],
             "run/steps_per_second": self.settings.log_every / elapsed,
+            "run/data_wait": waited,
             "run/bad_steps": progress.bad_steps,
             "run/epoch": progress.epoch,
         }
         accelerator.log(figures, step=progress.step)
         total = figures.get("generator/total", float("nan"))
-        return f"loss {total:.3f}, {remark}".removesuffix(", ")
+        line = f"loss {total:.3f}, {remark}".removesuffix(", ")
+        return f"{line}, {waited:.0%} of the time waiting for data"
 
     def validate(self) -> dict[str, float] | None:
         """Validate the averaged model; figures go to the trackers and to figures.jsonl."""
