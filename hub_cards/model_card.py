@@ -199,7 +199,7 @@ def plain(text) -> str:
     """A name or sentence from elsewhere as one line of plain text in Markdown: no markup, links or HTML."""
     line = " ".join(str(text).split())
     line = "".join(letter for letter in line if letter.isprintable())
-    line = re.sub(r"([\\`*_\[\]<>|~!$]|^[#+-]|(?<=^\d)[.)])", r"\\\1", line)
+    line = re.sub(r"([\\`*_\[\]<>|~!$]|^[#+-](?=[#+ -]*(?: |$))|(?<=^\d)[.)])", r"\\\1", line)
     return line.replace("&", "&amp;").replace(
         "://", ":\u200b//"
     )  # GitHub and the Hub link bare addresses

@@ -1,6 +1,7 @@
 """Checks that the configurations share. Each error names the field and the value."""
 
 import difflib
+from collections.abc import Callable
 
 # What a file from elsewhere may declare: it must not fill the memory before its error comes.
 # 40 GB of float32; the published tokenizers have up to 2 * 10^8.
@@ -86,3 +87,14 @@ def codebook_parameters(codebook_size: int, codebook_dim: int, options: dict) ->
             if isinstance(number, int):
                 widths.append(abs(number))
     return codebook_size * max(widths) + codebook_dim * sum(widths)
+
+
+def set_other_fields(init: Callable[..., None], fields: dict) -> None:
+    """Hand the fields that are not ours to PreTrainedConfig; what it refuses becomes a ValueError."""
+    try:
+        init(**fields)
+    except ValueError:
+        raise
+    except Exception as error:  # transformers checks types in several ways
+        reason = " ".join(str(error).split())
+        raise ValueError(f"impossible field in the configuration: {reason}") from error

@@ -10,6 +10,7 @@ from .config_checks import (
     codebook_parameters,
     number,
     refuse_misspelt,
+    set_other_fields,
     truth,
     whole_number,
 )
@@ -115,7 +116,7 @@ class SimVQAudioConfig(PreTrainedConfig):
                 f"downsampling_ratios) and differ from it by an even number, got {n_fft}"
             )
         refuse_misspelt(kwargs, known=list(vars(self)))
-        super().__init__(**kwargs)
+        set_other_fields(super().__init__, kwargs)
 
     def _about_parameters(self) -> int:
         width = self.num_filters * 2 ** len(self.downsampling_ratios)

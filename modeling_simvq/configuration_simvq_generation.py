@@ -8,6 +8,7 @@ from .config_checks import (
     codebook_parameters,
     number,
     refuse_misspelt,
+    set_other_fields,
     truth,
     whole_number,
 )
@@ -89,7 +90,7 @@ class SimVQGenerationConfig(PreTrainedConfig):
             + codebook_parameters(self.codebook_size, self.hidden_size, {})
         )
         refuse_misspelt(kwargs, known=list(vars(self)))
-        super().__init__(**kwargs)
+        set_other_fields(super().__init__, kwargs)
 
     @property
     def vocab_size(self) -> int:

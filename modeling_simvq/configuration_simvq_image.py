@@ -8,6 +8,7 @@ from .config_checks import (
     codebook_parameters,
     number,
     refuse_misspelt,
+    set_other_fields,
     whole_number,
 )
 from .quantizers import QUANTIZERS
@@ -82,7 +83,7 @@ class SimVQImageConfig(PretrainedConfig):
             )
         check_parameters(self._about_parameters())
         refuse_misspelt(kwargs, known=list(vars(self)))
-        super().__init__(**kwargs)
+        set_other_fields(super().__init__, kwargs)
 
     def _about_parameters(self) -> int:
         widths = [self.base_channels * factor for factor in self.channel_multipliers]

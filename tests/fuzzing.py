@@ -73,8 +73,8 @@ class Account:
 def fuzz(name: str, inputs: Iterator, use: Callable) -> Account:
     """Use every input; whatever is no clean error is a crash. Prints the account and fails on crashes.
 
-    Clean is an OSError, or a ValueError raised by this project, with a message. Memory is limited to ROOM
-    above what the process has, so that making room for a declared size is a crash too.
+    Clean is an OSError, or a ValueError of this project or of transformers, with a message. Memory is limited to
+    ROOM above what the process has, so that making room for a declared size is a crash too.
     """
     account = Account(name)
     with _limited_memory():
@@ -106,7 +106,10 @@ def _clean(error: Exception) -> bool:
         return True
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     ours = raised_in.is_relative_to(REPOSITORY) and ".venv" not in raised_in.parts
-    return isinstance(error, ValueError) and ours
+    if isinstance(error, TypeError):  # of a misspelt field
+        return raised_in.name == "config_checks.py"
+    # Its checks come before ours, and name what is wrong.
+    return isinstance(error, ValueError) and (ours or "transformers" in raised_in.parts)
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def some_picture(source: random.Random):
     return np.asfortranarray(array) if kind == 5 else array
 
 
-@tries(300, 30_000)
+@tries(300, 20_000)
 def test_image_processor(count):
     source = random.Random(0)
     names = [
@@ -115,7 +115,7 @@ def test_image_processor(count):
     assert account.accepted > count // 20 and account.refused > count // 20
 
 
-@tries(300, 30_000)
+@tries(300, 20_000)
 def test_feature_extractor(count):
     source = random.Random(1)
 
@@ -160,7 +160,7 @@ def rewritten(folder: Path, name: str, content: bytes) -> Path:
     return folder
 
 
-@tries(150, 15_000)
+@tries(150, 3_000)
 @pytest.mark.parametrize("modality", ["image", "audio"])
 def test_configurations(modality, count, tiny_folder, tiny_audio_folder, tmp_path):
     """config.json: no size that it declares is made room for, whatever becomes of it."""
@@ -186,7 +186,7 @@ def test_configurations(modality, count, tiny_folder, tiny_audio_folder, tmp_pat
     assert account.accepted > count // 20 and account.refused > count // 20
 
 
-@tries(100, 10_000)
+@tries(100, 2_000)
 @pytest.mark.parametrize("modality", ["image", "audio"])
 def test_processor_files(modality, count, tiny_folder, tiny_audio_folder, tmp_path):
     model = tiny_folder if modality == "image" else tiny_audio_folder
@@ -209,7 +209,7 @@ def test_processor_files(modality, count, tiny_folder, tiny_audio_folder, tmp_pa
     )
 
 
-@tries(60, 3_000)
+@tries(60, 1_000)
 def test_safetensors(count, tiny_folder, tmp_path):
     """Damaged weights; weights that fit are NaN or not, but of the right shape."""
     shutil.copytree(tiny_folder, tmp_path / "model")
@@ -259,7 +259,7 @@ def mutated_state(state: dict, source: random.Random) -> dict:
     return state
 
 
-@tries(40, 3_000)
+@tries(40, 600)
 @pytest.mark.parametrize("modality", ["image", "audio"])
 def test_checkpoints(modality, count, checkpoint, audio_checkpoint, tmp_path):
     """The converter: the file's bytes changed, and what is in it."""

@@ -51,7 +51,7 @@ PICTURES = {
 }
 
 
-@tries(30, 3_000)
+@tries(30, 1_000)
 def test_pictures(count, image_model):
     @settings(max_examples=count, deadline=None, derandomize=True)
     @given(**PICTURES)
@@ -80,7 +80,7 @@ def test_pictures(count, image_model):
     holds()
 
 
-@tries(20, 2_000)
+@tries(20, 500)
 def test_sound(count, audio_model):
     extractor = SimVQAudioFeatureExtractor(hop_length=HOP)
 
@@ -119,7 +119,7 @@ def test_sound(count, audio_model):
     holds()
 
 
-@tries(40, 4_000)
+@tries(40, 2_000)
 def test_pixels_come_back_through_the_processor(count):
     """Bytes to pixel values and back are the same bytes, whatever the size and the form of the picture."""
     processor = SimVQImageProcessor(do_resize=False, do_center_crop=False)

@@ -15,7 +15,7 @@ from training.image_recipe import ImageLossSettings, ImageModelSettings
 from training.settings import LoopSettings, parse_settings
 
 
-@tries(400, 60_000)
+@tries(400, 30_000)
 def test_pictures(count):
     files = [file.content for name, file in dirty_pictures().items() if name != "bomb.png"]
     source = random.Random(10)
@@ -28,7 +28,7 @@ def test_pictures(count):
     fuzz("pictures", inputs, use)
 
 
-@tries(300, 60_000)
+@tries(300, 30_000)
 def test_recordings(count):
     files = [file.content for file in dirty_recordings().values()]
     source = random.Random(11)
@@ -75,7 +75,7 @@ HOSTILE_YAML = [
 ]
 
 
-@tries(600, 60_000)
+@tries(600, 10_000)
 def test_settings(count, tmp_path):
     source = random.Random(12)
     plain = yaml.safe_load(YAML)
