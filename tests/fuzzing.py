@@ -73,8 +73,8 @@ class Account:
 def fuzz(name: str, inputs: Iterator, use: Callable) -> Account:
     """Use every input; whatever is no clean error is a crash. Prints the account and fails on crashes.
 
-    Clean is an OSError, or a ValueError of this project or of transformers, with a message. Memory is limited to
-    ROOM above what the process has, so that making room for a declared size is a crash too.
+    Clean is an OSError, or a ValueError of this project or of transformers, with a message. Memory is limited
+    to ROOM above what the process has, so that making room for a declared size is a crash too.
     """
     account = Account(name)
     with _limited_memory():
