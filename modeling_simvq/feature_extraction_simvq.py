@@ -5,6 +5,8 @@ import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import PaddingStrategy, TensorType, logging
 
+from .config_checks import whole_number
+
 logger = logging.get_logger(__name__)
 
 # Beyond this, samples were never scaled to [-1, 1].
@@ -36,6 +38,10 @@ class SimVQAudioFeatureExtractor(SequenceFeatureExtractor):
         hop_length: int = 320,
         **kwargs,
     ):
+        whole_number("sampling_rate", sampling_rate)
+        whole_number("hop_length", hop_length)
+        if isinstance(padding_value, bool) or not isinstance(padding_value, (int, float)):
+            raise ValueError(f"padding_value must be a number, got {padding_value!r}")
         super().__init__(
             feature_size=feature_size,
             sampling_rate=sampling_rate,
@@ -44,9 +50,6 @@ class SimVQAudioFeatureExtractor(SequenceFeatureExtractor):
         )
         if feature_size != 1:
             raise ValueError(f"feature_size must be 1, the tokenizer is mono; got {feature_size}")
-        for name, value in (("sampling_rate", sampling_rate), ("hop_length", hop_length)):
-            if not value >= 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
         if self.padding_side != "right":
             raise ValueError(f"padding_side must be 'right', got {self.padding_side!r}")
         self.hop_length = hop_length

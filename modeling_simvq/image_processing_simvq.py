@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image, ImageFile, ImageOps
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
@@ -56,6 +57,14 @@ class SimVQImageProcessor(PilBackend):
         else:
             images = _with_channels(images)
         return super()._prepare_image_like_inputs(images, *args, **kwargs)
+
+    def preprocess(self, images, *args, **kwargs) -> BatchFeature:
+        """As of BaseImageProcessor. An impossible picture or setting is a ValueError, whoever notices it."""
+        try:
+            return super().preprocess(images, *args, **kwargs)
+        except (TypeError, AttributeError, KeyError, OverflowError, StrictDataclassError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"impossible picture or setting: {reason}") from error
 
     def process_image(self, image, input_data_format=None, **kwargs) -> Image.Image | torch.Tensor:
         """One picture as RGB: a PIL image, or a float tensor (3, H, W) in [0, 255]."""
@@ -268,6 +277,12 @@ def _target_size(size) -> list[int]:
 def _interpolation(resample) -> InterpolationMode:
     if isinstance(resample, InterpolationMode):
         return resample
+    try:
+        resample = Image.Resampling(resample)
+    except ValueError:
+        raise ValueError(
+            f"resample must be one of PIL.Image.Resampling, got {resample!r}"
+        ) from None
     return {
         Image.Resampling.NEAREST: InterpolationMode.NEAREST,
         Image.Resampling.BILINEAR: InterpolationMode.BILINEAR,
@@ -275,7 +290,7 @@ def _interpolation(resample) -> InterpolationMode:
         Image.Resampling.LANCZOS: InterpolationMode.LANCZOS,
         Image.Resampling.BOX: InterpolationMode.BOX,
         Image.Resampling.HAMMING: InterpolationMode.HAMMING,
-    }[Image.Resampling(resample)]
+    }[resample]
 
 
 def _width_height(image: Image.Image | torch.Tensor) -> tuple[int, int]:

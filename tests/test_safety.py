@@ -218,8 +218,11 @@ def test_the_space_opens_only_uploads(tmp_path, monkeypatch):
         upload = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
         inputs = ["some/model", upload, None]
         state = gradio.state_holder.SessionState(page)
-        with pytest.raises(Exception, match="(?i)not.*(allowed|upload|access)|InvalidPath"):
+        page.has_launched = True  # only then gradio looks at paths
+        gradio.context.LocalContext.blocks.set(page)
+        with pytest.raises(Exception, match="was not uploaded by a user"):
             asyncio.run(page.preprocess_data(function, inputs, state))
     finally:
+        gradio.context.LocalContext.blocks.set(None)
         for name in ("app", "codes", "tokenizer"):
             sys.modules.pop(name, None)

@@ -10,12 +10,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel
+from transformers import AutoModel
 
-from modeling_simvq import SimVQAudioFeatureExtractor, SimVQImageProcessor
+from modeling_simvq import (
+    SimVQAudioConfig,
+    SimVQAudioFeatureExtractor,
+    SimVQImageConfig,
+    SimVQImageProcessor,
+)
 from modeling_simvq.convert_simvq_checkpoint import convert_simvq_checkpoint
 from tests.fuzzing import NASTY, fuzz, mutated_bytes, mutated_tree, tries
 
+# Fields of transformers itself fail inside it, in its own ways, before this project sees them.
+NOT_OURS = {"auto_map", "architectures", "dtype", "transformers_version", "model_type"}
+NOT_OURS |= {"image_processor_type", "feature_extractor_type", "return_attention_mask"}
+CONFIGS = {"image": SimVQImageConfig, "audio": SimVQAudioConfig}
 DTYPES = [
     "uint8",
     "int8",
@@ -61,7 +70,7 @@ def some_array(source: random.Random, axes: int) -> np.ndarray:
         array = values.astype(source.choice(DTYPES))
     if array.size and array.dtype.kind == "f" and source.random() < 0.2:
         array.flat[source.randrange(array.size)] = source.choice([np.nan, np.inf, -np.inf])
-    return array
+    return np.asarray(array)
 
 
 def some_picture(source: random.Random):
@@ -173,12 +182,10 @@ def test_configurations(modality, count, tiny_folder, tiny_audio_folder, tmp_pat
             if source.random() < 0.15:
                 yield mutated_bytes(content.encode(), source)
             else:
-                yield json.dumps(mutated_tree(json.loads(content), source)).encode()
+                yield json.dumps(mutated_tree(json.loads(content), source, NOT_OURS)).encode()
 
     def use(one):
-        config = AutoConfig.from_pretrained(rewritten(tmp_path, "config.json", one))
-        if not config.model_type.startswith("simvq"):
-            return
+        config = CONFIGS[modality].from_pretrained(rewritten(tmp_path, "config.json", one))
         with torch.device("meta"):
             AutoModel.from_config(config)
 
@@ -198,13 +205,13 @@ def test_processor_files(modality, count, tiny_folder, tiny_audio_folder, tmp_pa
     def use(one):
         rewritten(tmp_path, "preprocessor_config.json", json.dumps(one).encode())
         if modality == "image":
-            AutoImageProcessor.from_pretrained(tmp_path)(picture, return_tensors="pt")
+            SimVQImageProcessor.from_pretrained(tmp_path)(picture, return_tensors="pt")
         else:
-            AutoFeatureExtractor.from_pretrained(tmp_path)(clip, return_tensors="pt")
+            SimVQAudioFeatureExtractor.from_pretrained(tmp_path)(clip, return_tensors="pt")
 
     fuzz(
         f"{modality} preprocessor_config.json",
-        (mutated_tree(content, source) for _ in range(count)),
+        (mutated_tree(content, source, NOT_OURS) for _ in range(count)),
         use,
     )
 
