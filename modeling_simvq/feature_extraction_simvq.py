@@ -5,8 +5,6 @@ import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import PaddingStrategy, TensorType, logging
 
-from .config_checks import whole_number
-
 logger = logging.get_logger(__name__)
 
 # Beyond this, samples were never scaled to [-1, 1].
@@ -38,8 +36,9 @@ class SimVQAudioFeatureExtractor(SequenceFeatureExtractor):
         hop_length: int = 320,
         **kwargs,
     ):
-        whole_number("sampling_rate", sampling_rate)
-        whole_number("hop_length", hop_length)
+        for name, value in (("sampling_rate", sampling_rate), ("hop_length", hop_length)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if isinstance(padding_value, bool) or not isinstance(padding_value, (int, float)):
             raise ValueError(f"padding_value must be a number, got {padding_value!r}")
         super().__init__(

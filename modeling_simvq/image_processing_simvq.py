@@ -62,7 +62,13 @@ class SimVQImageProcessor(PilBackend):
         """As of BaseImageProcessor. An impossible picture or setting is a ValueError, whoever notices it."""
         try:
             return super().preprocess(images, *args, **kwargs)
-        except (TypeError, AttributeError, KeyError, OverflowError, StrictDataclassError) as error:
+        except (
+            TypeError,
+            AttributeError,
+            LookupError,
+            OverflowError,
+            StrictDataclassError,
+        ) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"impossible picture or setting: {reason}") from error
 
@@ -95,6 +101,8 @@ class SimVQImageProcessor(PilBackend):
         return tensor.permute(2, 0, 1)[:3].expand(3, -1, -1) * 255
 
     def _preprocess(self, images: list, return_tensors=None, **settings) -> BatchFeature:
+        if not images:
+            raise ValueError("the processor got an empty batch of images")
         pictures = [self._prepare(image, **settings) for image in images]
         shapes = sorted({tuple(picture.shape[1:]) for picture in pictures})
         if len(shapes) > 1:
@@ -142,6 +150,9 @@ class SimVQImageProcessor(PilBackend):
         if do_rescale:
             image = image * rescale_factor
         if do_normalize:
+            for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+                if isinstance(values, (list, tuple)) and len(values) not in (1, 3):
+                    raise ValueError(f"{name} must be one number or three, got {values!r}")
             image = F.normalize(image, image_mean, image_std)
         if do_pad:
             # Repeating the border costs the fewest artificial edges.
