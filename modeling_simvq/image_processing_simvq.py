@@ -1,5 +1,7 @@
 """Image processor of the SimVQ image tokenizer: pictures to pixel_values in [-1, 1] and back."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -58,19 +60,14 @@ class SimVQImageProcessor(PilBackend):
             images = _with_channels(images)
         return super()._prepare_image_like_inputs(images, *args, **kwargs)
 
+    def __init__(self, **kwargs):
+        with _impossible_values():
+            super().__init__(**kwargs)
+
     def preprocess(self, images, *args, **kwargs) -> BatchFeature:
         """As of BaseImageProcessor. An impossible picture or setting is a ValueError, whoever notices it."""
-        try:
+        with _impossible_values():
             return super().preprocess(images, *args, **kwargs)
-        except (
-            TypeError,
-            AttributeError,
-            LookupError,
-            OverflowError,
-            StrictDataclassError,
-        ) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"impossible picture or setting: {reason}") from error
 
     def process_image(self, image, input_data_format=None, **kwargs) -> Image.Image | torch.Tensor:
         """One picture as RGB: a PIL image, or a float tensor (3, H, W) in [0, 255]."""
@@ -196,6 +193,21 @@ class SimVQImageProcessor(PilBackend):
                 value = value[:, :rows, :cols]
             pictures.append(Image.fromarray(value.permute(1, 2, 0).contiguous().numpy()))
         return pictures
+
+
+@contextmanager
+def _impossible_values():
+    try:
+        yield
+    except (
+        TypeError,
+        AttributeError,
+        LookupError,
+        OverflowError,
+        StrictDataclassError,
+    ) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"impossible picture or setting: {reason}") from error
 
 
 def pil_to_rgb(image: Image.Image) -> Image.Image:
