@@ -47,9 +47,9 @@ def make_quantizer(config) -> nn.Module:
     """
     name, options = config.quantizer, dict(config.quantizer_options)
     size, dim, beta = config.codebook_size, config.codebook_dim, config.commitment_cost
+    if name in ("simvq", "lc"):
+        return SimVQ(size, dim, beta, **options)
     try:
-        if name in ("simvq", "lc"):
-            return SimVQ(size, dim, beta, **options)
         if name in ("vq", "fc"):
             options = {"code_dim": 8, "unit_length": True, **options} if name == "fc" else options
             return CodebookQuantizer(size, dim, beta, **options)

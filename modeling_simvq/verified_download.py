@@ -39,7 +39,7 @@ class VerifiedDownload:
 
         Raises:
             OSError: if what the Hub sends does not have the sha256 that the Hub names, if the weights are
-                damaged, or do not fit the configuration; also as of PreTrainedModel.
+                damaged; also as of PreTrainedModel.
         """
         name = pretrained_model_name_or_path
         kwargs.setdefault("use_safetensors", True)  # pickled weights could run code
@@ -62,13 +62,6 @@ class VerifiedDownload:
             return super().from_pretrained(name, *args, **kwargs)
         except SafetensorError as error:
             raise OSError(f"the weights of {name} are damaged: {error}") from error
-        except RuntimeError as error:
-            if "mismatch" not in str(error):
-                raise
-            reason = " ".join(str(error).split())
-            raise OSError(
-                f"the weights of {name} do not fit its configuration: {reason}"
-            ) from error
 
 
 def verify_weights(repo_id: str, variant: str | None = None, **place) -> None:
