@@ -8,7 +8,7 @@ from datasets import Dataset, Features, List, Value
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from hub_cards.hub_commit import commit_files
-from hub_cards.model_card import PROJECT_TAGS, load_templates
+from hub_cards.model_card import PROJECT_TAGS, in_code, load_templates
 
 CODE_COLUMNS = ("image_codes", "audio_codes")
 SHARD_BYTES = 500_000_000
@@ -65,7 +65,7 @@ def make_dataset_card(
             source=source,
             codebook_size=codebook_size,
             column=column,
-            columns=", ".join(f"`{name}`" for name in columns),
+            columns=", ".join(map(in_code, columns)),
             splits=list(splits.items()),
         )
     )

@@ -168,7 +168,7 @@ def _parse(item, path: Path) -> Evaluation:
         ):
             raise EvaluationError(f"{path}: metric {key} must be a finite number, got {value!r}")
     source = item.get("source", "measured")
-    if source not in SOURCES:
+    if not isinstance(source, str) or source not in SOURCES:
         raise EvaluationError(
             f'{path}: "source" must be one of {", ".join(SOURCES)}, got {source!r}'
         )

@@ -142,7 +142,7 @@ def _retrying(call: Callable[[], Result]) -> Result:
 def _fingerprint(path: Path) -> tuple[int, str, str]:
     """Size, sha256 (how the Hub names large files) and git's own hash (how it names small ones)."""
     size = path.stat().st_size
-    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size)
+    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             sha256.update(block)

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 from hub_cards.evaluation import SOURCES, Evaluation, metric_name
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
+# Owner and name; neither begins with a dot, so that "../x" is none.
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 PAPER = "https://arxiv.org/abs/2411.02038"
 TRAINING_SETTINGS = "training_settings.json"
 PROJECT_TAGS = ["simvq", "vector-quantization", "tokenizer", "arxiv:2411.02038"]
@@ -96,7 +98,7 @@ def make_model_card(
             sources=SOURCES,
             settings=yaml.safe_dump(settings, sort_keys=False).strip() if settings else "",
             samples=sample_names is not None,
-            sample_names=", ".join(_escape(name) for name in sample_names or []),
+            sample_names=", ".join(plain(name) for name in sample_names or []),
             with_code=with_code,
             remote=", trust_remote_code=True" if with_code else "",
             origin=origin,
@@ -161,7 +163,7 @@ def read_settings(model_dir: Path) -> dict:
 
 def is_hub_id(name: str) -> bool:
     """Whether a data set's name is one on the Hub, and no path here."""
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()
+    return bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
 
 
 def training_datasets(settings: dict, evaluations: list[Evaluation]) -> list[str]:
@@ -193,17 +195,47 @@ def eval_results(evaluations: list[Evaluation], task_type: str, task_name: str) 
     ]
 
 
-def _escape(text: str) -> str:
-    """A file name as plain text in Markdown."""
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", text)
+def plain(text) -> str:
+    """A name or sentence from elsewhere as one line of plain text in Markdown: no markup, links or HTML."""
+    line = " ".join(str(text).split())
+    line = "".join(letter for letter in line if letter.isprintable())
+    line = re.sub(r"([\\`*_\[\]<>|~!$]|^[#+-](?=[#+ -]*(?: |$))|(?<=^\d)[.)])", r"\\\1", line)
+    return line.replace("&", "&amp;").replace(
+        "://", ":\u200b//"
+    )  # GitHub and the Hub link bare addresses
+
+
+def in_code(text) -> str:
+    """A name from elsewhere as code within a line of Markdown."""
+    return f"`{' '.join(str(text).replace('`', ' ').split())}`"
+
+
+def fenced(text: str) -> str:
+    """The fence around a block of code, longer than any in it."""
+    return "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+
+
+def hub_link(name: str) -> str:
+    """A link to a model on the Hub, or its plain name if that is no Hub id."""
+    if HUB_ID.fullmatch(name):
+        return f"[{plain(name)}](https://huggingface.co/{name})"
+    return plain(name)
 
 
 def load_templates() -> Environment:
     """The cards' templates; a name that is not filled is an error."""
-    return Environment(
+    # Values are escaped for Markdown by the filters below; they are never templates themselves.
+    environment = Environment(  # noqa: S701  (autoescape is for HTML)
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters |= {
+        "plain": plain,
+        "in_code": in_code,
+        "fenced": fenced,
+        "hub_link": hub_link,
+    }
+    return environment

@@ -4,7 +4,16 @@ import math
 
 from transformers import PreTrainedConfig
 
-from .config_checks import number, refuse_misspelt, truth, whole_number
+from .config_checks import (
+    check_layers,
+    check_parameters,
+    codebook_parameters,
+    number,
+    refuse_misspelt,
+    set_other_fields,
+    truth,
+    whole_number,
+)
 from .quantizers import QUANTIZERS
 
 
@@ -94,13 +103,31 @@ class SimVQAudioConfig(PreTrainedConfig):
             raise ValueError(
                 f"hidden_size must be a multiple of 32 (GroupNorm has 32 groups), got {hidden_size}"
             )
+        for name in ("num_residual_layers", "num_lstm_layers", "num_decoder_layers"):
+            check_layers(name, getattr(self, name))
+        if len(self.downsampling_ratios) > 16:
+            raise ValueError(
+                f"downsampling_ratios may have at most 16 strides, got {len(self.downsampling_ratios)}"
+            )
+        check_parameters(self._about_parameters())
         if self.n_fft < self.hop_length or (self.n_fft - self.hop_length) % 2:
             raise ValueError(
                 f"n_fft must be at least the hop length {self.hop_length} (the product of "
                 f"downsampling_ratios) and differ from it by an even number, got {n_fft}"
             )
         refuse_misspelt(kwargs, known=list(vars(self)))
-        super().__init__(**kwargs)
+        set_other_fields(super().__init__, kwargs)
+
+    def _about_parameters(self) -> int:
+        width = self.num_filters * 2 ** len(self.downsampling_ratios)
+        encoder = (2 * max(self.downsampling_ratios) + 4 * self.num_residual_layers) * width**2
+        encoder += (8 * self.num_lstm_layers * width + 7 * self.codebook_dim) * width
+        decoder = (7 * self.codebook_dim + 40 * self.hidden_size + self.n_fft) * self.hidden_size
+        decoder += 2 * self.num_decoder_layers * self.hidden_size * self.intermediate_size
+        quantizer = codebook_parameters(
+            self.codebook_size, self.codebook_dim, self.quantizer_options
+        )
+        return encoder + decoder + quantizer
 
     @property
     def hop_length(self) -> int:

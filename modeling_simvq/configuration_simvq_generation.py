@@ -2,7 +2,18 @@
 
 from transformers import LlamaConfig, PreTrainedConfig
 
-from .config_checks import number, refuse_misspelt, truth, whole_number
+from .config_checks import (
+    check_layers,
+    check_parameters,
+    codebook_parameters,
+    number,
+    refuse_misspelt,
+    set_other_fields,
+    truth,
+    whole_number,
+)
+
+MOST_CLASSES = 1_000_000
 
 
 class SimVQGenerationConfig(PreTrainedConfig):
@@ -72,8 +83,14 @@ class SimVQGenerationConfig(PreTrainedConfig):
         self.rms_norm_eps = number("rms_norm_eps", rms_norm_eps)
         self.rope_theta = number("rope_theta", rope_theta)
         self.initializer_range = number("initializer_range", initializer_range)
+        check_layers("num_hidden_layers", self.num_hidden_layers)
+        layer = (4 * self.hidden_size + 3 * self.intermediate_size) * self.hidden_size
+        check_parameters(
+            self.num_hidden_layers * layer
+            + codebook_parameters(self.codebook_size, self.hidden_size, {})
+        )
         refuse_misspelt(kwargs, known=list(vars(self)))
-        super().__init__(**kwargs)
+        set_other_fields(super().__init__, kwargs)
 
     @property
     def vocab_size(self) -> int:
@@ -132,6 +149,8 @@ class SimVQImageGenerationConfig(SimVQGenerationConfig):
         **kwargs,
     ):
         self.num_classes = whole_number("num_classes", num_classes, low=0)
+        if num_classes > MOST_CLASSES:
+            raise ValueError(f"num_classes must be at most {MOST_CLASSES}, got {num_classes}")
         self.grid_size = _pair("grid_size", grid_size)
         if id2label is None:
             id2label = {label: f"LABEL_{label}" for label in range(num_classes)}

@@ -2,7 +2,15 @@
 
 from transformers import PretrainedConfig
 
-from .config_checks import number, refuse_misspelt, whole_number
+from .config_checks import (
+    check_layers,
+    check_parameters,
+    codebook_parameters,
+    number,
+    refuse_misspelt,
+    set_other_fields,
+    whole_number,
+)
 from .quantizers import QUANTIZERS
 
 
@@ -68,8 +76,24 @@ class SimVQImageConfig(PretrainedConfig):
             raise ValueError(
                 f"base_channels must be a multiple of 32 (GroupNorm has 32 groups), got {base_channels}"
             )
+        check_layers("num_res_blocks", self.num_res_blocks)
+        if len(self.channel_multipliers) > 16:
+            raise ValueError(
+                f"channel_multipliers may have at most 16 levels, got {len(self.channel_multipliers)}"
+            )
+        check_parameters(self._about_parameters())
         refuse_misspelt(kwargs, known=list(vars(self)))
-        super().__init__(**kwargs)
+        set_other_fields(super().__init__, kwargs)
+
+    def _about_parameters(self) -> int:
+        widths = [self.base_channels * factor for factor in self.channel_multipliers]
+        # Encoder and decoder: blocks of two 3 x 3 convolutions, and those between the levels.
+        convolutions = sum((36 * self.num_res_blocks + 45) * width**2 for width in widths)
+        ends = 9 * (2 * self.in_channels * widths[0] + self.codebook_dim * widths[-1])
+        quantizer = codebook_parameters(
+            self.codebook_size, self.codebook_dim, self.quantizer_options
+        )
+        return convolutions + ends + quantizer
 
     @property
     def downsample_factor(self) -> int:

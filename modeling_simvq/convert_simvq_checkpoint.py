@@ -4,6 +4,7 @@ import argparse
 import json
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -67,6 +68,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
     try:
+        _refuse_compressed(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"Unsupported (?:global|class)[^\n]*|GLOBAL \S+[^\n]*", str(error))
@@ -84,7 +86,20 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     wrong = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if wrong:
         raise ValueError(f"{path}: entry {wrong[0]!r} of the state_dict is not a tensor")
+    for name, tensor in state.items():
+        # Strides of 0 let a few bytes stand for any number of values, for which a model would be made.
+        dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not dense or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{path}: {name!r} has more values than the file holds for it")
     return state
+
+
+def _refuse_compressed(path: Path) -> None:
+    """torch does not compress; a small file that does may hold any number of zeros."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("it is compressed")
 
 
 def _modality(state: dict[str, Tensor], path: Path) -> ModuleType:

@@ -7,6 +7,9 @@ from transformers.utils import PaddingStrategy, TensorType, logging
 
 logger = logging.get_logger(__name__)
 
+# Beyond this, samples were never scaled to [-1, 1].
+LOUDEST = 16.0
+
 Clip = np.ndarray | torch.Tensor | list[float] | tuple[float, ...]
 
 
@@ -33,6 +36,11 @@ class SimVQAudioFeatureExtractor(SequenceFeatureExtractor):
         hop_length: int = 320,
         **kwargs,
     ):
+        for name, value in (("sampling_rate", sampling_rate), ("hop_length", hop_length)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if isinstance(padding_value, bool) or not isinstance(padding_value, (int, float)):
+            raise ValueError(f"padding_value must be a number, got {padding_value!r}")
         super().__init__(
             feature_size=feature_size,
             sampling_rate=sampling_rate,
@@ -41,9 +49,6 @@ class SimVQAudioFeatureExtractor(SequenceFeatureExtractor):
         )
         if feature_size != 1:
             raise ValueError(f"feature_size must be 1, the tokenizer is mono; got {feature_size}")
-        for name, value in (("sampling_rate", sampling_rate), ("hop_length", hop_length)):
-            if not value >= 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
         if self.padding_side != "right":
             raise ValueError(f"padding_side must be 'right', got {self.padding_side!r}")
         self.hop_length = hop_length
@@ -157,8 +162,13 @@ def _waveform(clip: Clip, index: int) -> np.ndarray:
         raise ValueError(f"clip {index} holds {array.dtype}, samples must be floating-point")
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
         array = array.astype(np.float32)
-    if not np.isfinite(array).all():
+    loudest = np.abs(array).max()
+    if not np.isfinite(loudest):
         raise ValueError(f"clip {index} has NaN or infinite samples")
+    if loudest > LOUDEST:
+        logger.warning_once(
+            f"samples reach {loudest:g} but should lie in [-1, 1]: integers must be scaled, not only cast"
+        )
     return array
 
 

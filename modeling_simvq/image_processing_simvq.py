@@ -1,8 +1,11 @@
 """Image processor of the SimVQ image tokenizer: pictures to pixel_values in [-1, 1] and back."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import torch
-from PIL import Image
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image, ImageFile, ImageOps
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 from transformers import BatchFeature
@@ -25,7 +28,9 @@ class SimVQImageProcessor(PilBackend):
 
     PIL pictures and uint8 arrays (H, W, C) or tensors (C, H, W) are resized by PIL, exactly as in training;
     floating-point arrays and tensors, which must lie in [0, 1], are resized by torch with antialiasing.
-    Grey pictures become RGB; transparency is dropped.
+    Grey pictures become RGB; 16 bits become 8; transparency is dropped. A PIL picture that comes straight
+    from a file is turned upright (EXIF), as in training. No picture may become larger than Pillow's limit on
+    decompression bombs, PIL.Image.MAX_IMAGE_PIXELS, whatever the sizes in a configuration say.
     """
 
     valid_kwargs = SimVQImageProcessorKwargs
@@ -55,10 +60,19 @@ class SimVQImageProcessor(PilBackend):
             images = _with_channels(images)
         return super()._prepare_image_like_inputs(images, *args, **kwargs)
 
+    def __init__(self, **kwargs):
+        with _impossible_values():
+            super().__init__(**kwargs)
+
+    def preprocess(self, images, *args, **kwargs) -> BatchFeature:
+        """As of BaseImageProcessor. An impossible picture or setting is a ValueError, whoever notices it."""
+        with _impossible_values():
+            return super().preprocess(images, *args, **kwargs)
+
     def process_image(self, image, input_data_format=None, **kwargs) -> Image.Image | torch.Tensor:
         """One picture as RGB: a PIL image, or a float tensor (3, H, W) in [0, 255]."""
         if isinstance(image, Image.Image):
-            return _pil_to_rgb(image)
+            return pil_to_rgb(_decoded(image))
         array = (
             image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
         )
@@ -69,7 +83,7 @@ class SimVQImageProcessor(PilBackend):
         if array.ndim == 3:
             array = _channels_last(array, input_data_format)
         if array.dtype == np.uint8:
-            return _pil_to_rgb(Image.fromarray(array))
+            return pil_to_rgb(Image.fromarray(array))
         if not np.issubdtype(array.dtype, np.floating):
             raise ValueError(f"an array image must be uint8 or floating point, got {array.dtype}")
         if not np.isfinite(array).all():
@@ -84,6 +98,8 @@ class SimVQImageProcessor(PilBackend):
         return tensor.permute(2, 0, 1)[:3].expand(3, -1, -1) * 255
 
     def _preprocess(self, images: list, return_tensors=None, **settings) -> BatchFeature:
+        if not images:
+            raise ValueError("the processor got an empty batch of images")
         pictures = [self._prepare(image, **settings) for image in images]
         shapes = sorted({tuple(picture.shape[1:]) for picture in pictures})
         if len(shapes) > 1:
@@ -111,10 +127,16 @@ class SimVQImageProcessor(PilBackend):
         **kwargs,
     ) -> torch.Tensor:
         if do_resize:
+            _check_resized(_width_height(image), _target_size(size))
             image = F.resize(image, _target_size(size), _interpolation(resample), antialias=True)
         if do_center_crop:
+            _check_pixels("crop_size", crop_size.width, crop_size.height)
             image = F.center_crop(image, [crop_size.height, crop_size.width])
         width, height = _width_height(image)
+        if not isinstance(size_divisor, int) or size_divisor < 1:
+            raise ValueError(
+                f"size_divisor must be a whole number of at least 1, got {size_divisor!r}"
+            )
         if min(width, height) < size_divisor:
             raise ValueError(
                 f"an image of {height} x {width} pixels is smaller than one token "
@@ -125,6 +147,9 @@ class SimVQImageProcessor(PilBackend):
         if do_rescale:
             image = image * rescale_factor
         if do_normalize:
+            for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+                if isinstance(values, (list, tuple)) and len(values) not in (1, 3):
+                    raise ValueError(f"{name} must be one number or three, got {values!r}")
             image = F.normalize(image, image_mean, image_std)
         if do_pad:
             # Repeating the border costs the fewest artificial edges.
@@ -170,12 +195,79 @@ class SimVQImageProcessor(PilBackend):
         return pictures
 
 
-def _pil_to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(
-        "I;16"
-    ):  # convert("RGB") would clip 16 bits to white instead of scaling
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+@contextmanager
+def _impossible_values():
+    try:
+        yield
+    except (
+        TypeError,
+        AttributeError,
+        LookupError,
+        OverflowError,
+        StrictDataclassError,
+    ) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"impossible picture or setting: {reason}") from error
+
+
+def pil_to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as 8-bit RGB: 16 bits are scaled, transparency is dropped.
+
+    Raises:
+        ValueError: if its pixels have no known range: floating-point ones, and 32-bit ones beyond 16 bits.
+    """
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, which have no known range")
+    if image.mode.startswith("I"):  # convert("RGB") would clip 16 bits to white instead of scaling
+        levels = np.asarray(image)
+        # Pillow opens a 16-bit PGM, and older versions a 16-bit PNG, with 32 bits a pixel.
+        if levels.min() < 0 or levels.max() > 65_535:
+            raise ValueError(
+                f"its pixels are 32-bit numbers from {levels.min()} to {levels.max()}, which have no "
+                "known range"
+            )
+        return Image.fromarray((levels // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "P":  # straight to RGB Pillow would warn of transparency
+        image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def _decoded(image: Image.Image) -> Image.Image:
+    """A PIL picture, decoded, and upright if it is still as the file has it."""
+    if 0 in image.size:
+        raise ValueError(f"an image is empty: {image.width} x {image.height} pixels")
+    try:
+        image.load()
+    except Exception as error:  # decoders of broken files raise nearly anything
+        raise ValueError(f"an image cannot be decoded: {error or type(error).__name__}") from error
+    return upright(image) if isinstance(image, ImageFile.ImageFile) else image
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A picture turned as its EXIF orientation says."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # the pixels are sound, only the notes beside them are not
+        return image
+
+
+def _check_resized(size: tuple[int, int], target: list[int]) -> None:
+    """The picture (width, height) after its short side, or both sides, are resized."""
+    if len(target) == 1:
+        target = [target[0], target[0] * max(size) // min(size)]
+    _check_pixels(f"size, for a picture of {size[0]} x {size[1]}", *target)
+
+
+def _check_pixels(name: str, width: int, height: int) -> None:
+    if not (isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0):
+        raise ValueError(
+            f"{name}: sides must be whole numbers of at least 1, got {width} x {height}"
+        )
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"{name}: {width} x {height} pixels are more than PIL.Image.MAX_IMAGE_PIXELS, "
+            f"{Image.MAX_IMAGE_PIXELS}"
+        )
 
 
 def _with_channels(image):
@@ -197,7 +289,7 @@ def _channels_last(array: np.ndarray, data_format: str | ChannelDimension | None
     return array[..., 0] if array.shape[-1] == 1 else array
 
 
-def _target_size(size) -> list[int] | int:
+def _target_size(size) -> list[int]:
     if size.shortest_edge:
         return [size.shortest_edge]
     if size.height and size.width:
@@ -208,6 +300,12 @@ def _target_size(size) -> list[int] | int:
 def _interpolation(resample) -> InterpolationMode:
     if isinstance(resample, InterpolationMode):
         return resample
+    try:
+        resample = Image.Resampling(resample)
+    except ValueError:
+        raise ValueError(
+            f"resample must be one of PIL.Image.Resampling, got {resample!r}"
+        ) from None
     return {
         Image.Resampling.NEAREST: InterpolationMode.NEAREST,
         Image.Resampling.BILINEAR: InterpolationMode.BILINEAR,
@@ -215,7 +313,7 @@ def _interpolation(resample) -> InterpolationMode:
         Image.Resampling.LANCZOS: InterpolationMode.LANCZOS,
         Image.Resampling.BOX: InterpolationMode.BOX,
         Image.Resampling.HAMMING: InterpolationMode.HAMMING,
-    }[Image.Resampling(resample)]
+    }[resample]
 
 
 def _width_height(image: Image.Image | torch.Tensor) -> tuple[int, int]:

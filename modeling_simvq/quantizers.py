@@ -4,6 +4,8 @@ The latter are those of vector-quantize-pytorch (the optional extra `baselines`)
 Tables of codes are searched by nearest_code, so that only the quantizers differ.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -197,12 +199,13 @@ class FSQuantizer(Quantizer):
                 f"codebook_size: fsq knows levels for {', '.join(map(str, FSQ_LEVELS))} codes, got "
                 f"{codebook_size}: take one of these or give quantizer_options={{levels: [...]}}"
             )
-        self.inner = _load("FSQ", levels=list(levels), dim=codebook_dim)
-        if self.inner.codebook_size != codebook_size:
+        whole = isinstance(levels, (list, tuple)) and all(type(n) is int and n > 1 for n in levels)
+        # Before the codebook is made.
+        if not whole or not levels or math.prod(levels) != codebook_size:
             raise ValueError(
-                f"codebook_size={codebook_size} is not the product of the levels {levels}, "
-                f"{self.inner.codebook_size}"
+                f"codebook_size={codebook_size} is not the product of the levels {levels}"
             )
+        self.inner = _load("FSQ", levels=list(levels), dim=codebook_dim)
 
     def _quantize(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         quantized, codes = self.inner(rows[None])

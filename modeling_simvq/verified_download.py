@@ -12,6 +12,7 @@ import re
 import time
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 logger = logging.getLogger(__name__)
@@ -34,15 +35,20 @@ class VerifiedDownload:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As of PreTrainedModel. Damaged weights are fetched anew, once.
+        """As of PreTrainedModel. Damaged weights are fetched anew, once; only safetensors are read.
 
         Raises:
-            OSError: if what the Hub sends does not have the sha256 that the Hub names; also as of
-                PreTrainedModel.
+            OSError: if what the Hub sends does not have the sha256 that the Hub names, if the weights are
+                damaged; also as of PreTrainedModel.
         """
         name = pretrained_model_name_or_path
+        kwargs.setdefault("use_safetensors", True)  # pickled weights could run code
         if name is not None and os.path.isdir(name):
-            verify_snapshot(Path(name) / (kwargs.get("subfolder") or ""))
+            folder = Path(name) / (kwargs.get("subfolder") or "")
+            verify_snapshot(folder)
+            index = folder / _with_variant(SAFE_WEIGHTS_INDEX_NAME, kwargs.get("variant"))
+            if index.is_file():
+                _shards(index, str(name))
         elif name is not None and not os.path.exists(name) and kwargs.get("state_dict") is None:
             place = {key: kwargs[key] for key in _PLACE if kwargs.get(key) is not None}
             # The commit of the configuration, where there is one: a branch may move in between.
@@ -52,7 +58,10 @@ class VerifiedDownload:
             place |= {"revision": commit} if commit else {}
             verify_weights(str(name), kwargs.get("variant"), **place)
             kwargs.pop("force_download", None)  # it is done
-        return super().from_pretrained(name, *args, **kwargs)
+        try:
+            return super().from_pretrained(name, *args, **kwargs)
+        except SafetensorError as error:
+            raise OSError(f"the weights of {name} are damaged: {error}") from error
 
 
 def verify_weights(repo_id: str, variant: str | None = None, **place) -> None:
@@ -72,11 +81,7 @@ def verify_weights(repo_id: str, variant: str | None = None, **place) -> None:
         return
     listed = _verified(repo_id, index, place)
     if listed is not None:
-        try:
-            shards = sorted(set(json.loads(Path(listed).read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise OSError(f"{index} of {repo_id} is damaged: {error!r}") from error
-        for shard in shards:
+        for shard in _shards(Path(listed), repo_id):
             _verified(repo_id, shard, place)
 
 
@@ -93,6 +98,20 @@ def verify_snapshot(folder: Path) -> None:
                 f"{path} is damaged: it does not have the sha256 that the Hub names. It is removed from the "
                 "cache; download again"
             )
+
+
+def _shards(index: Path, repo_id: str) -> list[str]:
+    """Names of the files that an index lists; they lie beside it."""
+    try:
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise OSError(f"{index.name} of {repo_id} is damaged: {error!r}") from error
+    for shard in shards:
+        if not isinstance(shard, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors", shard):
+            raise OSError(
+                f"{index.name} of {repo_id} names {shard!r}, which is no file of weights beside it"
+            )
+    return shards
 
 
 def _with_variant(name: str, variant: str | None) -> str:

@@ -130,7 +130,7 @@ def encode_all(
             0
         ]  # the codes, whatever the modality calls them
 
-    for measured, codes in measured_batches(loader, accelerator, measure, "encoding"):
+    for measured, codes, _ in measured_batches(loader, accelerator, measure, "encoding"):
         if accelerator.is_main_process:
             counter.update(codes)
             sample.add(measured["latents"], codes)

@@ -102,21 +102,22 @@ def evaluate(
     """
     config = model.config
     counter = CodeCounter(config.codebook_size, accelerator.device)
-    fingerprint, count = Fingerprint(), 0
+    fingerprint, counts = Fingerprint(), torch.zeros(2, dtype=torch.int64)  # read, unreadable
     means = {key: Mean() for name in metrics for key in KEYS.get(name, (name,))}
     hidden = not accelerator.is_local_main_process
     for batch in tqdm(recordings, desc="evaluating", unit="recording", disable=hidden):
         if not batch["valid"].all():
+            counts[1] += 1
             continue
         waveform = batch["input_values"]
         output = model(waveform.to(accelerator.device))
         counter.update(output.audio_codes)
         fingerprint.add(sample_hashes(waveform))
-        count += 1
+        counts[0] += 1
         decoded = as_written(output.audio_values[0, 0].float().cpu().numpy())
         pair = SpeechPair(waveform[0, 0].numpy(), decoded, config.sampling_rate)
         for metric in metrics.values():
-            for key, value in metric(pair).items():
+            for key, value in _measured(metric, pair).items():
                 if math.isfinite(value):
                     means[key].add(torch.tensor([value]))
     # Only here do the ranks meet: their recordings differ in number and length.
@@ -124,7 +125,7 @@ def evaluate(
         mean.reduce(accelerator)
     fingerprint.reduce(accelerator)
     usage = counter.read(accelerator)
-    count = int(accelerator.reduce(torch.tensor(count, device=accelerator.device)))
+    count, unreadable = accelerator.reduce(counts.to(accelerator.device)).tolist()
     if count == 0:
         raise ValueError("no recording of the data set can be read")
     if not accelerator.is_main_process:
@@ -134,7 +135,20 @@ def evaluate(
     tokens_per_second = config.sampling_rate / config.hop_length
     found["bitrate"] = tokens_per_second * math.log2(config.codebook_size) / 1000
     failures = {key: count - mean.count for key, mean in means.items() if mean.count < count}
-    return Findings(found, intervals(means), count, str(fingerprint), failures)
+    return Findings(found, intervals(means), count, str(fingerprint), failures, unreadable)
+
+
+def _measured(
+    metric: Callable[[SpeechPair], dict[str, float]], pair: SpeechPair
+) -> dict[str, float]:
+    """A metric's values; none where its package fails, as some do on a recording of a few samples."""
+    try:
+        return metric(pair)
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, IndexError, RuntimeError, ArithmeticError) as error:
+        logging.warning(f"not defined for a recording of {len(pair.original)} samples: {error}")
+        return {}
 
 
 def _decode(cell: dict | None, name: str, generator, sampling_rate: int) -> Tensor:
@@ -208,6 +222,7 @@ def run(settings: AudioEvaluationSettings, data: AudioDataConfig, accelerator: A
             protocol=protocol,
             extra={
                 "intervals": findings.intervals,
+                "unreadable": findings.unreadable,
                 "failures": findings.failures,
                 "notes": [f"Not measured: {metric_name(name)}." for name in missing],
                 "fingerprint": findings.fingerprint,

@@ -117,7 +117,7 @@ def evaluate(
     """
     counter = CodeCounter(model.config.codebook_size, accelerator.device)
     means: dict[str, Mean] = {}
-    batch_psnr, fingerprint = BatchPsnr(), Fingerprint()
+    batch_psnr, fingerprint, left_out = BatchPsnr(), Fingerprint(), 0
     fid = frechet_distance(accelerator.device) if inception is not None else None
 
     def measure(batch: dict[str, Tensor]):
@@ -134,7 +134,8 @@ def evaluate(
             )
         return figures, output.image_codes
 
-    for figures, codes in measured_batches(loader, accelerator, measure, "evaluating"):
+    for figures, codes, unreadable in measured_batches(loader, accelerator, measure, "evaluating"):
+        left_out += unreadable
         if not accelerator.is_main_process:
             continue
         counter.update(codes)
@@ -158,7 +159,7 @@ def evaluate(
         if count < 2:
             raise ValueError("rFID needs at least two pictures: fid=false does without")
         metrics["rfid"] = float(fid.compute())
-    return Findings(metrics, intervals(means), count, str(fingerprint))
+    return Findings(metrics, intervals(means), count, str(fingerprint), unreadable=left_out)
 
 
 def to_bytes(pixels: Tensor) -> Tensor:
@@ -219,6 +220,7 @@ def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: A
             protocol=protocol,
             extra={
                 "intervals": findings.intervals,
+                "unreadable": findings.unreadable,
                 "fingerprint": findings.fingerprint,
                 "settings": {
                     "resolution": data.resolution,

@@ -85,6 +85,7 @@ class Findings:
         samples: how many were evaluated.
         fingerprint: of the samples, see Fingerprint.
         failures: metric to the number of samples of which it could not be had, where there are any.
+        unreadable: samples left out because they cannot be read.
     """
 
     metrics: dict[str, float]
@@ -92,6 +93,7 @@ class Findings:
     samples: int
     fingerprint: str
     failures: dict[str, int] = field(default_factory=dict)
+    unreadable: int = 0
 
 
 def sample_hashes(samples: Tensor) -> Tensor:
@@ -148,6 +150,8 @@ def markdown(evaluation: Evaluation, noun: str) -> str:
         lines.append(f"| {name} | {value} | {'' if half is None else f'{half:.2g}'} |")
     count = f"{evaluation.samples:,} {noun}{'' if evaluation.samples == 1 else 's'}."
     lines += ["", evaluation.protocol, "", count, ""]
+    if extra.get("unreadable"):
+        lines.append(f"{extra['unreadable']:,} more cannot be read and are left out.")
     for key, failed in extra.get("failures", {}).items():
         lines.append(
             f"{metric_name(key)} is not defined for {failed:,} of them, which its mean leaves out."

@@ -1,26 +1,44 @@
 """Pictures for training: any Datasets source, decoded here so that a broken file is skipped and counted."""
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 import datasets
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
+from modeling_simvq.image_processing_simvq import pil_to_rgb, upright
 from training.data_source import DataSettings, Kind, Source, open_split
 from training.samples import Decoder, UnreadableSample, build_dataloader, open_cell
 from training.settings import at_least, setting
 
 # x / 127.5 - 1 of every byte, rounded to float32 once, as the original's numpy does it.
 LEVELS = torch.from_numpy((np.arange(256) / 127.5 - 1.0).astype(np.float32))
+
+# Only these parsers see a file: Pillow would hand PostScript to Ghostscript, for one.
+Image.init()
+PICTURE_FORMATS = {
+    "AVIF",
+    "BMP",
+    "DIB",
+    "GIF",
+    "JPEG",
+    "JPEG2000",
+    "MPO",
+    "PNG",
+    "PPM",
+    "TGA",
+    "TIFF",
+    "WEBP",
+}
+PICTURE_FORMATS = sorted(PICTURE_FORMATS & Image.OPEN.keys())
 
 UnreadableImage = UnreadableSample
 
@@ -52,7 +70,7 @@ def decode_image(cell: dict | None, name: str = "a picture without a path") -> I
 
     EXIF orientation is applied, 16 bits are scaled to 8, transparency is dropped (as by the original and
     by SimVQImageProcessor, so that training and use see the same), and of an animation the first frame is
-    taken. Pillow's limit on decompression bombs holds.
+    taken. Pillow's limit on decompression bombs holds, and only PICTURE_FORMATS are read.
 
     Args:
         cell: {"bytes": ..., "path": ...}, one of which may be None; path may be a URL of fsspec.
@@ -62,25 +80,24 @@ def decode_image(cell: dict | None, name: str = "a picture without a path") -> I
         UnreadableImage: naming the file and the reason.
     """
     with open_cell(cell, name) as file:
-        try:
-            with Image.open(io.BytesIO(file.read())) as image:
-                image.load()
-                return _to_rgb(_upright(image))
-        except UnidentifiedImageError:
-            raise UnreadableImage("not a picture in a known format") from None
+        return _picture(file)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _picture(file: BinaryIO) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # the pixels are sound, only the notes beside them are not
-        return image
+        with Image.open(file, formats=PICTURE_FORMATS) as image:
+            image.load()
+            return pil_to_rgb(upright(image))
+    except UnidentifiedImageError:
+        raise UnreadableImage("not a picture in a known format") from None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # convert("RGB") would clip 16 bits to white
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    return image.convert("RGB")
+def decode_pixels(
+    cell: dict | None, name: str, generator: torch.Generator | None, resolution: int
+) -> Tensor:
+    """A cell of an image column to (3, R, R): decode_image and image_to_pixels, errors named."""
+    with open_cell(cell, name) as file:
+        return image_to_pixels(_picture(file), resolution, generator)
 
 
 def image_to_pixels(
@@ -115,12 +132,6 @@ def make_transform(resolution: int, train: bool) -> Callable[[Image.Image], Tens
     return partial(image_to_pixels, resolution=resolution, generator=generator)
 
 
-def _decode(
-    cell: dict | None, name: str, generator: torch.Generator | None, resolution: int
-) -> Tensor:
-    return image_to_pixels(decode_image(cell, name), resolution, generator)
-
-
 def build_image_dataloader(
     config: ImageDataConfig, split: str, *, batch_size: int, train: bool, seed: int
 ) -> DataLoader:
@@ -130,6 +141,6 @@ def build_image_dataloader(
     """
     side = config.resolution
     decoder = Decoder(
-        config.column, "pixel_values", (3, side, side), partial(_decode, resolution=side)
+        config.column, "pixel_values", (3, side, side), partial(decode_pixels, resolution=side)
     )
     return build_dataloader(config, split, decoder, batch_size=batch_size, train=train, seed=seed)

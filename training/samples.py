@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # So many broken files in a row mean that something else is wrong.
 MOST_UNREADABLE_IN_A_ROW = 100
 # Names of broken files that a worker writes to the log; the rest are only counted.
-NAMED_UNREADABLE = 10
+NAMED_UNREADABLE = 100
 
 
 class UnreadableSample(ValueError):
@@ -51,7 +51,7 @@ class Decoder:
 
     def read(self, row: dict, name: str, generator: torch.Generator | None) -> dict[str, Tensor]:
         """What a row gives to a batch."""
-        return {self.key: self.decode(row[self.column], name, generator)}
+        return {self.key: self.decode(row.get(self.column), name, generator)}
 
     def blank(self) -> dict[str, Tensor]:
         """In the place of what a row does not give."""

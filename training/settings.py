@@ -207,7 +207,7 @@ def _convert(name: str, value, hint):
         if origin is float and not isinstance(value, (bool, list, dict)):
             try:
                 return float(value)
-            except ValueError:
+            except (ValueError, OverflowError):
                 continue
     if str in options and isinstance(value, bool):  # what YAML makes of mixed_precision: no
         return "yes" if value else "no"

@@ -134,7 +134,7 @@ class FileWriter:
     def _decode(self, job: tuple[dict, int, Variant]):
         row, number, variant = job
         try:
-            return self.tokens.decode(row[self.tokens.source_column], number, variant)
+            return self.tokens.decode(row.get(self.tokens.source_column), number, variant)
         except UnreadableSample as error:
             logging.warning(f"skipped {error}")
             return None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hub_cards.dataset_card import code_type
 from training.audio_data import AudioDataConfig, decode_audio
-from training.image_data import ImageDataConfig, decode_image, image_to_pixels
+from training.image_data import ImageDataConfig, decode_pixels
 from training.settings import SettingsError
 
 MANIFEST = "tokenization.json"  # beside the codes: how they were made
@@ -59,7 +59,7 @@ class ImageTokens:
         if variant.crop is not None:
             state = np.random.SeedSequence((self.seed, row, variant.crop)).generate_state(1)
             generator = torch.Generator().manual_seed(int(state[0]))
-        pixels = image_to_pixels(decode_image(cell, f"row {row}"), self.resolution, generator)
+        pixels = decode_pixels(cell, f"row {row}", generator, self.resolution)
         return pixels.flip(-1) if variant.flipped else pixels
 
     @torch.inference_mode()

@@ -22,15 +22,15 @@ def measured_batches(
     accelerator: Accelerator,
     measure: Callable[[dict[str, Tensor]], Measured],
     desc: str,
-) -> Iterator[Measured]:
-    """Figures and codes of the samples of all ranks, batch after batch, each sample once.
+) -> Iterator[tuple[dict[str, Tensor], Tensor, int]]:
+    """Figures and codes of the samples of all ranks, and how many cannot be read; each sample once.
 
     Args:
         loader: prepared; batches have "valid", (B,) bool, false for samples that could not be read.
         measure: maps a batch to figures, each (B, ...), and codes (B, ...).
 
     Yields:
-        The same on all ranks, without what could not be read.
+        The same on all ranks, batch after batch, without what could not be read.
     """
     hidden = not accelerator.is_local_main_process
     for batch in tqdm(loader, desc=desc, unit="batch", leave=False, disable=hidden):
@@ -41,7 +41,8 @@ def measured_batches(
         )
         valid = gathered.pop("valid")
         codes = gathered.pop("codes")[valid]
-        yield {name: values[valid] for name, values in gathered.items()}, codes
+        unreadable = int((~valid).sum())
+        yield {name: values[valid] for name, values in gathered.items()}, codes, unreadable
 
 
 @torch.no_grad()
@@ -81,11 +82,17 @@ def run_validation(
     """
     counter = CodeCounter(codebook_size, accelerator.device)
     figures: dict[str, list[Tensor]] = {}
-    for per_sample, codes in measured_batches(loader, accelerator, measure, "validating"):
+    left_out = 0
+    for per_sample, codes, unreadable in measured_batches(
+        loader, accelerator, measure, "validating"
+    ):
+        left_out += unreadable
         if accelerator.is_main_process:  # every rank has gathered the same codes
             counter.update(codes)
         for name, values in per_sample.items():
             figures.setdefault(name, []).append(values)
+    if left_out:
+        logger.warning(f"{left_out} samples of the validation set cannot be read and are left out")
     usage = counter.read(accelerator)
     if usage.tokens == 0:
         logger.warning("the validation set has no sample that can be read: no figures")

@@ -299,7 +299,7 @@ def test_nothing_readable_is_an_error(streaming, train, count, tmp_path, caplog)
     cfg = config(tmp_path / "bad.parquet", streaming=streaming)
     with pytest.raises(UnreadableImage, match=f"{min(count, 100)} pictures in a row"):
         load(cfg, train=train)
-    assert sum("skipped" in record.message for record in caplog.records) <= 10
+    assert sum("skipped" in record.message for record in caplog.records) <= 100
 
 
 # Order and crops

@@ -1,6 +1,7 @@
 """The loop on a tiny model in this process: what it leaves, accumulation, phases, precision, validation."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -136,3 +137,18 @@ def test_validation_counts_no_picture_twice_and_no_broken_one(make_trainer):
     kept = [0, 2, 3, 4, 5]
     figures = trainer.validate()
     assert figures["l1"] == pytest.approx(float((output - pixels)[kept].abs().mean()), rel=1e-5)
+
+
+def test_the_time_spent_waiting_for_data_is_told(make_trainer, monkeypatch):
+    trainer = make_trainer({"validation": 0}, max_steps=3, log_every=1)
+    pictures, logged, pause = type(trainer.train_loader.dataset), [], 0.05
+    read = pictures.__getitem__
+    monkeypatch.setattr(
+        pictures, "__getitem__", lambda self, index: time.sleep(pause) or read(self, index)
+    )
+    trainer.accelerator.log = lambda figures, step: logged.append(figures)
+    trainer.train()
+    assert len(logged) == 3 and all(0 <= figures["run/data_wait"] < 1 for figures in logged)
+    seconds = [1 / figures["run/steps_per_second"] for figures in logged]
+    waited = sum(f["run/data_wait"] * s for f, s in zip(logged, seconds, strict=True))
+    assert waited >= 3 * 4 * pause  # three batches of four
