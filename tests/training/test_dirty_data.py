@@ -16,7 +16,6 @@ import pyarrow.parquet
 import pytest
 import soundfile
 import torch
-from dirty_files import Dirty, colours, dirty_pictures, dirty_recordings, quarters, saved
 from PIL import Image
 
 from modeling_simvq import (
@@ -26,6 +25,14 @@ from modeling_simvq import (
     SimVQImageConfig,
     SimVQImageModel,
     SimVQImageProcessor,
+)
+from tests.training.dirty_files import (
+    Dirty,
+    colours,
+    dirty_pictures,
+    dirty_recordings,
+    quarters,
+    saved,
 )
 from training import evaluate_audio, evaluate_image, tokenize_dataset
 from training.audio_data import decode_audio

@@ -5,10 +5,10 @@ import random
 
 import torch
 import yaml
-from dirty_files import dirty_pictures, dirty_recordings
 
 from hub_cards.evaluation import read_evaluations
 from tests.fuzzing import NASTY, fuzz, mutated_bytes, mutated_tree, tries
+from tests.training.dirty_files import dirty_pictures, dirty_recordings
 from training.audio_data import AudioDataConfig, decode_audio
 from training.image_data import ImageDataConfig, decode_pixels
 from training.image_recipe import ImageLossSettings, ImageModelSettings

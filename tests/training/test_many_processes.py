@@ -5,10 +5,8 @@ import json
 from pathlib import Path
 
 import datasets
-import launching
 import pytest
 import torch
-import two_ranks
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
@@ -16,6 +14,8 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils.launch import prepare_multi_gpu_env
 from PIL import Image
 from safetensors.torch import load_file
+
+from tests.training import launching, two_ranks
 
 LAUNCHERS = launching.REPOSITORY / "training" / "configs" / "accelerate"
 PICTURES = 11

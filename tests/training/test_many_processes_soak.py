@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import skimage.data
-from launching import REPOSITORY, TWO_RANKS, free_port, launch
 from PIL import Image
 from safetensors.torch import load_file
+
+from tests.training.launching import REPOSITORY, TWO_RANKS, free_port, launch
 
 LAUNCHERS = REPOSITORY / "training" / "configs" / "accelerate"
 TINY = ["resolution=32", "num_workers=0", "base_channels=32", "channel_multipliers=[1,2]"]

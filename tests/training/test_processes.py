@@ -3,8 +3,8 @@
 import pytest
 import yaml
 from accelerate.utils import DistributedType
-from launching import REPOSITORY, launch
 
+from tests.training.launching import REPOSITORY, launch
 from training import processes
 from training.processes import SIZE_VARIABLES, check_processes
 from training.settings import SettingsError

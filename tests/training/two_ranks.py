@@ -11,12 +11,12 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from conftest import TINY, Pictures, build_tiny_recipe
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from modeling_simvq import SimVQAudioConfig, SimVQAudioModel, SimVQImageModel
+from tests.training.conftest import TINY, Pictures, build_tiny_recipe
 from training.audio_discriminators import AudioDiscriminator
 from training.audio_losses import AudioLoss
 from training.audio_recipe import AudioRecipe
