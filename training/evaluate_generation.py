@@ -172,7 +172,7 @@ def evaluate(
                 figures["logits"] = classifier(pictures)
             return figures, labels  # there are no codes
 
-        for figures, _ in measured_batches(loader, accelerator, measure, desc):
+        for figures, *_ in measured_batches(loader, accelerator, measure, desc):
             if main:
                 yield figures
 

@@ -108,6 +108,7 @@ class Trainer:
         self.progress = Progress()
         self._prepare()
         self.saved: Path | None = None  # what the main process has to publish at the end
+        self._waited = 0.0  # seconds for data since the last report
 
     @property
     def figures(self) -> dict[str, float] | None:
@@ -218,7 +219,7 @@ class Trainer:
             unit="step",
             disable=not self.accelerator.is_local_main_process,
         )
-        self._clock, self._clock_step, self._waited = time.perf_counter(), progress.step, 0.0
+        self._clock, self._clock_step = time.perf_counter(), progress.step
         for batch in self._batches():
             stepped = self._train_batch(batch)
             if not stepped:

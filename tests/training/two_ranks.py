@@ -218,7 +218,7 @@ def samples(folder: Path, streaming: bool, workers: int, train: bool, epoch: int
         return {"level": level(batch)}, torch.zeros(len(batch["valid"]), 1, dtype=torch.int64)
 
     measured = measured_batches(loader, accelerator, measure, "testing")
-    return [figures["level"].tolist() for figures, _ in measured]
+    return [figures["level"].tolist() for figures, *_ in measured]
 
 
 def averages_start_alike(rank: int, folder: Path) -> list[float]:
