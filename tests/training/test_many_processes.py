@@ -122,7 +122,12 @@ def compare(case: str, expected: dict, found: list[dict]) -> None:
 
 def compare_figures(case: str, expected: list[dict], found: list[dict]) -> None:
     """Losses, gradient norms, rates and code statistics of every step."""
-    own = ("run/steps_per_second", "codebook/scale_ratio", "codebook/latent_effective_rank")
+    own = (
+        "run/steps_per_second",
+        "run/data_wait",
+        "codebook/scale_ratio",
+        "codebook/latent_effective_rank",
+    )
     for ours, theirs in zip(expected, found, strict=True):
         assert set(ours) == set(theirs)
         for name in set(ours).difference(own):
