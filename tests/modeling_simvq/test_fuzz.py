@@ -246,7 +246,7 @@ def mutated_state(state: dict, source: random.Random) -> dict:
             ] = tensor
         elif kind == 2:
             state[name] = source.choice(NASTY)
-        elif not isinstance(tensor, torch.Tensor):
+        elif not isinstance(tensor, torch.Tensor) or tensor.ndim == 0:
             continue
         elif kind == 3:
             state[name] = tensor.flatten() if source.random() < 0.5 else tensor[None]
