@@ -148,8 +148,12 @@ class SimVQImageProcessor(PilBackend):
             image = image * rescale_factor
         if do_normalize:
             for name, values in (("image_mean", image_mean), ("image_std", image_std)):
-                if isinstance(values, (list, tuple)) and len(values) not in (1, 3):
-                    raise ValueError(f"{name} must be one number or three, got {values!r}")
+                numbers = values if isinstance(values, (list, tuple)) else [values]
+                real = all(isinstance(n, (int, float)) and abs(n) < 3e38 for n in numbers)
+                if len(numbers) not in (1, 3) or not real:
+                    raise ValueError(f"{name} must be one finite number or three, got {values!r}")
+                if name == "image_std" and not all(abs(n) > 1e-30 for n in numbers):
+                    raise ValueError(f"image_std must not be zero, got {values!r}")
             image = F.normalize(image, image_mean, image_std)
         if do_pad:
             # Repeating the border costs the fewest artificial edges.

@@ -1,5 +1,6 @@
 """Fuzzing: what is done to inputs, and the account of what became of them."""
 
+import copy
 import json
 import random
 import resource
@@ -160,11 +161,13 @@ def mutated_tree(tree: dict, source: random.Random, spared: set[str] = frozenset
         key = source.choice([k for k in node if k not in spared] or ["codebook_size"])
         kind = source.randrange(8)
         if kind < 5:
-            node[key] = source.choice(NASTY)
+            node[key] = copy.deepcopy(source.choice(NASTY))
         elif kind == 5:
             node.pop(key, None)
         elif kind == 6:
             node[key + "s"] = node.get(key)
         else:
-            node[source.choice(["hub", "_class", "unheard of", ""])] = source.choice(NASTY)
+            node[source.choice(["hub", "_class", "unheard of", ""])] = copy.deepcopy(
+                source.choice(NASTY)
+            )
     return tree

@@ -134,7 +134,8 @@ def build_settings(groups: dict[str, type], values: dict) -> dict:
     sorted_values: dict[str, dict] = {group: {} for group in groups}
     for name, value in values.items():
         if name not in fields:
-            close = difflib.get_close_matches(name, fields, n=1)
+            # YAML takes `on` and `1` for no strings.
+            close = difflib.get_close_matches(str(name), fields, n=1)
             hint = f": did you mean {close[0]!r}?" if close else "; --help lists all settings"
             raise SettingsError(f"unknown setting {name!r}{hint}")
         group, spec = fields[name]

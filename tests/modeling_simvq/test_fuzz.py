@@ -121,7 +121,7 @@ def test_image_processor(count):
             assert pixels.isfinite().all() and pixels.abs().max() <= 1 + 1e-6
 
     account = fuzz("image processor", inputs(), use)
-    assert account.accepted > count // 20 and account.refused > count // 20
+    assert account.accepted > count // 50 and account.refused > count // 50
 
 
 @tries(300, 20_000)
@@ -161,7 +161,7 @@ def test_feature_extractor(count):
         assert found.padding_mask.shape == found.input_values.shape[::2]
 
     account = fuzz("feature extractor", inputs(), use)
-    assert account.accepted > count // 20 and account.refused > count // 20
+    assert account.accepted > count // 50 and account.refused > count // 50
 
 
 def rewritten(folder: Path, name: str, content: bytes) -> Path:
@@ -190,7 +190,7 @@ def test_configurations(modality, count, tiny_folder, tiny_audio_folder, tmp_pat
             AutoModel.from_config(config)
 
     account = fuzz(f"{modality} config.json", inputs(), use)
-    assert account.accepted > count // 20 and account.refused > count // 20
+    assert account.accepted > count // 50 and account.refused > count // 50
 
 
 @tries(100, 2_000)
@@ -246,7 +246,7 @@ def mutated_state(state: dict, source: random.Random) -> dict:
             ] = tensor
         elif kind == 2:
             state[name] = source.choice(NASTY)
-        elif not isinstance(tensor, torch.Tensor):
+        elif not isinstance(tensor, torch.Tensor) or tensor.ndim == 0:
             continue
         elif kind == 3:
             state[name] = tensor.flatten() if source.random() < 0.5 else tensor[None]
