@@ -27,7 +27,7 @@ from torch import Tensor
 from .nearest_code_triton import search_gpu, triton_can_search
 
 TILE_CODES = 256
-# Codes are projected and scored in blocks of this size, so that the working memory does not grow with K.
+# Codes are projected and scored in blocks of this size, so that the working memory hardly grows with K.
 BLOCK_BYTES = 16 << 20
 # Codes that are projected at once: their rows stay in the cache until they are in the block.
 PIECE_CODES = 4096
@@ -171,13 +171,17 @@ def _search(
     codes: Tensor | Book,
     projection: Callable[[Tensor], Tensor] | None,
 ) -> Tensor:
-    width = queries.shape[1]
-    size = max(TILE_CODES, BLOCK_BYTES // (4 * width) // TILE_CODES * TILE_CODES)
+    as_it_is = isinstance(codes, Book) or (
+        projection is None and codes.dtype == torch.float32 and codes.is_contiguous()
+    )
+    # Of codes that need no copy, a block holds only the maxima.
+    bytes_of_a_code = 4 * (len(queries) // TILE_CODES if as_it_is else queries.shape[1])
+    size = max(BLOCK_BYTES // max(bytes_of_a_code, 1) // TILE_CODES, 1) * TILE_CODES
     if isinstance(codes, Book):
         books, total = codes.split(size), len(codes.codes)
     else:
         total = len(codes)
-        block = queries.new_empty(min(size, total), width) if projection else None
+        block = queries.new_empty(min(size, total), queries.shape[1]) if projection else None
         books = (
             make_book(part, projection, out=None if block is None else block[: len(part)])
             for part in codes.split(size)
@@ -283,7 +287,7 @@ def _group_size(queries: int, codes: int, width: int) -> int:
 
     Large groups make pass 2 score more codes for every query, small ones make it go through more groups.
     """
-    best = (1e6 / width * codes / max(queries, 1)) ** 0.5
+    best = (8000 * codes / max(queries, 1)) ** 0.5
     return min(max(1 << round(math.log2(best)), 64), TILE_CODES)
 
 
