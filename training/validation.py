@@ -51,19 +51,31 @@ def each_once(
 ) -> Iterator[dict[str, Tensor]]:
     """This rank's part of the readable samples of a validation set: over all ranks each comes once.
 
-    For figures that are no plain means over samples; their sums are the caller's to reduce.
+    For figures that are no plain means over samples; their sums are the caller's to reduce. What cannot be read
+    is warned of at the end.
 
     Args:
         loader: prepared; batches have "valid", (B,) bool, false for samples that could not be read.
     """
     hidden = not accelerator.is_local_main_process
+    unreadable = torch.zeros((), dtype=torch.int64, device=accelerator.device)
     for batch in tqdm(loader, desc=desc, unit="batch", leave=False, disable=hidden):
         size = len(batch["valid"])
         own = torch.arange(size, device=accelerator.device) + size * accelerator.process_index
         # gather_for_metrics drops the samples that fill up the last batch of all ranks.
-        kept = torch.isin(own, accelerator.gather_for_metrics(own)) & batch["valid"]
+        real = torch.isin(own, accelerator.gather_for_metrics(own))
+        kept = real & batch["valid"]
+        unreadable += (real & ~batch["valid"]).sum()
         if kept.any():
             yield {name: values[kept] for name, values in batch.items()}
+    _warn_of(int(accelerator.reduce(unreadable)))
+
+
+def _warn_of(unreadable: int) -> None:
+    if unreadable:
+        logger.warning(
+            f"{unreadable} samples of the validation set cannot be read and are left out"
+        )
 
 
 def run_validation(
@@ -91,8 +103,7 @@ def run_validation(
             counter.update(codes)
         for name, values in per_sample.items():
             figures.setdefault(name, []).append(values)
-    if left_out:
-        logger.warning(f"{left_out} samples of the validation set cannot be read and are left out")
+    _warn_of(left_out)
     usage = counter.read(accelerator)
     if usage.tokens == 0:
         logger.warning("the validation set has no sample that can be read: no figures")
