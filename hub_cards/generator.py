@@ -1,6 +1,7 @@
 """What a push sends of a generator: a pipeline with its tokenizer, or the transformer alone; and its card."""
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -136,7 +137,7 @@ def make_generator_card(
             is_image=is_image,
             is_pipeline=is_pipeline,
             classes=classes,
-            example=f"{config.id2label[0]!r}, " if classes else "",
+            example=_example(config.id2label[0]) if classes else "",
             guidance_scale=GUIDANCE_SCALE if classes else 1.0,
             tokenizer=tokenizer,
             parameters=model.num_parameters(),
@@ -150,6 +151,11 @@ def make_generator_card(
             origin=origin,
         )
     )
+
+
+def _example(name: str) -> str:
+    """The first class as an argument in Python; by its number if its name could be anything but a name."""
+    return f"{name!r}, " if re.fullmatch(r"[\w ,.'-]+", name) else "0, "
 
 
 def _write_samples(model: PreTrainedModel, folder: Path, made: Path) -> tuple[Path, list[str]]:

@@ -12,6 +12,7 @@ import soundfile
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
+from hub_cards.generator import make_generator_card
 from hub_cards.push_to_hub import push_to_hub
 from modeling_simvq import (
     SimVQAudioConfig,
@@ -19,6 +20,7 @@ from modeling_simvq import (
     SimVQForAudioGeneration,
     SimVQForImageGeneration,
     SimVQImageConfig,
+    SimVQImageGenerationConfig,
     SimVQImageModel,
 )
 from training.generator_recipe import (
@@ -239,6 +241,23 @@ def test_rows_that_cannot_be_used():
         for n in range(60)
     }
     assert starts == set(range(7))
+
+
+def test_class_names_are_no_markup_on_the_card():
+    names = {0: "```\n# x", 1: "[a](http://b)", 2: "cat"}
+    config = SimVQImageGenerationConfig(
+        num_classes=3,
+        id2label=names,
+        codebook_size=8,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    model = SimVQForImageGeneration(config)
+    card = str(make_generator_card(model, "me/made", sample_names=list(names.values())))
+    assert "pipeline(0, num_images=4" in card and "Rows: \\`\\`\\`" in card
+    assert "\n# x" not in card and "[a](" not in card
+    assert "SimVQImagePipeline.from_pretrained" in card
 
 
 def test_mistakes_are_named(run, picture_codes, tmp_path):
