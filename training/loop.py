@@ -212,34 +212,32 @@ class Trainer:
         self._resume(settings.resume)
         if progress.step >= self.total_steps:
             logger.info(f"nothing to do: the run is at step {progress.step} of {self.total_steps}")
-        bar = tqdm(
+        # Closed on the way out of errors too, so that the message comes last.
+        with tqdm(
             total=self.total_steps,
             initial=progress.step,
             desc="training",
             unit="step",
             disable=not self.accelerator.is_local_main_process,
-        )
-        self._clock, self._clock_step = time.perf_counter(), progress.step
-        for batch in self._batches():
-            stepped = self._train_batch(batch)
-            if not stepped:
-                continue
-            bar.update()
-            if progress.step % settings.log_every == 0 or progress.step == self.total_steps:
-                bar.set_postfix_str(self._log())
-            number = stop.received()
-            if number:
-                self._save()
-                message = (
-                    f"stopped at step {progress.step} of {self.total_steps}: resume=latest goes on"
-                )
-                raise Stopped(number, message)
-            if self._validation_due():
-                self.validate()
-            ends = progress.step == self.total_steps
-            if ends or progress.step % settings.save_every == 0:
-                self._save()
-        bar.close()
+        ) as bar:
+            self._clock, self._clock_step = time.perf_counter(), progress.step
+            for batch in self._batches():
+                stepped = self._train_batch(batch)
+                if not stepped:
+                    continue
+                bar.update()
+                if progress.step % settings.log_every == 0 or progress.step == self.total_steps:
+                    bar.set_postfix_str(self._log())
+                number = stop.received()
+                if number:
+                    self._save()
+                    message = f"stopped at step {progress.step} of {self.total_steps}: resume=latest goes on"
+                    raise Stopped(number, message)
+                if self._validation_due():
+                    self.validate()
+                ends = progress.step == self.total_steps
+                if ends or progress.step % settings.save_every == 0:
+                    self._save()
 
     def _save(self) -> None:
         """Save a checkpoint, unless there is something in it that nobody would want to go on from."""

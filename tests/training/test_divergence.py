@@ -206,21 +206,23 @@ def test_bad_values_never_reach_a_checkpoint(make_trainer, tmp_path, place):
 
 def fp16(make_trainer, init_scale: float, **settings):
     scaler = torch.amp.GradScaler("cpu", init_scale=init_scale, growth_interval=10**6)
-    return scaler, make_trainer({"count": 64}, scaler, mixed_precision="fp16", **settings)
+    # fp16 is slow on a CPU.
+    recipe = {"count": 64, "batch_size": 1, "validation": 0}
+    return scaler, make_trainer(recipe, scaler, mixed_precision="fp16", **settings)
 
 
 def test_overflow_of_fp16_is_no_fault(make_trainer, caplog):
     """With far too large a scale the scaler halves it until gradients fit: no step counts as bad."""
-    scaler, trainer = fp16(make_trainer, 2.0**120, max_steps=16, max_bad_steps=1, epochs=9)
+    scaler, trainer = fp16(make_trainer, 2.0**26, max_steps=10, max_bad_steps=1, epochs=9)
     before = everything(trainer)["generator"]["decoder.conv_in.weight"].clone()
     with caplog.at_level("WARNING"):
         trainer.train()
     assert trainer.progress.bad_steps == 0 and "skipped" not in caplog.text
     assert trainer.stepper.guard.overflows > 0
-    assert scaler.get_scale() == 2.0 ** (120 - trainer.stepper.guard.overflows)
+    assert scaler.get_scale() == 2.0 ** (26 - trainer.stepper.guard.overflows)
     assert first_non_finite(everything(trainer)) is None
     after = everything(trainer)["generator"]["decoder.conv_in.weight"]
-    assert not torch.equal(before, after) or trainer.stepper.guard.overflows >= 16
+    assert not torch.equal(before, after)
 
 
 def test_a_loss_of_nan_is_a_fault_with_fp16_too(make_trainer, caplog):
