@@ -15,7 +15,10 @@ def launch(
 ) -> subprocess.CompletedProcess:
     """Run `accelerate launch` with plain settings, as docs/multi_node.md has it for rehearsals on CPU."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision", "no"]
-    command += ["--dynamo_backend", "no", *launcher, *words]
+    command += ["--dynamo_backend", "no", *launcher]
+    if launcher == TWO_RANKS:  # other launches may run at the same time
+        command += ["--main_process_port", free_port()]
+    command += words
     path = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     own = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     own |= {"PYTHONPATH": os.pathsep.join(path)}
