@@ -372,6 +372,7 @@ def _group_maxima(queries: Tensor, book: Book, size: int, product: Callable, row
             first, count = number * TILE_CODES // size, len(tile) // size
             groups = product(some, tile, level, out).unflatten(1, (count, size))
             torch.amax(groups, dim=2, out=found[first : first + count].T)
+            del groups  # so that the next tile is made in the same memory, which is in the cache
         if whole < len(codes):
             torch.amax(torch.addmm(half[whole:], some, codes[whole:].T), dim=1, out=found[-1])
     return maxima

@@ -74,14 +74,17 @@ def _read_manifest(folder: Path) -> dict[str, dict]:
     return entries
 
 
-def load_tensors(path: Path) -> dict:
+def load_tensors(path: Path, mapped: bool = False) -> dict:
     """A dict that torch.save wrote, of tensors, numbers and texts; objects that would run code are refused.
+
+    Args:
+        mapped: read tensors only when they are looked at.
 
     Raises:
         DamagedCheckpoint: if there is anything else in the file.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # unpicklers of hostile bytes raise nearly anything
         reason = str(error).split("\n")[0][:200] or type(error).__name__
         raise DamagedCheckpoint(f"{path.name} cannot be loaded safely: {reason}") from None

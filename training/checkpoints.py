@@ -15,8 +15,10 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils import load as load_random_states
+from accelerate.utils.constants import FSDP_MODEL_NAME
 
 from training.checkpoint_files import DamagedCheckpoint, flush_to_disk, load_tensors, seal, verify
+from training.sharding import is_sharding
 
 logger = get_logger(__name__)
 
@@ -132,13 +134,16 @@ class CheckpointStore:
         if final == self.last:
             return
         partial = self.folder / f".partial-{final.name}"
+        # The state of what is in parts is gathered from all ranks.
+        shared = {name: thing.state_dict() for name, thing in self.shared.items()}
+        need = self._bytes(shared)
         failure = (
-            f"cannot write the checkpoint {final} of about {_megabytes(self._bytes())} (earlier ones are "
+            f"cannot write the checkpoint {final} of about {_megabytes(need)} (earlier ones are "
             "whole, and resume=latest goes on from the newest once there is room)"
         )
         try:
-            self._together(lambda: self._prepare(partial), failure, main_only=True)
-            self._together(lambda: self._write(partial), failure)
+            self._together(lambda: self._prepare(partial, need), failure, main_only=True)
+            self._together(lambda: self._write(partial, shared), failure)
             self._together(lambda: self._finish(partial, final), failure, main_only=True)
         except CheckpointError:
             if self.accelerator.is_main_process:
@@ -188,22 +193,21 @@ class CheckpointStore:
                 os.replace(newer, aside)
                 logger.warning(f"{newer} is not part of the run any more, it is now {aside.name}")
 
-    def _prepare(self, partial: Path) -> None:
+    def _prepare(self, partial: Path, need: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
-        need, free = self._bytes(), shutil.disk_usage(self.folder).free
+        free = shutil.disk_usage(self.folder).free
         if need > free:
             raise OSError(f"the disk has {_megabytes(free)} left")
         partial.mkdir()
 
-    def _write(self, partial: Path) -> None:
+    def _write(self, partial: Path, shared: dict[str, dict]) -> None:
         self.accelerator.save_state(str(partial))
         rank = self.accelerator.process_index
         own = {name: thing.state_dict() for name, thing in self.per_rank.items()}
         torch.save(own, partial / RANK_STATE.format(rank))
         if self.accelerator.is_main_process:
-            state = {name: thing.state_dict() for name, thing in self.shared.items()}
-            torch.save(state, partial / SHARED_STATE)
+            torch.save(shared, partial / SHARED_STATE)
 
     def _finish(self, partial: Path, final: Path) -> None:
         seal(partial)
@@ -225,8 +229,18 @@ class CheckpointStore:
                 "it has .metadata of a sharded state, which only an unsafe unpickler reads: use "
                 "fsdp_state_dict_type FULL_STATE_DICT"
             )
+        with_fsdp = any(checkpoint.glob(f"{FSDP_MODEL_NAME}*"))
+        if with_fsdp != is_sharding(self.accelerator):
+            kinds = (
+                "with FSDP, and this one is without"
+                if with_fsdp
+                else "without FSDP, and this one has it"
+            )
+            raise CheckpointError(f"it is of a launch {kinds}: resume as it began")
         rank = self.accelerator.process_index
-        state, own = load_tensors(checkpoint / SHARED_STATE), None
+        # Of an average in parts, only the first rank reads the whole.
+        mapped = is_sharding(self.accelerator)
+        state, own = load_tensors(checkpoint / SHARED_STATE, mapped), None
         if (checkpoint / RANK_STATE.format(rank)).is_file():
             own = load_tensors(checkpoint / RANK_STATE.format(rank))
             # Accelerate goes on without the random states where it cannot read them.
@@ -236,13 +250,13 @@ class CheckpointStore:
             for name, thing in things.items() if states is not None else ():
                 thing.load_state_dict(states[name])
 
-    def _bytes(self) -> int:
+    def _bytes(self, shared: dict[str, dict]) -> int:
         """Size of a checkpoint, without the few kilobytes around the tensors."""
         accelerator = self.accelerator
-        things = [*accelerator._models, *accelerator._optimizers, *self.shared.values()]
+        things = [*accelerator._models, *accelerator._optimizers]
         ranks = sum(_tensor_bytes(thing.state_dict()) for thing in self.per_rank.values())
-        shared = sum(_tensor_bytes(thing.state_dict()) for thing in things)
-        return shared + ranks * accelerator.num_processes
+        once = sum(_tensor_bytes(thing.state_dict()) for thing in things) + _tensor_bytes(shared)
+        return once + ranks * accelerator.num_processes
 
     def _together(self, action, failure: str, main_only: bool = False) -> None:
         """Do something on all ranks, or on the main one; if it fails on one of them, all raise."""

@@ -10,6 +10,8 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from training.sharding import own_part
+
 logger = get_logger(__name__)
 
 # A gradient scaler below this cannot save half precision any more: the gradients themselves are at fault.
@@ -23,6 +25,7 @@ class DivergedError(RuntimeError):
 def first_non_finite(tree, name: str = "") -> str | None:
     """Name of the first tensor in nested dicts and lists that holds NaN or infinity; None if all is well."""
     if isinstance(tree, Tensor):
+        tree = own_part(tree)
         sound = not tree.is_floating_point() or bool(tree.isfinite().all())
         return None if sound else name
     if isinstance(tree, dict):
@@ -213,7 +216,7 @@ class NonFiniteGuard:
         gradients = [
             name
             for name, parameter in module.named_parameters()
-            if parameter.grad is not None and not parameter.grad.isfinite().all()
+            if parameter.grad is not None and not own_part(parameter.grad).isfinite().all()
         ]
         own = {
             "inputs": sorted({k for flags in self._batches for k, v in flags.items() if not v}),

@@ -23,6 +23,7 @@ from training.generator_samples import SampleSettings, sample_pictures, sample_s
 from training.recipe import Validation
 from training.samples import build_dataloader
 from training.settings import LoopSettings, SettingsError, setting
+from training.sharding import is_sharding
 from training.stepping import LossStepper
 from training.token_data import (
     AudioTokenDecoder,
@@ -104,6 +105,7 @@ class GeneratorRecipe:
     stepper = LossStepper
     batch_counts = ("unreadable",)
     companions: tuple = ()
+    forward_methods = ("loss", "logits")  # of PlainCodes and FactorizedCodes
 
     def __init__(
         self,
@@ -131,18 +133,21 @@ class GeneratorRecipe:
         self, model: nn.Module, loader: DataLoader, accelerator: Accelerator
     ) -> Validation:
         sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
-        for batch in each_once(loader, accelerator, "validating"):
+        for batch, counts in each_once(loader, accelerator, "validating"):
             loss = model(**self.arguments(batch)).loss.double()
             counted = batch.get("audio_codes_mask")
             if counted is None:
                 counted = torch.ones_like(batch["image_codes"])
-            sums += torch.stack([loss * counted.sum(), counted.sum()])
+            if counts:
+                sums += torch.stack([loss * counted.sum(), counted.sum()])
         total, count = accelerator.reduce(sums).tolist()
         if not count:
             logger.warning("the validation set has no row that can be read: no figures")
             return Validation({})
         result = Validation(loss_figures(total / count))
-        if self.tokenizer is not None and self.samples.samples and accelerator.is_main_process:
+        # All ranks make the same samples of a model in parts, none of which could do it alone.
+        samples_here = accelerator.is_main_process or is_sharding(accelerator)
+        if self.tokenizer is not None and self.samples.samples and samples_here:
             tokenizer = self.tokenizer.to(accelerator.device)
             if isinstance(model, SimVQForImageGeneration):
                 result.pictures = sample_pictures(model, tokenizer, self.samples)

@@ -19,12 +19,12 @@ from accelerate.utils import (
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hub_cards.hub_commit import HubError
-from training import publishing
+from training import publishing, sharding
 from training.checkpoints import CheckpointError, refuse_to_mix
 from training.divergence import DivergedError
 from training.loop import Trainer
 from training.preemption import Stopped
-from training.processes import check_processes, end_processes
+from training.processes import check_processes, end_processes, refuse_sharding
 from training.quiet_logs import quiet_logs
 from training.recipe import Recipe
 from training.settings import LoopSettings, SettingsError, parse_settings
@@ -32,17 +32,23 @@ from training.settings import LoopSettings, SettingsError, parse_settings
 logger = get_logger(__name__)
 
 
-def run(groups: dict[str, type], build_recipe: Callable[..., Recipe], description: str) -> None:
+def run(
+    groups: dict[str, type],
+    build_recipe: Callable[..., Recipe],
+    description: str,
+    may_shard: bool = False,
+) -> None:
     """Parse settings, train, save; mistakes of the user end in one line and exit status 1.
 
     Args:
         groups: dataclasses of the settings; "data" and "loop" are among them.
         build_recipe: takes all but "loop" by these names, and batch_size and seed.
+        may_shard: whether the model can be trained in parts (FSDP2).
     """
     quiet_logs()
     try:
         settings = parse_settings(groups, description)
-        accelerator = make_accelerator(settings["loop"])
+        accelerator = make_accelerator(settings["loop"], may_shard)
         train(settings, build_recipe, accelerator)
     except Stopped as stopped:
         logging.getLogger(__name__).info(str(stopped))
@@ -53,11 +59,12 @@ def run(groups: dict[str, type], build_recipe: Callable[..., Recipe], descriptio
         sys.exit(f"error: {error}")
 
 
-def make_accelerator(settings: LoopSettings) -> Accelerator:
+def make_accelerator(settings: LoopSettings, may_shard: bool = False) -> Accelerator:
     """Accelerate as every run here needs it.
 
     Raises:
-        SettingsError: if the launch was meant for more processes than work together.
+        SettingsError: if the launch was meant for more processes than work together, or splits a model that
+            cannot be split, or in a way that cannot be resumed.
     """
     # Accelerate 1.15 knows this option only by the name that torch 2.15 calls old.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
@@ -76,6 +83,10 @@ def make_accelerator(settings: LoopSettings) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     check_processes(accelerator)
+    if not may_shard:
+        refuse_sharding(accelerator)
+    elif sharding.is_sharding(accelerator):
+        sharding.check_plugin(accelerator)
     return accelerator
 
 

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 
+from training import sharding
 from training.checkpoints import CheckpointStore
 from training.divergence import BufferKeeper, DivergedError
 from training.optimizer import make_optimizer
@@ -72,7 +73,8 @@ class WeightAverage(AveragedModel):
     def update_parameters(self, model: nn.Module) -> None:
         """Move the average towards the model's weights; buffers are copied."""
         pairs = zip(self.module.parameters(), model.parameters(), strict=True)
-        averaged, current = zip(*(pair for pair in pairs if pair[1].requires_grad), strict=True)
+        pairs = (map(sharding.own_part, pair) for pair in pairs if pair[1].requires_grad)
+        averaged, current = zip(*pairs, strict=True)
         self.multi_avg_fn(averaged, current, self.n_averaged)
         for copy, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
             copy.copy_(buffer)
@@ -99,7 +101,12 @@ class Trainer:
             module.train().to(accelerator.device)
         self.ema = WeightAverage(
             recipe.model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay)
-        ).to(accelerator.device)
+        )
+        self.sharded = sharding.is_sharding(accelerator)
+        if self.sharded:
+            sharding.shard(self.ema.module, accelerator)
+        else:
+            self.ema.to(accelerator.device)
         # AveragedModel copies the weights at its first update unless told that it has one already; the
         # original averages from the first step on (fixture image_tiny1, train_trace).
         self.ema.n_averaged.fill_(1)
@@ -158,6 +165,9 @@ class Trainer:
         self.modules = dict(zip(names, prepared[:count], strict=True))
         optimizers = dict(zip(names, prepared[count:], strict=True))
         self.model = prepared[0]
+        if self.sharded:
+            sharding.call_as_forward(self.model, *recipe.forward_methods)
+            sharding.call_as_forward(self.ema.module, *recipe.forward_methods)
         # Ranks begin with the weights of the first; so does the average, whatever another rank has drawn.
         self.ema.module.load_state_dict(accelerator.unwrap_model(self.model).state_dict())
         self.validation_loader = None
@@ -179,11 +189,12 @@ class Trainer:
             self.progress.layout["num_workers"] = loader.num_workers
         schedulers = {f"scheduler_{n}": s for n, s in zip(names, self.schedulers, strict=True)}
         companions = {f"companion_{i}": module for i, module in enumerate(recipe.companions)}
+        average = sharding.WholeState(self.ema) if self.sharded else self.ema
         self.store = CheckpointStore(
             accelerator,
             self.output_dir,
             settings.keep_checkpoints,
-            {"progress": self.progress, "average": self.ema, "stepper": self.stepper}
+            {"progress": self.progress, "average": average, "stepper": self.stepper}
             | schedulers
             | companions,
             {"means": self.means, "buffers": self.buffers} | self.stepper.rank_states,
@@ -382,9 +393,10 @@ class Trainer:
 
     def _save_model(self) -> None:
         self.accelerator.wait_for_everyone()
+        model = sharding.whole_copy(self.ema.module) if self.sharded else self.ema.module
         if self.accelerator.is_main_process:
             folder = self.output_dir / "model"
             with naming(folder):
-                self.saved = self.recipe.save(self.ema.module, folder)
+                self.saved = self.recipe.save(model, folder)
             logger.info(f"the averaged model is in {folder}")
         self.accelerator.wait_for_everyone()

@@ -8,10 +8,10 @@ import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor
 
 from training.settings import SettingsError
+from training.sharding import is_sharding
 
 # What launchers tell the processes that they start: torchrun and Accelerate, Open MPI, Intel MPI and MPICH,
 # MVAPICH, and Slurm's srun.
@@ -28,7 +28,21 @@ def join_processes() -> Accelerator:
     """Accelerate for the commands that do not train: all processes of the launch, or SettingsError."""
     accelerator = Accelerator()
     check_processes(accelerator)
+    refuse_sharding(accelerator)
     return accelerator
+
+
+def refuse_sharding(accelerator: Accelerator) -> None:
+    """For all but the generators' trainer: tokenizers are small, and every process has its own.
+
+    Raises:
+        SettingsError: if the launch splits models among processes.
+    """
+    if is_sharding(accelerator):
+        raise SettingsError(
+            "the launch splits models (FSDP), which only training/train_generator.py does: take "
+            "training/configs/accelerate/eight_gpus.yaml"
+        )
 
 
 def check_processes(accelerator: Accelerator) -> None:
@@ -39,14 +53,8 @@ def check_processes(accelerator: Accelerator) -> None:
     a smaller batch than meant, or several at a time in the same folder.
 
     Raises:
-        SettingsError: naming where the other number stands, and what to type instead; or if models would be
-            split among processes, which the commands here do not know how to save.
+        SettingsError: naming where the other number stands, and what to type instead.
     """
-    if accelerator.distributed_type == DistributedType.FSDP:
-        raise SettingsError(
-            "the launch splits models (FSDP), and the commands here keep whole ones, with an average of the "
-            "weights beside them: take training/configs/accelerate/eight_gpus.yaml"
-        )
     for source, number in _meant():
         if number > accelerator.num_processes:
             raise SettingsError(

@@ -39,6 +39,8 @@ class Recipe(Protocol):
         stepper: class of the steps; see training.stepping.Stepper.
         train_loader, validation_loader: batches are dicts.
         batch_counts: keys of a batch that hold per-sample counts to be summed and reported.
+        forward_methods: names of methods, beside forward, that parts of a model which may be sharded call on
+            each other; none if it is never sharded.
     """
 
     model: nn.Module
@@ -48,6 +50,7 @@ class Recipe(Protocol):
     train_loader: DataLoader
     validation_loader: DataLoader | None
     batch_counts: tuple[str, ...]
+    forward_methods: tuple[str, ...]
 
     def validate(
         self, model: nn.Module, loader: DataLoader, accelerator: Accelerator

@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from training import sharding
 from training.divergence import NonFiniteGuard
 from training.settings import LoopSettings
 
@@ -80,11 +81,12 @@ class Stepper:
         # gradients of earlier forward passes that are still scaled.
         accelerator.unscale_gradients(optimizer)
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        total = torch.nn.utils.get_total_norm(gradients)
+        norm = sharding.whole(total)
         if torch.isfinite(norm):  # on all ranks or on none, for they have the same gradients
             if self.settings.max_grad_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(
-                    module.parameters(), self.settings.max_grad_norm, norm
+                    module.parameters(), self.settings.max_grad_norm, total
                 )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -30,4 +30,4 @@ if __name__ == "__main__":
         "samples": SampleSettings,
         "loop": GeneratorLoopSettings,
     }
-    run(groups, build_generator_recipe, description=__doc__)
+    run(groups, build_generator_recipe, description=__doc__, may_shard=True)

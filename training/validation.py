@@ -48,7 +48,7 @@ def measured_batches(
 @torch.no_grad()
 def each_once(
     loader: DataLoader, accelerator: Accelerator, desc: str
-) -> Iterator[dict[str, Tensor]]:
+) -> Iterator[tuple[dict[str, Tensor], bool]]:
     """This rank's part of the readable samples of a validation set: over all ranks each comes once.
 
     For figures that are no plain means over samples; their sums are the caller's to reduce. What cannot be read
@@ -56,6 +56,10 @@ def each_once(
 
     Args:
         loader: prepared; batches have "valid", (B,) bool, false for samples that could not be read.
+
+    Yields:
+        A batch, and whether it counts: a rank that has nothing left of one gets a sample that does not, because
+        a model in parts needs all ranks to call it.
     """
     hidden = not accelerator.is_local_main_process
     unreadable = torch.zeros((), dtype=torch.int64, device=accelerator.device)
@@ -66,8 +70,10 @@ def each_once(
         real = torch.isin(own, accelerator.gather_for_metrics(own))
         kept = real & batch["valid"]
         unreadable += (real & ~batch["valid"]).sum()
-        if kept.any():
-            yield {name: values[kept] for name, values in batch.items()}
+        counts = bool(kept.any())
+        if not counts:
+            kept = torch.arange(size, device=kept.device) == 0
+        yield {name: values[kept] for name, values in batch.items()}, counts
     _warn_of(int(accelerator.reduce(unreadable)))
 
 

@@ -6,7 +6,7 @@ from accelerate.utils import DistributedType
 
 from tests.training.launching import REPOSITORY, launch
 from training import processes
-from training.processes import SIZE_VARIABLES, check_processes
+from training.processes import SIZE_VARIABLES, check_processes, refuse_sharding
 from training.settings import SettingsError
 
 
@@ -44,9 +44,9 @@ def test_one_process_that_is_meant_to_be_one(monkeypatch):
 
 
 def test_split_models_are_refused(monkeypatch):
-    monkeypatch.setattr(Alone, "distributed_type", DistributedType.FSDP)
+    monkeypatch.setattr(Alone, "distributed_type", DistributedType.FSDP, raising=False)
     with pytest.raises(SettingsError, match="FSDP.*eight_gpus.yaml"):
-        check_processes(Alone())
+        refuse_sharding(Alone())
 
 
 @pytest.mark.parametrize("name", SIZE_VARIABLES)

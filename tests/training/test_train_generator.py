@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from accelerate.state import AcceleratorState, GradientState
 
 from hub_cards.generator import make_generator_card
 from hub_cards.push_to_hub import push_to_hub
@@ -23,39 +22,16 @@ from modeling_simvq import (
     SimVQImageGenerationConfig,
     SimVQImageModel,
 )
+from tests.training.generator_runs import GROUPS, train_here, write_picture_codes, write_split
 from training.generator_recipe import (
     GeneratorLoopSettings,
-    GeneratorModelSettings,
-    build_generator_recipe,
 )
-from training.generator_samples import SampleSettings
-from training.launch import make_accelerator, train
 from training.optimizer import make_optimizer
 from training.samples import UnreadableSample
-from training.settings import SettingsError, build_settings, parse_settings
-from training.token_data import AudioTokenDecoder, ImageTokenDecoder, TokenDataConfig, TokenLayout
+from training.settings import SettingsError, parse_settings
+from training.token_data import AudioTokenDecoder, ImageTokenDecoder, TokenLayout
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
-
-GROUPS = {
-    "data": TokenDataConfig,
-    "model": GeneratorModelSettings,
-    "samples": SampleSettings,
-    "loop": GeneratorLoopSettings,
-}
-TINY = {
-    "codebook_size": 40,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "batch_size": 8,
-    "num_workers": 0,
-    "tracker": "none",
-    "learning_rate": 5e-3,
-    "warmup_steps": 2,
-    "ema_decay": 0.5,
-}
 
 
 @pytest.fixture
@@ -63,43 +39,14 @@ def run(tmp_path):
     """Trains with the tiny settings and others; gives back the recipe."""
 
     def start(dataset, **settings):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        values = TINY | {"dataset": str(dataset), "output_dir": str(tmp_path / "run")} | settings
-        groups = build_settings(GROUPS, values)
-        recipes = []
-
-        def build(**options):
-            recipes.append(build_generator_recipe(**options))
-            return recipes[0]
-
-        train(groups, build, make_accelerator(groups["loop"]))
-        return recipes[0]
+        return train_here(dataset, settings.pop("output_dir", tmp_path / "run"), **settings)
 
     return start
 
 
-def write_split(folder, split: str, rows: dict, features: dict) -> None:
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    table = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
-    table.to_parquet(str(folder / f"data/{split}-00000.parquet"))
-
-
 @pytest.fixture(scope="module")
 def picture_codes(tmp_path_factory):
-    """Three classes, each of codes from a range of its own: 10, 5 and 1 of them."""
-    folder = tmp_path_factory.mktemp("pictures")
-    random = np.random.default_rng(0)
-    features = {
-        "label": datasets.ClassLabel(names=["wide", "narrow", "one"]),
-        "image_codes": datasets.List(datasets.List(datasets.Value("uint8"))),
-    }
-    for split, count in (("train", 96), ("validation", 21)):
-        labels = [n % 3 for n in range(count)]
-        ranges = [(0, 10), (20, 25), (30, 31)]
-        codes = [random.integers(*ranges[label], (3, 4)).tolist() for label in labels]
-        write_split(folder, split, {"label": labels, "image_codes": codes}, features)
-    return folder
+    return write_picture_codes(tmp_path_factory.mktemp("pictures"))
 
 
 def test_classes_are_learnt_and_the_figures_are_those_of_the_saved_model(
