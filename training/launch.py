@@ -56,7 +56,10 @@ def run(
     except (SettingsError, CheckpointError, DivergedError, HubError, ValueError, OSError) as error:
         if logging.getLogger().isEnabledFor(logging.DEBUG):
             raise
-        sys.exit(f"error: {error}")
+        text = str(error)
+        if text.startswith("Caught "):  # in a data loader's worker, which sends its traceback along
+            text = text.rstrip().splitlines()[-1].partition(": ")[2]
+        sys.exit(f"error: {text}")
 
 
 def make_accelerator(settings: LoopSettings, may_shard: bool = False) -> Accelerator:

@@ -201,6 +201,7 @@ class SampleStream(torch.utils.data.IterableDataset):
         seed: int,
     ):
         self.source, self.train, self.seed = source, train, seed
+        self.name = config.dataset
         self.reader = _Reader(config, decoder)
 
     def set_epoch(self, epoch: int) -> None:
@@ -212,7 +213,7 @@ class SampleStream(torch.utils.data.IterableDataset):
         key = (self.seed, self.source.epoch, worker.id if worker else 0)
         generator = _generator(*key) if self.train else None
         skipped, empty = 0, True
-        for number, row in enumerate(self.source):
+        for number, row in enumerate(self._rows()):
             values = self.reader.read(row, f"row {number} of the stream", generator)
             if values is None and self.train:
                 skipped += 1
@@ -221,6 +222,16 @@ class SampleStream(torch.utils.data.IterableDataset):
             skipped, empty = 0, False
         if empty and skipped:
             self.reader.fail(skipped)
+
+    def _rows(self) -> Iterator[dict]:
+        try:
+            yield from self.source
+        except OSError as error:  # of Arrow too, which names no file
+            reason = str(error).rstrip(".")
+            raise OSError(
+                f"the stream of {self.name} cannot be read any further: {reason}. Look at the network, and for "
+                "a damaged shard to replace or take away; resume=latest then goes on from the last checkpoint"
+            ) from error
 
 
 def build_dataloader(

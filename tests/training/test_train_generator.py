@@ -247,3 +247,24 @@ def test_mistakes_are_named(run, picture_codes, tmp_path):
     # Codes of a larger codebook: every row is refused, and the message says why.
     with pytest.raises(UnreadableSample, match="those of the tokenizer are 0 to 4"):
         run(picture_codes, codebook_size=5, max_steps=1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_damaged_shard_of_a_stream(run, picture_codes, tmp_path, num_workers, monkeypatch, capfd):
+    """What is not whole is skipped by name; what breaks while it is read ends the run in one line."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)
+    shutil.copytree(picture_codes, tmp_path / "codes")
+    good = tmp_path / "codes/data/train-00000.parquet"
+    second = tmp_path / "codes/data/train-00001.parquet"
+    settings = {"streaming": True, "num_workers": num_workers, "epochs": 3}
+    content = good.read_bytes()
+    second.write_bytes(content[: len(content) // 2])
+    run(tmp_path / "codes", max_steps=13, validation_split=None, **settings)
+    assert "train-00001.parquet" in capfd.readouterr().err
+    garbled = bytearray(content)
+    garbled[100:400] = bytes(byte ^ 0x5A for byte in garbled[100:400])
+    second.write_bytes(garbled)
+    with pytest.raises(
+        OSError, match="stream of .*codes cannot be read any further.*damaged shard"
+    ):
+        run(tmp_path / "codes", output_dir=tmp_path / "other", max_steps=20, **settings)
