@@ -2,6 +2,7 @@
 
   python benchmarks/quantizer.py                     training step, search, decoding and peak memory
   python benchmarks/quantizer.py --quick             two small sizes
+  python benchmarks/quantizer.py --search            the search beside the matrix product alone, and no training
   python benchmarks/quantizer.py --device cuda       the sizes of a GPU, with torch.compile of the plain formula
   python benchmarks/quantizer.py --json results.json the same figures, with the machine's description
 
@@ -300,6 +301,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--runs", type=int, default=5, help="turns of every system")
     parser.add_argument("--size", help="only this size, as K,N,d")
+    parser.add_argument(
+        "--search", action="store_true", help="the search beside the product, nothing else"
+    )
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -311,8 +315,22 @@ def main() -> None:
     if options.peak:
         print_peak(options.peak, *sizes[0], options.device)
         return
-    names = systems(options.device)
     machine = describe_machine(options.device)
+    if options.search:
+        print(", ".join(f"{name}: {value}" for name, value in machine.items()))
+        print(
+            "| K | N | d | search, ms | product, ms | of product rate |\n|---|---|---|---|---|---|"
+        )
+        for codes, tokens, width in sizes:
+            queries = make_latents(tokens, width, options.device).movedim(1, -1).flatten(0, -2)
+            book = torch.randn(codes, width, device=options.device) * width**-0.5
+            search, product = measure_search(queries, book, options.runs, options.device)
+            print(
+                f"| {codes:,} | {tokens:,} | {width} | {1e3 * search:,.1f} | {1e3 * product:,.1f} | "
+                f"{product / search:.0%} |"
+            )
+        return
+    names = systems(options.device)
     rows = []
     for size in tqdm(sizes, desc="sizes"):
         row = measure(*size, options.runs, options.device, names)

@@ -210,7 +210,8 @@ class _Best:
             queries = queries.where(usable[:, None], 0.0)
             self.norms.masked_fill_(~usable, 0.0)
         # Up to 15 rows of zeros make whole batches for _convolution; no one reads their scores.
-        self.padded = F.pad(queries, (0, 0, 0, -len(queries) % CONVOLUTION_BATCH)).contiguous()
+        missing = -len(queries) % CONVOLUTION_BATCH
+        self.padded = (F.pad(queries, (0, 0, 0, missing)) if missing else queries).contiguous()
         self.queries = self.padded[: len(queries)]
         self.index = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
         self.score = torch.full_like(self.norms, -torch.inf)
