@@ -49,6 +49,17 @@ def test_all_figures_of_a_size_reach_the_table(benchmark, capsys):
     assert f"{1e3 * row['step']['ours']:,.1f}" in cells
 
 
+def test_the_search_alone(benchmark, capsys, monkeypatch):
+    words = ["quantizer.py", "--search", "--runs", "1", "--size", "4096,2048,16"]
+    monkeypatch.setattr("sys.argv", words)
+    benchmark.main()
+    row = capsys.readouterr().out.splitlines()[-1]
+    cells = [cell.strip().replace(",", "") for cell in row.strip("|").split("|")]
+    assert cells[:3] == ["4096", "2048", "16"]
+    search, product, share = (float(cell.rstrip("%")) for cell in cells[3:])
+    assert search > 0 and product > 0 and share == pytest.approx(100 * product / search, rel=0.2)
+
+
 def test_what_runs_out_of_memory_is_not_a_figure(benchmark):
     def fails():
         raise MemoryError
