@@ -263,6 +263,7 @@ class _Best:
             best, group = maxima.max(dim=1)
             floor = (best - 2 * slack)[:, None]
             inside = scores[torch.arange(len(index)), group] >= floor
+            del scores  # as in _group_maxima
             torch.add(inside.byte().argmax(dim=1), group, alpha=SMALL_GROUP, out=index)
             unsure.append(((maxima >= floor).sum(dim=1) != 1) | (inside.sum(dim=1) != 1))
         unsure = torch.cat(unsure).nonzero()[:, 0]
