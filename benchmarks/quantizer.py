@@ -165,9 +165,13 @@ def products(rows: Tensor, codes: Tensor, device: str) -> dict[str, Callable[[],
 
 
 @torch.no_grad()
-def measure_search(rows: Tensor, codes: Tensor, runs: int, device: str) -> tuple[float, float]:
+def measure_search(
+    codes: int, tokens: int, width: int, runs: int, device: str
+) -> tuple[float, float]:
     """Seconds of our search, and of the fastest product alone. All take turns: a processor's clock drifts."""
-    turns = {"ours": lambda: nearest_code(rows, codes)} | products(rows, codes, device)
+    rows = make_latents(tokens, width, device).movedim(1, -1).reshape(-1, width)
+    codebook = torch.randn(codes, width, device=device) * width**-0.5
+    turns = {"ours": lambda: nearest_code(rows, codebook)} | products(rows, codebook, device)
     taken = interleaved(turns, runs, device)
     return taken.pop("ours"), min(taken.values())
 
@@ -186,9 +190,7 @@ def measure(codes: int, tokens: int, width: int, runs: int, device: str, names: 
         "step": interleaved(steps, runs, device),
     }
     del steps, modules
-    rows = latents.movedim(1, -1).reshape(-1, width)
-    codebook = torch.randn(codes, width, device=device) * width**-0.5
-    row["search"], row["product"] = measure_search(rows, codebook, runs, device)
+    row["search"], row["product"] = measure_search(codes, tokens, width, runs, device)
     return row
 
 
@@ -291,6 +293,17 @@ def show(rows: list[dict], names: list[str]) -> None:
         print("| " + " | ".join(cells) + " |")
 
 
+def show_search(sizes: list[tuple], runs: int, device: str) -> None:
+    """Measure the search alone, and print a table."""
+    print("| K | N | d | search, ms | product, ms | of product rate |")
+    print("|---|---|---|---|---|---|")
+    for codes, tokens, width in sizes:
+        search, product = measure_search(codes, tokens, width, runs, device)
+        cells = [f"{codes:,}", f"{tokens:,}", f"{width}", f"{1e3 * search:,.1f}"]
+        cells += [f"{1e3 * product:,.1f}", f"{product / search:.0%}"]
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -316,19 +329,9 @@ def main() -> None:
         print_peak(options.peak, *sizes[0], options.device)
         return
     machine = describe_machine(options.device)
+    print(", ".join(f"{name}: {value}" for name, value in machine.items()))
     if options.search:
-        print(", ".join(f"{name}: {value}" for name, value in machine.items()))
-        print(
-            "| K | N | d | search, ms | product, ms | of product rate |\n|---|---|---|---|---|---|"
-        )
-        for codes, tokens, width in sizes:
-            queries = make_latents(tokens, width, options.device).movedim(1, -1).flatten(0, -2)
-            book = torch.randn(codes, width, device=options.device) * width**-0.5
-            search, product = measure_search(queries, book, options.runs, options.device)
-            print(
-                f"| {codes:,} | {tokens:,} | {width} | {1e3 * search:,.1f} | {1e3 * product:,.1f} | "
-                f"{product / search:.0%} |"
-            )
+        show_search(sizes, options.runs, options.device)
         return
     names = systems(options.device)
     rows = []
@@ -336,7 +339,6 @@ def main() -> None:
         row = measure(*size, options.runs, options.device, names)
         row["peak"] = {name: peak_memory(name, *size, options.device) for name in names}
         rows.append(row)
-    print(", ".join(f"{name}: {value}" for name, value in machine.items()))
     show(rows, names)
     largest = max(sizes)
     decoding = measure_decoding(*largest, options.runs, options.device, names)

@@ -229,18 +229,15 @@ class CheckpointStore:
                 "it has .metadata of a sharded state, which only an unsafe unpickler reads: use "
                 "fsdp_state_dict_type FULL_STATE_DICT"
             )
-        with_fsdp = any(checkpoint.glob(f"{FSDP_MODEL_NAME}*"))
-        if with_fsdp != is_sharding(self.accelerator):
-            kinds = (
-                "with FSDP, and this one is without"
-                if with_fsdp
-                else "without FSDP, and this one has it"
+        sharding = is_sharding(self.accelerator)
+        if sharding != any(checkpoint.glob(f"{FSDP_MODEL_NAME}*")):
+            began, now = ("without", "with") if sharding else ("with", "without")
+            raise CheckpointError(
+                f"it is of a launch {began} FSDP, and this one is {now} it: resume as it began"
             )
-            raise CheckpointError(f"it is of a launch {kinds}: resume as it began")
         rank = self.accelerator.process_index
         # Of an average in parts, only the first rank reads the whole.
-        mapped = is_sharding(self.accelerator)
-        state, own = load_tensors(checkpoint / SHARED_STATE, mapped), None
+        state, own = load_tensors(checkpoint / SHARED_STATE, mapped=sharding), None
         if (checkpoint / RANK_STATE.format(rank)).is_file():
             own = load_tensors(checkpoint / RANK_STATE.format(rank))
             # Accelerate goes on without the random states where it cannot read them.

@@ -98,9 +98,8 @@ def open_table(config: DataSettings, split: str) -> Source:
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return _open_saved(config, path, split)
-        if (
-            not config.streaming
-        ):  # reads all of it now: what is damaged is an error before anything has begun
+        if not config.streaming:
+            # Reads all of it now: what is damaged is an error before anything has begun.
             return datasets.load_dataset(**_builder(config, path), split=split)
         builder = datasets.load_dataset_builder(**_builder(config, path))
         if hasattr(builder.config, "on_bad_files"):

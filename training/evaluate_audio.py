@@ -42,7 +42,7 @@ from training.evaluation_report import (
 )
 from training.pitch import PitchWeightsError
 from training.processes import end_processes, join_processes
-from training.quiet_logs import quiet_logs
+from training.quiet_logs import error_line, quiet_logs
 from training.samples import Decoder, build_dataloader
 from training.settings import SettingsError, parse_settings, setting
 from training.speech_metrics import KEYS, LOADERS, MetricWeightsError, SpeechPair, as_written
@@ -179,7 +179,7 @@ def main() -> None:
         groups = parse_settings(groups, __doc__)
         run(groups["evaluation"], groups["data"], join_processes())
     except (SettingsError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(error_line(error))
 
 
 def run(settings: AudioEvaluationSettings, data: AudioDataConfig, accelerator: Accelerator) -> None:

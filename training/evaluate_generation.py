@@ -45,7 +45,7 @@ from training.inception import (
 )
 from training.neighbours import NearestPictures, neighbour_metrics, pixel_vectors
 from training.processes import end_processes, join_processes
-from training.quiet_logs import quiet_logs
+from training.quiet_logs import error_line, quiet_logs
 from training.settings import SettingsError, at_least, one_of, parse_settings, setting
 from training.validation import measured_batches
 
@@ -238,7 +238,7 @@ def main() -> None:
         groups = parse_settings(groups, __doc__)
         run(groups["evaluation"], groups["data"], join_processes())
     except (SettingsError, InceptionWeightsError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(error_line(error))
 
 
 def run(

@@ -39,7 +39,7 @@ from training.image_recipe import picture_figures
 from training.inception import InceptionWeightsError, frechet_distance, load_inception
 from training.perceptual import PerceptualWeightsError, load_lpips
 from training.processes import end_processes, join_processes
-from training.quiet_logs import quiet_logs
+from training.quiet_logs import error_line, quiet_logs
 from training.settings import SettingsError, at_least, parse_settings, setting
 from training.validation import measured_batches
 
@@ -181,7 +181,7 @@ def main() -> None:
         ValueError,
         OSError,
     ) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(error_line(error))
 
 
 def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: Accelerator) -> None:

@@ -25,7 +25,7 @@ from training.divergence import DivergedError
 from training.loop import Trainer
 from training.preemption import Stopped
 from training.processes import check_processes, end_processes, refuse_sharding
-from training.quiet_logs import quiet_logs
+from training.quiet_logs import error_line, quiet_logs
 from training.recipe import Recipe
 from training.settings import LoopSettings, SettingsError, parse_settings
 
@@ -56,10 +56,7 @@ def run(
     except (SettingsError, CheckpointError, DivergedError, HubError, ValueError, OSError) as error:
         if logging.getLogger().isEnabledFor(logging.DEBUG):
             raise
-        text = str(error)
-        if text.startswith("Caught "):  # in a data loader's worker, which sends its traceback along
-            text = text.rstrip().splitlines()[-1].partition(": ")[2]
-        sys.exit(f"error: {text}")
+        sys.exit(error_line(error))
 
 
 def make_accelerator(settings: LoopSettings, may_shard: bool = False) -> Accelerator:

@@ -38,7 +38,7 @@ from training.audio_data import AudioDataConfig
 from training.data_source import DataSettings, Source, open_split
 from training.image_data import ImageDataConfig
 from training.processes import end_processes, join_processes
-from training.quiet_logs import quiet_logs
+from training.quiet_logs import error_line, quiet_logs
 from training.samples import MOST_UNREADABLE_IN_A_ROW, UnreadableSample
 from training.settings import SettingsError, at_least, parse_overrides, parse_settings, setting
 from training.tokens import MANIFEST, AudioTokens, ImageTokens, Variant, weights_hash
@@ -317,7 +317,7 @@ def main() -> None:
         groups = parse_settings(groups, __doc__)
         run(groups["codes"], groups["data"], join_processes())
     except (SettingsError, HubError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(error_line(error))
 
 
 def _data_settings(words: list[str]) -> type[DataSettings]:

@@ -45,6 +45,7 @@ class TokenizerRecipe(ABC):
 
     stepper = Adversaries
     batch_counts = ("unreadable",)
+    forward_methods = ()
     model: nn.Module
     discriminator: nn.Module
     loss: nn.Module

@@ -25,13 +25,13 @@ _losses = 0
 
 def say_shares(trainer: Trainer) -> None:
     """Before the model is saved: how much of everything this rank has held."""
-    averaged = dict(trainer.ema.module.named_parameters())
     state = trainer.stepper.optimizers["generator"].state_dict()["state"]
     moments = [values["exp_avg"] for values in state.values()]
+    parameters, averaged = (list(m.parameters()) for m in (trainer.model, trainer.ema.module))
     shares = [
         sum(own_part(tensor).numel() for tensor in tensors)
         / sum(tensor.numel() for tensor in tensors)
-        for tensors in (list(trainer.model.parameters()), list(averaged.values()), moments)
+        for tensors in (parameters, averaged, moments)
     ]
     print(f"rank {dist.get_rank()} holds", *(f"{share:.3f}" for share in shares), flush=True)
     _save_model(trainer)

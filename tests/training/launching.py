@@ -16,7 +16,9 @@ def launch(
     """Run `accelerate launch` with plain settings, as docs/multi_node.md has it for rehearsals on CPU."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision", "no"]
     command += ["--dynamo_backend", "no", *launcher]
-    if launcher == TWO_RANKS:  # other launches may run at the same time
+    if (
+        launcher and "--main_process_port" not in launcher
+    ):  # other launches may run at the same time
         command += ["--main_process_port", free_port()]
     command += words
     path = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
