@@ -260,6 +260,9 @@ class SimVQAudioModel(SimVQAudioPreTrainedModel):
 
     def _decode_latents(self, latents: Tensor, mask: Tensor | None) -> Tensor:
         latents = latents.to(self.decoder.conv_in.weight.dtype)
+        # Convolutions round differently in different layouts, and a single frame is contiguous in several:
+        # forward and decode must give the same sound.
+        latents = latents.clone(memory_format=torch.contiguous_format)
         if self._decoder_chunks is None or torch.is_grad_enabled():
             return self.decoder(latents, mask)
         chunk, overlap = self._decoder_chunks

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from modeling_simvq import SimVQAudioConfig, SimVQAudioModel, audio_decoder
@@ -84,6 +84,7 @@ def test_clips_give_in_a_batch_what_they_give_alone(name):
 
 
 @settings(max_examples=40, deadline=None)
+@example(lengths=[1, 2], name="causal")  # clips of a single frame
 @given(
     lengths=st.lists(st.integers(1, 400), min_size=1, max_size=5), name=st.sampled_from([*MODELS])
 )
