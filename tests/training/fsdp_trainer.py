@@ -5,6 +5,7 @@ training/configs/accelerate/fsdp.yaml. The environment may ask for trouble: DIES
 rank is killed, and BAD_AT, one at which the last rank's loss is NaN.
 """
 
+import json
 import os
 import runpy
 import signal
@@ -33,7 +34,8 @@ def say_shares(trainer: Trainer) -> None:
         / sum(tensor.numel() for tensor in tensors)
         for tensors in (parameters, averaged, moments)
     ]
-    print(f"rank {dist.get_rank()} holds", *(f"{share:.3f}" for share in shares), flush=True)
+    # A file each: lines of two ranks on one pipe may run into each other.
+    (trainer.output_dir / f"shares-{dist.get_rank()}.json").write_text(json.dumps(shares))
     _save_model(trainer)
 
 
