@@ -114,23 +114,29 @@ def train_step(module: nn.Module, latents: Tensor) -> None:
 
 
 def interleaved(turns: dict[str, Callable[[], object]], runs: int, device: str) -> dict[str, float]:
-    """Median seconds of each, taking turns. The first turn of each warms up. What runs out of memory is NaN."""
+    """Median seconds of each, taking turns. What runs out of memory is NaN.
+
+    Only the second half of a turn counts: the first finds another system's data in the caches, and may have to
+    give back to the operating system what that one freed.
+    """
     taken: dict[str, list[float]] = {name: [] for name in turns}
-    for number in range(runs + 1):
+    for number in range(runs):
         for name, turn in turns.items():
             if len(taken[name]) < number:  # it failed before
                 continue
             try:
-                start = time.perf_counter()
-                turn()
-                if device == "cuda":
-                    torch.cuda.synchronize()
-                taken[name].append(time.perf_counter() - start)
+                for _ in range(2):
+                    start = time.perf_counter()
+                    turn()
+                    if device == "cuda":
+                        torch.cuda.synchronize()
+                    seconds = time.perf_counter() - start
+                taken[name].append(seconds)
             except (torch.OutOfMemoryError, MemoryError):
                 if device == "cuda":
                     torch.cuda.empty_cache()
     return {
-        name: statistics.median(times[1:]) if len(times) > runs else float("nan")
+        name: statistics.median(times) if len(times) == runs else float("nan")
         for name, times in taken.items()
     }
 

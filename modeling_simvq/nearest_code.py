@@ -244,33 +244,37 @@ class _Best:
     def search_small(self, book: Book) -> Tensor:
         """The index of every query, for a book of whole groups that is all of a small codebook.
 
-        Here a tile holds all scores of its queries, so that the candidates can be read from it. Queries with
-        more than one, about 1 %, go through `update`.
+        Here a tile holds all scores of its queries, so that the candidates are read from it and not made again.
         """
         size = len(book.codes)
-        bound = _float32_rounding(book.codes) * (self.norms + book.largest) * book.largest
+        groups_of_query = size // SMALL_GROUP
+        terms = (self.norms + book.largest) * book.largest
+        bound = (_float32_rounding(book.codes) * terms).float()
         product, _ = _plan(self.padded, size)
         rows = SMALL_TILE // size // CONVOLUTION_BATCH * CONVOLUTION_BATCH
         tile = self.padded.new_empty(min(rows, len(self.padded)), size)
-        unsure = []
-        for queries, slack, index in zip(
-            *(x.split(rows) for x in (self.padded, bound.float(), self.index)),
-            strict=True,
+        found = []
+        for number, (queries, slack) in enumerate(
+            zip(self.padded.split(rows), bound.split(rows), strict=True)
         ):
-            scores = product(queries, book.codes, book.half, tile[: len(queries)])[: len(index)]
-            scores = scores.unflatten(1, (-1, SMALL_GROUP))
-            maxima = scores.amax(dim=2)
-            best, group = maxima.max(dim=1)
-            floor = (best - 2 * slack)[:, None]
-            inside = scores[torch.arange(len(index)), group] >= floor
-            del scores  # as in _group_maxima
-            torch.add(inside.byte().argmax(dim=1), group, alpha=SMALL_GROUP, out=index)
-            unsure.append(((maxima >= floor).sum(dim=1) != 1) | (inside.sum(dim=1) != 1))
-        unsure = torch.cat(unsure).nonzero()[:, 0]
-        if len(unsure):
-            rest = _Best(self.queries[unsure], self.norms[unsure], size, one_book=True)
-            rest.update(book, 0)
-            self.index[unsure] = rest.index
+            scores = product(queries, book.codes, book.half, tile[: len(queries)])[: len(slack)]
+            groups = scores.reshape(-1, SMALL_GROUP)
+            maxima = groups.amax(dim=1).view(-1, groups_of_query)
+            floor = (maxima.amax(dim=1) - 2 * slack)[:, None]
+            owner, group = (~(maxima < floor)).nonzero(as_tuple=True)
+            hits = ~(groups[owner * groups_of_query + group] < floor[owner])
+            del scores, groups  # as in _group_maxima
+            pair, code = hits.nonzero(as_tuple=True)
+            if len(pair) > 4 * len(slack):  # many codes alike
+                self.update(book, 0)
+                return self.index
+            found.append((owner[pair] + number * rows, code + group[pair] * SMALL_GROUP))
+        owner, code = map(torch.cat, zip(*found, strict=True))
+        self.index[owner] = code
+        several = (owner.bincount(minlength=len(self.index)) > 1)[owner]
+        owner, code = owner[several], code[several]
+        score = _float64_scores(self.queries[owner], book.codes[code], book.half[code])
+        self._keep_best(owner, code, score, _float64_rounding(book.codes) * terms)
         return self.index
 
     def _keep_best(self, rows: Tensor, codes: Tensor, score: Tensor, tie: Tensor) -> None:
@@ -402,9 +406,9 @@ def _plan(queries: Tensor, codes: int) -> tuple[Callable, int]:
 @cache
 def _fastest_plan(width: int, threads: int) -> tuple[Callable, int]:
     """Measure once, for 0.1 to 0.2 s. On AMD's processors oneDNN is twice as fast as MKL."""
-    # glibc gives memory back to the system above the largest size it has seen freed, up to 32 MiB. Unless it
-    # has seen such a size, every tile of a convolution is mapped and zeroed anew, which doubles its time.
-    torch.empty(31 << 20, dtype=torch.uint8)
+    # glibc maps and zeroes anew what is larger than the largest size it has seen freed, and gives back to the
+    # system all free memory above twice that. For tiles of a convolution this would double the time.
+    torch.empty(16 << 20, dtype=torch.uint8)
     queries, book = torch.rand(4096, width), make_book(torch.rand(16 * TILE_CODES, width))
 
     def seconds(plan: tuple[Callable, int]) -> float:

@@ -5,6 +5,8 @@ freezes a random basis C and learns one linear layer over it: code k is ``W c_k 
 and with it every code.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,9 @@ from transformers import initialization as init
 
 from .nearest_code import Book, make_book, nearest_code
 
+# From this size on, torch copies one transposed matrix block by block on the CPU, at nearly twice the speed of
+# a batch of them.
+BLOCKED_COPY = 60 * 60
 BASIS_INITS = ("normal", "uniform", "orthogonal")
 
 
@@ -148,9 +153,9 @@ class SimVQ(nn.Module):
             )
         with torch.autocast(device_type=latents.device.type, enabled=False):
             exact = latents.float()
+            shape = exact.shape
             # A copy in any case: _StraightThrough overwrites it.
-            z = exact.detach().movedim(1, -1).clone(memory_format=torch.contiguous_format)
-            shape, z = z.shape, z.view(-1, self.codebook_dim)
+            z = _swap(exact.detach().reshape(*shape[:2], math.prod(shape[2:]))).flatten(0, 1)
             codes, q = self._quantize(z)
             quantized, commitment_loss = _StraightThrough.apply(exact, z, q, self.commitment_cost)
             if self.rotation_trick:
@@ -159,7 +164,7 @@ class SimVQ(nn.Module):
                 raise ValueError(
                     "latents hold NaN, infinity or values too large to square in float32"
                 )
-        return quantized.to(latents.dtype), codes.view(shape[:-1]), commitment_loss
+        return quantized.to(latents.dtype), codes.view(shape[0], *shape[2:]), commitment_loss
 
     def _quantize(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Nearest codes of z (N, d): their indices (N,) and, with gradient, their vectors (N, d)."""
@@ -291,7 +296,7 @@ class _StraightThrough(torch.autograd.Function):
 
     Args:
         latents: (B, d, *spatial). q: the vectors of their codes, (N, d).
-        z: the latents as rows, (N, d). Becomes q - z, all that backward needs.
+        z: the latents as rows, (N, d). Becomes z - q.
 
     Returns:
         (B, d, *spatial) and ().
@@ -301,39 +306,51 @@ class _StraightThrough(torch.autograd.Function):
     def forward(
         ctx, latents: Tensor, z: Tensor, q: Tensor, commitment_cost: float
     ) -> tuple[Tensor, Tensor]:
-        difference = z.neg_().add_(q)
-        ctx.save_for_backward(difference)
-        ctx.shape, ctx.commitment_cost = latents.shape, commitment_cost
+        quantized = _to_channels_first(q, latents.shape)
+        # The difference in both layouts: another copy costs less time than a change of layout in backward.
+        rows = z.sub_(q)
+        ctx.save_for_backward(rows, latents - quantized)
+        ctx.commitment_cost = commitment_cost
         ctx.set_materialize_grads(False)
-        mean_square = torch.linalg.vector_norm(difference).square() / max(z.numel(), 1)
-        # One memory layout here and in lookup: convolutions round differently in different layouts.
-        return _to_channels_first(q, ctx.shape).contiguous(), (1 + commitment_cost) * mean_square
+        mean_square = torch.linalg.vector_norm(rows).square() / max(z.numel(), 1)
+        return quantized, (1 + commitment_cost) * mean_square
 
     @staticmethod
     def backward(ctx, grad_quantized: Tensor | None, grad_loss: Tensor | None) -> tuple:
         if grad_loss is None:
             return grad_quantized, None, None, None
-        (difference,) = ctx.saved_tensors
-        scale = grad_loss * (2 / max(difference.numel(), 1))
+        rows, difference = ctx.saved_tensors
+        scale = grad_loss * (2 / max(rows.numel(), 1))
         grad_latents = grad_q = None
         if ctx.needs_input_grad[0]:
-            grad_latents, to_encoder = (
-                _to_channels_first(difference, ctx.shape),
-                scale * -ctx.commitment_cost,
-            )
+            to_encoder = scale * ctx.commitment_cost
             if grad_quantized is None:
-                grad_latents = grad_latents * to_encoder
+                grad_latents = difference * to_encoder
             else:
-                grad_latents = torch.addcmul(grad_quantized, grad_latents, to_encoder)
+                grad_latents = torch.addcmul(grad_quantized, difference, to_encoder)
         if ctx.needs_input_grad[2]:
-            grad_q = difference * scale
+            grad_q = rows * -scale
         return grad_latents, None, grad_q, None
 
 
 def _to_channels_first(rows: Tensor, shape: torch.Size) -> Tensor:
-    """A view of rows (N, d) as (B, d, *spatial)."""
-    batch, width, *spatial = shape
-    return rows.view(batch, *spatial, width).movedim(-1, 1)
+    """A copy of rows (N, d) as (B, d, *spatial).
+
+    Contiguous here and in lookup: convolutions round differently in different memory layouts.
+    """
+    return _swap(rows.view(shape[0], math.prod(shape[2:]), shape[1])).view(shape)
+
+
+def _swap(matrices: Tensor) -> Tensor:
+    """A contiguous copy of (B, n, m) as (B, m, n)."""
+    batch, height, width = matrices.shape
+    swapped = matrices.new_empty(batch, width, height)
+    one_by_one = matrices.device.type == "cpu" and height * width >= BLOCKED_COPY
+    if one_by_one and not torch.compiler.is_compiling():
+        for matrix, copy in zip(matrices, swapped, strict=True):
+            copy.copy_(matrix.T)
+        return swapped
+    return swapped.copy_(matrices.mT)
 
 
 def _rotate(z: Tensor, q: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Arithmetic and memory of the quantizer: what half precision, large values and gradients must not do."""
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -59,6 +60,22 @@ class SeenShapes(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor):
                 self.shapes.add(tuple(tensor.shape))
         return out
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("side", [2, 16])  # copied as a batch, and picture by picture
+def test_the_gradient_has_the_layout_of_the_latents(layout, side):
+    """Otherwise whatever made the latents copies it first."""
+    torch.manual_seed(0)
+    module = SimVQ(100, 32)
+    latents = torch.randn(3, 32, side, side).to(memory_format=layout).requires_grad_()
+    quantized, codes, loss = module(latents)
+    assert quantized.is_contiguous()
+    torch.testing.assert_close(quantized, module.lookup(codes))
+    (gradient,) = torch.autograd.grad(quantized.sum() + loss, latents)
+    assert gradient.is_contiguous(memory_format=layout)
+    expected = 1 + 0.25 * 2 * (latents - quantized) / latents.numel()
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_no_dense_gradient_of_the_codebook_is_ever_made():
