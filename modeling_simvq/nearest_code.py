@@ -219,9 +219,7 @@ class _Best:
 
     def update(self, book: Book, first: int) -> None:
         """Search a book whose first code is number `first`, after all codes before."""
-        terms = (self.norms + book.largest) * book.largest
-        tie = _float64_rounding(book.codes) * terms
-        bound = (_float32_rounding(book.codes) * terms).float()
+        bound, tie = self._rounding(book)
         plan = _plan(self.padded, len(book.codes))
         maxima = _group_maxima(self.padded, book, self.group, *plan)[:, : len(self.queries)]
         floor = torch.maximum(self.score.float(), maxima.amax(dim=0) - bound) - bound
@@ -247,9 +245,8 @@ class _Best:
         Here a tile holds all scores of its queries, so that the candidates are read from it and not made again.
         """
         size = len(book.codes)
-        groups_of_query = size // SMALL_GROUP
-        terms = (self.norms + book.largest) * book.largest
-        bound = (_float32_rounding(book.codes) * terms).float()
+        per_query = size // SMALL_GROUP
+        bound, tie = self._rounding(book)
         product, _ = _plan(self.padded, size)
         rows = SMALL_TILE // size // CONVOLUTION_BATCH * CONVOLUTION_BATCH
         tile = self.padded.new_empty(min(rows, len(self.padded)), size)
@@ -259,10 +256,10 @@ class _Best:
         ):
             scores = product(queries, book.codes, book.half, tile[: len(queries)])[: len(slack)]
             groups = scores.reshape(-1, SMALL_GROUP)
-            maxima = groups.amax(dim=1).view(-1, groups_of_query)
+            maxima = groups.amax(dim=1).view(-1, per_query)
             floor = (maxima.amax(dim=1) - 2 * slack)[:, None]
             owner, group = (~(maxima < floor)).nonzero(as_tuple=True)
-            hits = ~(groups[owner * groups_of_query + group] < floor[owner])
+            hits = ~(groups[owner * per_query + group] < floor[owner])
             del scores, groups  # as in _group_maxima
             pair, code = hits.nonzero(as_tuple=True)
             if len(pair) > 4 * len(slack):  # many codes alike
@@ -274,8 +271,14 @@ class _Best:
         several = (owner.bincount(minlength=len(self.index)) > 1)[owner]
         owner, code = owner[several], code[several]
         score = _float64_scores(self.queries[owner], book.codes[code], book.half[code])
-        self._keep_best(owner, code, score, _float64_rounding(book.codes) * terms)
+        self._keep_best(owner, code, score, tie)
         return self.index
+
+    def _rounding(self, book: Book) -> tuple[Tensor, Tensor]:
+        """How far a float32 and a float64 score of every query may be from the true one, (N,) each."""
+        terms = (self.norms + book.largest) * book.largest
+        bound = (_float32_rounding(book.codes) * terms).float()
+        return bound, _float64_rounding(book.codes) * terms
 
     def _keep_best(self, rows: Tensor, codes: Tensor, score: Tensor, tie: Tensor) -> None:
         best = self.score.scatter_reduce(0, rows, score, "amax")

@@ -153,9 +153,7 @@ class SimVQ(nn.Module):
             )
         with torch.autocast(device_type=latents.device.type, enabled=False):
             exact = latents.float()
-            shape = exact.shape
-            # A copy in any case: _StraightThrough overwrites it.
-            z = _swap(exact.detach().reshape(*shape[:2], math.prod(shape[2:]))).flatten(0, 1)
+            z = _to_rows(exact.detach())
             codes, q = self._quantize(z)
             quantized, commitment_loss = _StraightThrough.apply(exact, z, q, self.commitment_cost)
             if self.rotation_trick:
@@ -164,7 +162,8 @@ class SimVQ(nn.Module):
                 raise ValueError(
                     "latents hold NaN, infinity or values too large to square in float32"
                 )
-        return quantized.to(latents.dtype), codes.view(shape[0], *shape[2:]), commitment_loss
+        batch, _, *spatial = latents.shape
+        return quantized.to(latents.dtype), codes.view(batch, *spatial), commitment_loss
 
     def _quantize(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Nearest codes of z (N, d): their indices (N,) and, with gradient, their vectors (N, d)."""
@@ -333,6 +332,12 @@ class _StraightThrough(torch.autograd.Function):
         return grad_latents, None, grad_q, None
 
 
+def _to_rows(latents: Tensor) -> Tensor:
+    """A copy of (B, d, *spatial) as rows (N, d)."""
+    batch, width, *spatial = latents.shape
+    return _swap(latents.reshape(batch, width, math.prod(spatial))).flatten(0, 1)
+
+
 def _to_channels_first(rows: Tensor, shape: torch.Size) -> Tensor:
     """A copy of rows (N, d) as (B, d, *spatial).
 
@@ -342,7 +347,7 @@ def _to_channels_first(rows: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _swap(matrices: Tensor) -> Tensor:
-    """A contiguous copy of (B, n, m) as (B, m, n)."""
+    """A contiguous copy of (B, n, m) as (B, m, n), without gradient."""
     batch, height, width = matrices.shape
     swapped = matrices.new_empty(batch, width, height)
     one_by_one = matrices.device.type == "cpu" and height * width >= BLOCKED_COPY

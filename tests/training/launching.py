@@ -16,9 +16,8 @@ def launch(
     """Run `accelerate launch` with plain settings, as docs/multi_node.md has it for rehearsals on CPU."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision", "no"]
     command += ["--dynamo_backend", "no", *launcher]
-    if (
-        launcher and "--main_process_port" not in launcher
-    ):  # other launches may run at the same time
+    # Other launches may run at the same time.
+    if launcher and "--main_process_port" not in launcher:
         command += ["--main_process_port", free_port()]
     command += words
     path = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
