@@ -15,18 +15,16 @@ An (N, K) matrix never exists. On a GPU a Triton kernel does the same (nearest_c
 """
 
 import math
-import time
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .float32_product import CONVOLUTION_BATCH, TILE_CODES, Product, plan
 from .nearest_code_triton import search_gpu, triton_can_search
 
-TILE_CODES = 256
 # Codes are projected and scored in blocks of this size, so that the working memory hardly grows with K.
 BLOCK_BYTES = 16 << 20
 # Codes that are projected at once: their rows stay in the cache until they are in the block.
@@ -37,10 +35,8 @@ SMALL_TILE = 1 << 20
 SMALL_GROUP = 64
 # Pairs of a query and a group that are scored again at a time.
 EXACT_PAIRS = 2048
-# Below this many scores, measuring which product is fastest takes longer than the search.
-WORTH_MEASURING = 1 << 22
-# A single thread gives 1x1 convolutions to oneDNN only in batches of at least 16 pictures.
-CONVOLUTION_BATCH = 16
+# Queries up to so many times as long as the longest code have their scores compared as integers.
+LONG_QUERY = 8
 
 
 class Book(NamedTuple):
@@ -209,7 +205,8 @@ class _Best:
         if not usable.all():
             queries = queries.where(usable[:, None], 0.0)
             self.norms.masked_fill_(~usable, 0.0)
-        # Up to 15 rows of zeros make whole batches for _convolution; no one reads their scores.
+        self.longest = float(self.norms.max()) if len(queries) else 0.0
+        # Up to 15 rows of zeros make whole batches for convolution; no one reads their scores.
         missing = -len(queries) % CONVOLUTION_BATCH
         self.padded = (F.pad(queries, (0, 0, 0, missing)) if missing else queries).contiguous()
         self.queries = self.padded[: len(queries)]
@@ -219,12 +216,13 @@ class _Best:
 
     def update(self, book: Book, first: int) -> None:
         """Search a book whose first code is number `first`, after all codes before."""
-        bound, tie = self._rounding(book)
-        plan = _plan(self.padded, len(book.codes))
-        maxima = _group_maxima(self.padded, book, self.group, *plan)[:, : len(self.queries)]
-        floor = torch.maximum(self.score.float(), maxima.amax(dim=0) - bound) - bound
+        shift, bound, tie = self._rounding(book)
+        product, rows = plan(self.padded, len(book.codes))
+        maxima = _group_maxima(self.padded, book, self.group, shift, product, rows)
+        maxima = maxima[:, : len(self.queries)]
+        floor = torch.maximum(self.score.float(), maxima.amax(dim=0) - shift - bound) - bound
         # Written so that scores which overflowed to NaN stay candidates.
-        groups, owners = (~(maxima < floor)).nonzero(as_tuple=True)
+        groups, owners = (~(maxima < floor + shift)).nonzero(as_tuple=True)
         groups_of_query = owners.bincount(minlength=len(self.queries))
         for some, where in zip(owners.split(EXACT_PAIRS), groups.split(EXACT_PAIRS), strict=True):
             queries = self.queries.index_select(0, some)
@@ -236,7 +234,9 @@ class _Best:
                 )
                 self.index[owner[sole]] = codes[sole]
                 pair, codes, owner = pair[~sole], codes[~sole], owner[~sole]
-            score = _float64_scores(queries[pair], book.codes[codes], book.half[codes])
+            score = _float64_scores(
+                queries.index_select(0, pair), book.codes.index_select(0, codes), book.half[codes]
+            )
             self._keep_best(owner, codes + first, score, tie)
 
     def search_small(self, book: Book) -> Tensor:
@@ -246,22 +246,23 @@ class _Best:
         """
         size = len(book.codes)
         per_query = size // SMALL_GROUP
-        bound, tie = self._rounding(book)
-        product, _ = _plan(self.padded, size)
+        shift, bound, tie = self._rounding(book)
+        product, _ = plan(self.padded, size)
+        level = book.half + shift
         rows = SMALL_TILE // size // CONVOLUTION_BATCH * CONVOLUTION_BATCH
         tile = self.padded.new_empty(min(rows, len(self.padded)), size)
         found = []
         for number, (queries, slack) in enumerate(
             zip(self.padded.split(rows), bound.split(rows), strict=True)
         ):
-            scores = product(queries, book.codes, book.half, tile[: len(queries)])[: len(slack)]
+            scores = product(queries, book.codes, level, tile[: len(queries)])[: len(slack)]
             groups = scores.reshape(-1, SMALL_GROUP)
-            maxima = groups.amax(dim=1).view(-1, per_query)
+            maxima = _amax(groups, shift).view(-1, per_query)
             floor = (maxima.amax(dim=1) - 2 * slack)[:, None]
             owner, group = (~(maxima < floor)).nonzero(as_tuple=True)
-            hits = ~(groups[owner * per_query + group] < floor[owner])
+            hits = ~(groups.index_select(0, owner * per_query + group) < floor[owner])
             del scores, groups  # as in _group_maxima
-            pair, code = hits.nonzero(as_tuple=True)
+            pair, code = _true(hits)
             if len(pair) > 4 * len(slack):  # many codes alike
                 self.update(book, 0)
                 return self.index
@@ -270,15 +271,25 @@ class _Best:
         self.index[owner] = code
         several = (owner.bincount(minlength=len(self.index)) > 1)[owner]
         owner, code = owner[several], code[several]
-        score = _float64_scores(self.queries[owner], book.codes[code], book.half[code])
+        score = _float64_scores(
+            self.queries.index_select(0, owner), book.codes.index_select(0, code), book.half[code]
+        )
         self._keep_best(owner, code, score, tie)
         return self.index
 
-    def _rounding(self, book: Book) -> tuple[Tensor, Tensor]:
-        """How far a float32 and a float64 score of every query may be from the true one, (N,) each."""
+    def _rounding(self, book: Book) -> tuple[float, Tensor, Tensor]:
+        """What to add to all scores, and how far the score of every query may then be from the true one.
+
+        Returns:
+            A number that makes all scores positive, or 0 where it would drown those of short queries; bounds
+            on the rounding of float32 and float64 scores, (N,) each.
+        """
         terms = (self.norms + book.largest) * book.largest
-        bound = (_float32_rounding(book.codes) * terms).float()
-        return bound, _float64_rounding(book.codes) * terms
+        shift = (self.longest + book.largest) * book.largest
+        if self.longest > LONG_QUERY * book.largest or shift > 1e30:
+            shift = 0.0
+        bound = (_float32_rounding(book.codes) * (terms + shift)).float()
+        return shift, bound, _float64_rounding(book.codes) * terms
 
     def _keep_best(self, rows: Tensor, codes: Tensor, score: Tensor, tie: Tensor) -> None:
         best = self.score.scatter_reduce(0, rows, score, "amax")
@@ -294,9 +305,10 @@ class _Best:
 def _group_size(queries: int, codes: int, width: int) -> int:
     """Codes of which pass 1 keeps one maximum.
 
-    Large groups make pass 2 score more codes for every query, small ones make it go through more groups.
+    Large groups make pass 2 score more codes for every query, small ones make it go through more groups; the
+    numbers are the measured ratios of the costs.
     """
-    best = (8000 * codes / max(queries, 1)) ** 0.5
+    best = (27 * codes * (queries + 10_000) / (max(queries, 1) * width)) ** 0.5
     return min(max(1 << round(math.log2(best)), 64), TILE_CODES)
 
 
@@ -317,8 +329,9 @@ def _candidates(
     for some, (codes, half), low, hit in zip(
         queries.split(counts), parts, floor[:, None].split(counts), hits.split(counts), strict=True
     ):
-        torch.ge(torch.addmm(half, some, codes.T), low, out=hit[:, : len(codes)])
-    pair, code = hits.nonzero(as_tuple=True)
+        # Few queries a group: with the codes as the left matrix, MKL needs half the time.
+        torch.ge(torch.addmm(half[:, None], codes, some.T).T, low, out=hit[:, : len(codes)])
+    pair, code = _true(hits)
     if not len(queries) <= len(pair) <= 4 * len(queries):
         # Many codes alike (equal, or far from the origin): float64 settles it and leaves one a query.
         found = zip(queries.split(counts), parts, tie.split(counts), strict=True)
@@ -355,8 +368,8 @@ def _float32_rounding(codes: Tensor) -> float:
         backends.cuda.matmul.fp32_precision,
     )
     inputs = max(_UNIT_ROUNDOFF.get(precision, 2.0**-8) for precision in allowed)
-    # d products and sums, one for the norm, and those within it.
-    return (codes.shape[1] + 9) * 2.0**-24 + 2 * (inputs - 2.0**-24)
+    # d products and sums, one for the norm, and those within it; four for adding and taking away a shift.
+    return (codes.shape[1] + 13) * 2.0**-24 + 2 * (inputs - 2.0**-24)
 
 
 def _float64_rounding(codes: Tensor) -> float:
@@ -364,12 +377,14 @@ def _float64_rounding(codes: Tensor) -> float:
     return (codes.shape[1] + 9) * torch.finfo(torch.float64).eps
 
 
-def _group_maxima(queries: Tensor, book: Book, size: int, product: Callable, rows: int) -> Tensor:
-    """Best float32 score of every query (N, d) in every group of `size` codes: (groups, N).
+def _group_maxima(
+    queries: Tensor, book: Book, size: int, shift: float, product: Product, rows: int
+) -> Tensor:
+    """Best float32 score, plus `shift`, of every query (N, d) in every group of `size` codes: (groups, N).
 
     A tile is `rows` queries times TILE_CODES codes of the book. `product` makes its scores.
     """
-    codes, half = book.codes, book.half
+    codes, half = book.codes, book.half + shift
     whole = len(codes) // size * size
     maxima = queries.new_empty(-(-len(codes) // size), len(queries))
     scores = queries.new_empty(min(rows, len(queries)) * TILE_CODES)
@@ -380,46 +395,27 @@ def _group_maxima(queries: Tensor, book: Book, size: int, product: Callable, row
             out = scores[: len(some) * len(tile)].view(len(some), len(tile))
             first, count = number * TILE_CODES // size, len(tile) // size
             groups = product(some, tile, level, out).unflatten(1, (count, size))
-            torch.amax(groups, dim=2, out=found[first : first + count].T)
+            _amax(groups, shift, out=found[first : first + count].T)
             del groups  # so that the next tile is made in the same memory, which is in the cache
         if whole < len(codes):
             torch.amax(torch.addmm(half[whole:], some, codes[whole:].T), dim=1, out=found[-1])
     return maxima
 
 
-def _matmul(queries: Tensor, codes: Tensor, half: Tensor, out: Tensor) -> Tensor:
-    return torch.addmm(half, queries, codes.T, out=out)
+def _amax(scores: Tensor, shift: float, out: Tensor | None = None) -> Tensor:
+    """Maxima over the last dimension.
+
+    Scores that were made positive order as the integers of the same bits do, whose maxima take less than half
+    the time: floats are tested for NaN one by one.
+    """
+    if not shift:
+        return torch.amax(scores, dim=-1, out=out)
+    out = None if out is None else out.view(torch.int32)
+    return torch.amax(scores.view(torch.int32), dim=-1, out=out).view(torch.float32)
 
 
-def _convolution(queries: Tensor, codes: Tensor, half: Tensor, out: Tensor) -> Tensor:
-    # The same product as a 1x1 convolution, which torch gives to oneDNN instead of its BLAS. Queries: whole
-    # batches of pictures, each one pixel high.
-    pixels = queries.view(CONVOLUTION_BATCH, 1, -1, queries.shape[1]).permute(0, 3, 1, 2)
-    scores = F.conv2d(pixels, codes[:, :, None, None], half)
-    return scores.permute(0, 2, 3, 1).reshape(len(queries), -1)
-
-
-def _plan(queries: Tensor, codes: int) -> tuple[Callable, int]:
-    """The product to use, and how many queries go into a tile."""
-    if queries.device.type != "cpu" or len(queries) * codes < WORTH_MEASURING:
-        return _matmul, 1024
-    return _fastest_plan(queries.shape[1], torch.get_num_threads())
-
-
-@cache
-def _fastest_plan(width: int, threads: int) -> tuple[Callable, int]:
-    """Measure once, for 0.1 to 0.2 s. On AMD's processors oneDNN is twice as fast as MKL."""
-    # glibc maps and zeroes anew what is larger than the largest size it has seen freed, and gives back to the
-    # system all free memory above twice that. For tiles of a convolution this would double the time.
-    torch.empty(16 << 20, dtype=torch.uint8)
-    queries, book = torch.rand(4096, width), make_book(torch.rand(16 * TILE_CODES, width))
-
-    def seconds(plan: tuple[Callable, int]) -> float:
-        start = time.perf_counter()
-        _group_maxima(queries, book, TILE_CODES, *plan)
-        return time.perf_counter() - start
-
-    plans = ((_matmul, 2048), (_convolution, 4096))
-    times = [[seconds(plan) for plan in plans] for _ in range(4)]
-    by_matmul, by_convolution = map(min, zip(*times, strict=True))
-    return plans[by_convolution < by_matmul]
+def _true(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """``mask.nonzero(as_tuple=True)`` of a mask (n, 8 m) with few trues, eight at a time."""
+    row, word = mask.view(torch.int64).nonzero(as_tuple=True)
+    which, byte = mask.unflatten(1, (-1, 8))[row, word].nonzero(as_tuple=True)
+    return row[which], word[which] * 8 + byte

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from .float32_product import linear
 from .nearest_code import Book, make_book, nearest_code
 
 # From this size on, torch copies one transposed matrix block by block on the CPU, at nearly twice the speed of
@@ -248,7 +249,7 @@ class SimVQ(nn.Module):
         with torch.autocast(device_type=rows.device.type, enabled=False):
             for layer in layers:
                 if isinstance(layer, nn.Linear):
-                    rows = F.linear(rows, layer.weight.float(), layer.bias.float())
+                    rows = linear(rows, layer.weight.float(), layer.bias.float())
                 else:
                     rows = layer(rows)
         return rows
@@ -326,7 +327,8 @@ class _StraightThrough(torch.autograd.Function):
             if grad_quantized is None:
                 grad_latents = difference * to_encoder
             else:
-                grad_latents = torch.addcmul(grad_quantized, difference, to_encoder)
+                # addcmul would be slow with the expanded gradient of a sum.
+                grad_latents = (difference * to_encoder).add_(grad_quantized)
         if ctx.needs_input_grad[2]:
             grad_q = rows * -scale
         return grad_latents, None, grad_q, None

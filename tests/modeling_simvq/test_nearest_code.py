@@ -166,7 +166,7 @@ def test_products_of_lower_precision_are_repaired(precision, monkeypatch):
     def product(queries, codes, half, out):
         return torch.addmm(half, rounded(queries), rounded(codes).T, out=out)
 
-    monkeypatch.setattr(search, "_plan", lambda queries, codes: (product, 512))
+    monkeypatch.setattr(search, "plan", lambda queries, codes: (product, 512))
     wrong = (rounded(z) @ rounded(e).T + rounded(-e.square().sum(dim=1) / 2)).argmax(dim=1)
     assert not torch.equal(wrong, correct)
     before = torch.get_float32_matmul_precision()
@@ -177,17 +177,29 @@ def test_products_of_lower_precision_are_repaired(precision, monkeypatch):
         torch.set_float32_matmul_precision(before)
 
 
-def test_both_products_and_the_choice_between_them():
-    queries, codes = torch.randn(704, 33), torch.randn(search.TILE_CODES, 33)
-    half, out = torch.randn(len(codes)), torch.empty(704, search.TILE_CODES)
-    half[7] = -torch.inf
-    ours, other = (
-        search._matmul(queries, codes, half, out),
-        search._convolution(queries, codes, half, out.clone()),
+def test_integers_find_the_maxima_of_positive_scores():
+    scores = torch.rand(40, 5, 16)
+    scores[3], scores[7, 2, :9] = -torch.inf, 0.0
+    maxima = torch.empty(5, 40).T
+    assert torch.equal(search._amax(scores, 1.0, out=maxima), scores.amax(dim=2))
+    assert torch.equal(maxima, scores.amax(dim=2))
+    scores[5] -= 2
+    assert torch.equal(search._amax(scores, 0.0), scores.amax(dim=2))
+
+
+@pytest.mark.parametrize("length", [7.9, 8.1])
+@pytest.mark.parametrize("codes", [960, 3001])
+def test_one_long_query_does_not_make_work_for_the_others(length, codes, monkeypatch):
+    """What makes the scores positive must not drown them: candidates stay one or two a query."""
+    torch.manual_seed(0)
+    z, e = torch.randn(512, 32), torch.randn(codes, 32)
+    z[3] *= length * e.norm(dim=1).max() / z[3].norm()
+    pairs, scores = [], search._float64_scores
+    monkeypatch.setattr(
+        search, "_float64_scores", lambda *args: pairs.append(len(args[0])) or scores(*args)
     )
-    torch.testing.assert_close(ours, other)
-    product, rows = search._fastest_plan(33, torch.get_num_threads())
-    assert product in (search._matmul, search._convolution) and rows in (2048, 4096)
+    assert torch.equal(nearest_code(z, e), exact(z, e))
+    assert sum(pairs) < 20  # of queries with a single candidate none
 
 
 def test_search_refuses_what_does_not_fit():

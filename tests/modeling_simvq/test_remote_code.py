@@ -112,6 +112,7 @@ def test_the_folder_holds_every_file_that_its_code_imports(tiny_folder):
     assert names == {
         "config_checks.py",
         "configuration_simvq_image.py",
+        "float32_product.py",
         "image_processing_simvq.py",
         "modeling_simvq_image.py",
         "nearest_code.py",

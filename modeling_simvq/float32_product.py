@@ -1,0 +1,84 @@
+"""Float32 products of rows with a matrix, on a CPU as fast as the processor makes them.
+
+torch gives a product of matrices to its BLAS, which on x86 is MKL, and 1x1 convolutions to oneDNN. They compute
+the same; on AMD's processors oneDNN takes half the time (`python benchmarks/quantizer.py --products`).
+"""
+
+import time
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# A single thread gives 1x1 convolutions to oneDNN only in batches of at least 16 pictures.
+CONVOLUTION_BATCH = 16
+# Codes in a tile of scores.
+TILE_CODES = 256
+# Below this many scores, measuring which product is fastest takes longer than the search.
+WORTH_MEASURING = 1 << 22
+# A projection of fewer rows is over before a convolution has begun.
+WORTH_CONVOLVING = 256
+
+Product = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def matmul(rows: Tensor, codes: Tensor, half: Tensor, out: Tensor) -> Tensor:
+    """Scores ``rows codes^T + half``: (n, d), (k, d), (k,) -> (n, k), in `out`."""
+    return torch.addmm(half, rows, codes.T, out=out)
+
+
+def convolution(rows: Tensor, codes: Tensor, half: Tensor, out: Tensor | None = None) -> Tensor:
+    """The same of a multiple of CONVOLUTION_BATCH rows, in new memory: a convolution takes no `out`."""
+    pixels = rows.view(CONVOLUTION_BATCH, 1, -1, rows.shape[1]).permute(0, 3, 1, 2)
+    scores = F.conv2d(pixels, codes[:, :, None, None], half)
+    return scores.permute(0, 2, 3, 1).reshape(len(rows), -1)
+
+
+def linear(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """F.linear with gradients, (..., m), (d, m), (d,) -> (..., d).
+
+    Which product makes it depends on the shape alone and not on a clock, so that the same rows give the same
+    bits in every process.
+    """
+    if torch.compiler.is_compiling() or rows.device.type != "cpu":
+        return F.linear(rows, weight, bias)
+    flat = rows.reshape(-1, rows.shape[-1])
+    whole = len(flat) >= WORTH_CONVOLVING and len(flat) % CONVOLUTION_BATCH == 0
+    if not whole or not torch.backends.mkldnn.is_available():
+        return F.linear(rows, weight, bias)
+    return convolution(flat, weight, bias).view(*rows.shape[:-1], len(weight))
+
+
+def plan(rows: Tensor, codes: int) -> tuple[Product, int]:
+    """The product to score `codes` codes with, and how many rows go into a tile."""
+    if rows.device.type != "cpu" or len(rows) * codes < WORTH_MEASURING:
+        return matmul, 1024
+    return fastest_plan(rows.shape[1], torch.get_num_threads())
+
+
+@cache
+def fastest_plan(width: int, threads: int) -> tuple[Product, int]:
+    """Measure once, for 0.1 to 0.2 s."""
+    # glibc maps and zeroes anew what is larger than the largest size it has seen freed, and gives back to the
+    # system all free memory above twice that. For tiles of a convolution this would double the time.
+    torch.empty(16 << 20, dtype=torch.uint8)
+    rows, codes, half = (
+        torch.rand(4096, width),
+        torch.rand(TILE_CODES, width),
+        torch.zeros(TILE_CODES),
+    )
+    out = torch.empty(4096, TILE_CODES)
+
+    def seconds(product: Product, height: int) -> float:
+        start = time.perf_counter()
+        for _ in range(12):
+            for some in rows.split(height):
+                product(some, codes, half, out[:height])
+        return time.perf_counter() - start
+
+    plans = ((matmul, 2048), (convolution, 4096))
+    times = [[seconds(*plan) for plan in plans] for _ in range(4)]
+    by_matmul, by_convolution = map(min, zip(*times, strict=True))
+    return plans[by_convolution < by_matmul]
