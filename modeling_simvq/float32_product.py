@@ -32,7 +32,7 @@ def matmul(rows: Tensor, codes: Tensor, half: Tensor, out: Tensor) -> Tensor:
 def convolution(rows: Tensor, codes: Tensor, half: Tensor, out: Tensor | None = None) -> Tensor:
     """The same of a multiple of CONVOLUTION_BATCH rows, in new memory: a convolution takes no `out`."""
     pixels = rows.view(CONVOLUTION_BATCH, 1, -1, rows.shape[1]).permute(0, 3, 1, 2)
-    scores = F.conv2d(pixels, codes[:, :, None, None], half)
+    scores = F.conv2d(pixels, codes.unsqueeze(-1).unsqueeze(-1), half)
     return scores.permute(0, 2, 3, 1).reshape(len(rows), -1)
 
 

@@ -260,14 +260,18 @@ class _Best:
             maxima = _amax(groups, shift).view(-1, per_query)
             floor = (maxima.amax(dim=1) - 2 * slack)[:, None]
             owner, group = (~(maxima < floor)).nonzero(as_tuple=True)
-            hits = ~(groups.index_select(0, owner * per_query + group) < floor[owner])
-            del scores, groups  # as in _group_maxima
-            pair, code = _true(hits)
-            if len(pair) > 4 * len(slack):  # many codes alike
+            if len(owner) > 4 * len(slack):  # many codes alike
                 self.update(book, 0)
                 return self.index
-            found.append((owner[pair] + number * rows, code + group[pair] * SMALL_GROUP))
-        owner, code = map(torch.cat, zip(*found, strict=True))
+            hits = ~(groups.index_select(0, owner * per_query + group) < floor[owner])
+            del scores, groups  # as in _group_maxima
+            found.append((owner + number * rows, group, hits))
+        owner, group, hits = map(torch.cat, zip(*found, strict=True))
+        pair, code = _true(hits)
+        if len(pair) > 4 * len(self.index):
+            self.update(book, 0)
+            return self.index
+        owner, code = owner[pair], code + group[pair] * SMALL_GROUP
         self.index[owner] = code
         several = (owner.bincount(minlength=len(self.index)) > 1)[owner]
         owner, code = owner[several], code[several]

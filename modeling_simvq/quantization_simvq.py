@@ -15,8 +15,8 @@ from transformers import initialization as init
 from .float32_product import linear
 from .nearest_code import Book, make_book, nearest_code
 
-# From this size on, torch copies one transposed matrix block by block on the CPU, at nearly twice the speed of
-# a batch of them.
+# From this size on, torch copies one transposed matrix on the CPU block by block, but a batch of them element by
+# element.
 BLOCKED_COPY = 60 * 60
 BASIS_INITS = ("normal", "uniform", "orthogonal")
 

@@ -66,3 +66,23 @@ def test_what_runs_out_of_memory_is_not_a_figure(benchmark):
 
     times = benchmark.interleaved({"fails": fails, "runs": lambda: None}, 3, "cpu")
     assert math.isnan(times["fails"]) and times["runs"] >= 0
+
+
+def test_the_products_alone(benchmark, capsys, monkeypatch):
+    words = ["quantizer.py", "--products", "--runs", "1", "--size", "512,512,16"]
+    monkeypatch.setattr("sys.argv", words)
+    benchmark.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 512")]
+    times = [float(row.split("|")[5].replace(",", "")) for row in rows]
+    assert times == sorted(times) and {row.split("|")[4].split()[0] for row in rows} == {
+        "mm",
+        "convolution",
+    }
+
+
+def test_systems_that_do_not_fit_into_memory_are_left_out(benchmark, monkeypatch):
+    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}  # 4 MB
+    monkeypatch.setattr(benchmark.os, "sysconf", sizes.get)
+    row = benchmark.measure(2048, 256, 8, 1, "cpu", ["ours", "published"])
+    assert row["step"]["ours"] > 0 and math.isnan(row["step"]["published"])
+    assert math.isnan(benchmark.peak_memory("published", 2048, 256, 8, "cpu"))
