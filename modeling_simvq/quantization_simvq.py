@@ -15,7 +15,7 @@ from transformers import initialization as init
 from .float32_product import linear
 from .nearest_code import Book, make_book, nearest_code
 
-# From this size on, torch copies one transposed matrix on the CPU block by block, but a batch of them element by
+# From this size on, torch copies one transposed matrix on the CPU block by block, a batch of them element by
 # element.
 BLOCKED_COPY = 60 * 60
 BASIS_INITS = ("normal", "uniform", "orthogonal")
