@@ -172,6 +172,12 @@ def products(rows: Tensor, codes: Tensor, device: str) -> dict[str, Callable[[],
     return turns
 
 
+def search_inputs(codes: int, tokens: int, width: int, device: str) -> tuple[Tensor, Tensor]:
+    """Queries (tokens, width) and codes (codes, width)."""
+    rows = make_latents(tokens, width, device).movedim(1, -1).reshape(-1, width)
+    return rows, torch.randn(codes, width, device=device) * width**-0.5
+
+
 @torch.no_grad()
 def measure_search(
     codes: int, tokens: int, width: int, runs: int, device: str
@@ -180,8 +186,7 @@ def measure_search(
 
     A first round over an eighth of the codes finds the fastest way to make the product.
     """
-    rows = make_latents(tokens, width, device).movedim(1, -1).reshape(-1, width)
-    codebook = torch.randn(codes, width, device=device) * width**-0.5
+    rows, codebook = search_inputs(codes, tokens, width, device)
     tried = interleaved(products(rows, codebook[: max(codes // 8, 4096)], device), 3, device)
     ways = products(rows, codebook, device)
     turns = {
@@ -337,10 +342,9 @@ def show_products(sizes: list[tuple], runs: int, device: str) -> None:
     """Measure the products alone, and print a table."""
     print("| K | N | d | product in tiles of N x K | ms | GFLOP/s |\n|---|---|---|---|---|---|")
     for codes, tokens, width in sizes:
-        rows = make_latents(tokens, width, device).movedim(1, -1).reshape(-1, width)
-        codebook = torch.randn(codes, width, device=device)
+        turns = products(*search_inputs(codes, tokens, width, device), device)
         with torch.no_grad():
-            taken = interleaved(products(rows, codebook, device), runs, device)
+            taken = interleaved(turns, runs, device)
         for name, seconds in sorted(taken.items(), key=lambda item: item[1]):
             rate = 2e-9 * codes * tokens * width / seconds
             print(

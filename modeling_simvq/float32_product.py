@@ -64,12 +64,8 @@ def fastest_plan(width: int, threads: int) -> tuple[Product, int]:
     # glibc maps and zeroes anew what is larger than the largest size it has seen freed, and gives back to the
     # system all free memory above twice that. For tiles of a convolution this would double the time.
     torch.empty(16 << 20, dtype=torch.uint8)
-    rows, codes, half = (
-        torch.rand(4096, width),
-        torch.rand(TILE_CODES, width),
-        torch.zeros(TILE_CODES),
-    )
-    out = torch.empty(4096, TILE_CODES)
+    rows, out = torch.rand(4096, width), torch.empty(4096, TILE_CODES)
+    codes, half = torch.rand(TILE_CODES, width), torch.zeros(TILE_CODES)
 
     def seconds(product: Product, height: int) -> float:
         start = time.perf_counter()
@@ -79,6 +75,6 @@ def fastest_plan(width: int, threads: int) -> tuple[Product, int]:
         return time.perf_counter() - start
 
     plans = ((matmul, 2048), (convolution, 4096))
-    times = [[seconds(*plan) for plan in plans] for _ in range(4)]
+    times = [[seconds(*way) for way in plans] for _ in range(4)]
     by_matmul, by_convolution = map(min, zip(*times, strict=True))
     return plans[by_convolution < by_matmul]

@@ -307,9 +307,10 @@ class _StraightThrough(torch.autograd.Function):
         ctx, latents: Tensor, z: Tensor, q: Tensor, commitment_cost: float
     ) -> tuple[Tensor, Tensor]:
         quantized = _to_channels_first(q, latents.shape)
-        # The difference in both layouts: another copy costs less time than a change of layout in backward.
         rows = z.sub_(q)
-        ctx.save_for_backward(rows, latents - quantized)
+        # The difference in both layouts: another copy costs less time than a change of layout in backward.
+        difference = latents - quantized if ctx.needs_input_grad[0] else None
+        ctx.save_for_backward(rows, difference)
         ctx.commitment_cost = commitment_cost
         ctx.set_materialize_grads(False)
         mean_square = torch.linalg.vector_norm(rows).square() / max(z.numel(), 1)
