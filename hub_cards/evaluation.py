@@ -45,6 +45,7 @@ METRICS = {
     "mel_distance": ("mel distance", 3, -1),
     "si_sdr": ("SI-SDR, dB", 2, 1),
     "utilisation": ("utilisation", 3, 1),
+    "reachable_utilisation": ("utilisation that so many tokens could reach", 3, 0),
     "perplexity": ("perplexity", 1, 0),
     "bitrate": ("kbit/s", 3, 0),
     "loss": ("loss of a code, nats", 3, -1),
@@ -104,7 +105,7 @@ def metric_name(key: str) -> str:
 
 def format_value(key: str, value: float) -> str:
     """A metric's value as people read it."""
-    if key == "utilisation":
+    if key in ("utilisation", "reachable_utilisation"):
         return f"{value:.1%}"
     # No more digits than the value has: 0.12 is not 0.120.
     return f"{round(float(value), METRICS.get(key, (key, 4, 0))[1]):,}"

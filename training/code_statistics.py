@@ -35,6 +35,16 @@ class CodeCounter:
         self.counts.copy_(state["counts"])
 
 
+def reachable_utilisation(tokens: int, codebook_size: int) -> float:
+    """Share of the codes that so many tokens reach on average if all codes are equally likely.
+
+    What a utilisation is to be read beside: 256 tokens reach 22 % of 1,024 codes, however healthy these are.
+    """
+    if codebook_size == 1:
+        return float(tokens > 0)
+    return -math.expm1(tokens * math.log1p(-1 / codebook_size))
+
+
 @dataclass
 class CodeUsage:
     """Usage of a codebook over some tokens.
@@ -44,25 +54,48 @@ class CodeUsage:
         perplexity: exp of the entropy of the code frequencies, in nats; K if all are used equally.
         tokens: tokens counted.
         ceiling: the most that utilisation could be with so few tokens.
+        codebook_size: K.
     """
 
     utilisation: float
     perplexity: float
     tokens: int
     ceiling: float
+    codebook_size: int
+
+    @property
+    def reachable(self) -> float:
+        """See reachable_utilisation."""
+        return reachable_utilisation(self.tokens, self.codebook_size)
+
+    def metrics(self) -> dict[str, float]:
+        """The figures of a validation or an evaluation, by the keys of hub_cards.evaluation.METRICS."""
+        return {
+            "utilisation": self.utilisation,
+            "reachable_utilisation": self.reachable,
+            "perplexity": self.perplexity,
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"{self.utilisation:.1%} of {self.codebook_size:,} codes used "
+            f"({self.tokens:,} tokens could reach {self.reachable:.1%})"
+        )
 
     @classmethod
     def from_counts(cls, counts: Tensor) -> "CodeUsage":
         """From occurrences per code, (K,) integers."""
+        counts = counts.cpu()  # float64, which not every device has
         tokens = int(counts.sum())
         if tokens == 0:
-            return cls(0.0, 0.0, 0, 0.0)
+            return cls(0.0, 0.0, 0, 0.0, len(counts))
         used = counts[counts > 0].double() / tokens
         return cls(
             utilisation=len(used) / len(counts),
             perplexity=math.exp(-float((used * used.log()).sum())),
             tokens=tokens,
             ceiling=min(1.0, tokens / len(counts)),
+            codebook_size=len(counts),
         )
 
 
@@ -74,7 +107,8 @@ def effective_rank(rows: Tensor) -> float:
         rows: (N, d). They are centred first. The result lies between 1 and min(N, d), and is 0 if all
             rows are equal or one is not finite. Source: Roy and Vetterli, "The effective rank", EUSIPCO 2007.
     """
-    rows = rows.double() - rows.double().mean(dim=0)
+    rows = rows.cpu().double()  # not every device has float64
+    rows = rows - rows.mean(dim=0)
     if not rows.isfinite().all():
         return 0.0
     # The square roots of the covariance's eigenvalues: d x d, where the SVD would be N x d.
@@ -104,8 +138,8 @@ def latent_statistics(latents: Tensor, codebook: Tensor, most_rows: int = 4096) 
         latent_effective_rank: see effective_rank.
     """
     rows = latents.float().movedim(1, -1).reshape(-1, latents.shape[1])
-    rows = rows[:: max(1, len(rows) // most_rows)]
-    codes = codebook[:: max(1, len(codebook) // most_rows)]
+    rows = rows[:: max(1, len(rows) // most_rows)].cpu()
+    codes = codebook[:: max(1, len(codebook) // most_rows)].cpu()
     spread = [(x - x.mean(dim=0)).square().mean().sqrt() for x in (rows, codes)]
     return {
         "scale_ratio": float(spread[0] / spread[1].clamp(min=1e-12)),

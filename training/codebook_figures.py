@@ -64,13 +64,12 @@ class CodebookFindings:
     def usage(self) -> dict[str, float]:
         """Figures of the codes' use by the data.
 
-        Those of CodeUsage; dead_codes: codes that no token has; utilisation_by_chance: to be expected of so
-        many tokens if all codes were equally likely; scale_ratio, and lost_variance: mean square of latent
-        minus code, over that of latent minus mean.
+        Those of CodeUsage; dead_codes: codes that no token has; utilisation_by_chance: see
+        reachable_utilisation; scale_ratio, and lost_variance: mean square of latent minus code, over that of
+        latent minus mean.
         """
         usage, dead = CodeUsage.from_counts(self.counts), int((self.counts == 0).sum())
-        chance = 1 - (1 - 1 / self.codebook_size) ** usage.tokens
-        figures = vars(usage) | {"dead_codes": dead, "utilisation_by_chance": chance}
+        figures = vars(usage) | {"dead_codes": dead, "utilisation_by_chance": usage.reachable}
         if self.scale_ratio is not None:
             error, spread = (
                 float(self.distances[key].square().mean())
@@ -100,16 +99,13 @@ class CodebookFindings:
         usage, ratio = CodeUsage.from_counts(self.counts), self.scale_ratio or 1.0
         if collapse := diagnose_collapse(usage, ratio, rank, self.codebook_dim):
             return f"**Collapsed**: {collapse}"
-        used = f"{usage.utilisation:.1%} of {self.codebook_size:,} codes are used"
         if usage.utilisation >= 0.9:
-            return f"**Well used**: {used}, perplexity {usage.perplexity:,.0f}"
+            return f"**Well used**: {usage}, perplexity {usage.perplexity:,.0f}"
         if usage.tokens < 10 * self.codebook_size:
             return (
-                f"**Not collapsed**: {used} by {usage.tokens:,} tokens, where equally likely codes would "
-                f"reach {self.usage()['utilisation_by_chance']:.1%}. So few tokens cannot tell rare codes "
-                "from dead ones"
+                f"**Not collapsed**: {usage}. So few tokens cannot tell rare codes from dead ones"
             )
-        return f"**Partly used**: {used}, {self.usage()['dead_codes']:,} are dead"
+        return f"**Partly used**: {usage}, {self.usage()['dead_codes']:,} are dead"
 
     def content(self) -> dict:
         """All figures, for JSON."""
@@ -157,7 +153,7 @@ def draw_usage(models: list[CodebookFindings]):
     for color, model in enumerate(models):
         used = model.counts[model.counts > 0]
         size, mean = model.codebook_size, int(model.counts.sum()) / model.codebook_size
-        label = f"{model.name}: {len(used):,} of {size:,} codes"
+        label = f"{model.name}: {CodeUsage.from_counts(model.counts)}"
         axis.step(range(1, len(used) + 1), used, where="post", color=f"C{color}", label=label)
         axis.plot([1, size], [mean, mean], "--", color=f"C{color}", linewidth=1)
         # Few tokens fall unevenly on equally likely codes: so many codes get c or more (Poisson).
@@ -225,7 +221,10 @@ def draw_training(models: list[CodebookFindings]):
     """Ranks, utilisation and perplexity at every validation of the runs; None if there are none."""
     panels = {
         "effective rank": {"rank_w": "W", "rank_codebook": "codebook"},
-        "codes used by the validation data": {"utilisation": ""},
+        "codes used by the validation data": {
+            "utilisation": "",
+            "reachable_utilisation": "could be reached",
+        },
         "perplexity": {"perplexity": ""},
     }
     known = {key for model in models for figures in model.history for key in figures}
@@ -237,7 +236,7 @@ def draw_training(models: list[CodebookFindings]):
         for color, model in enumerate(models):
             for key, noun in keys.items():
                 points = [(f["step"], f[key]) for f in model.history if key in f]
-                style = "--" if key == "rank_codebook" else "-"
+                style = "--" if key in ("rank_codebook", "reachable_utilisation") else "-"
                 label = f"{model.name} {noun}" if len(models) > 1 else noun or model.name
                 if points:
                     x, y = zip(*points, strict=True)
@@ -339,7 +338,7 @@ def _usage_table(models: list[CodebookFindings]) -> list[str]:
         "tokens": ("tokens", "{:,}"),
         "codes used": ("utilisation", "{:.2%}"),
         "the most that so many tokens could use": ("ceiling", "{:.2%}"),
-        "expected of so many tokens if codes were equally likely": (
+        "could be reached by so many tokens (equally likely codes)": (
             "utilisation_by_chance",
             "{:.2%}",
         ),

@@ -131,7 +131,7 @@ def evaluate(
     if not accelerator.is_main_process:
         return None
     found = {key: mean.mean for key, mean in means.items() if mean.count}
-    found |= {"utilisation": usage.utilisation, "perplexity": usage.perplexity}
+    found |= usage.metrics()
     tokens_per_second = config.sampling_rate / config.hop_length
     found["bitrate"] = tokens_per_second * math.log2(config.codebook_size) / 1000
     failures = {key: count - mean.count for key, mean in means.items() if mean.count < count}

@@ -154,7 +154,7 @@ def evaluate(
     count = means["psnr"].count
     metrics = {name: mean.mean for name, mean in means.items()}
     metrics["psnr_batch"] = batch_psnr.read()
-    metrics |= {"utilisation": usage.utilisation, "perplexity": usage.perplexity}
+    metrics |= usage.metrics()
     if fid is not None:
         if count < 2:
             raise ValueError("rFID needs at least two pictures: fid=false does without")

@@ -115,4 +115,4 @@ def run_validation(
         logger.warning("the validation set has no sample that can be read: no figures")
         return {}
     means = {name: float(torch.cat(values).mean()) for name, values in figures.items()}
-    return means | {"utilisation": usage.utilisation, "perplexity": usage.perplexity}
+    return means | usage.metrics()

@@ -12,6 +12,7 @@ from training.code_statistics import (
     diagnose_collapse,
     effective_rank,
     latent_statistics,
+    reachable_utilisation,
 )
 
 
@@ -20,6 +21,23 @@ def test_usage_of_a_known_case():
     assert usage.utilisation == 0.75
     assert usage.perplexity == pytest.approx(2**1.5)  # entropy 1.5 bits
     assert (usage.tokens, usage.ceiling) == (4, 1.0)
+
+
+@pytest.mark.parametrize(("tokens", "size"), [(0, 5), (1, 1), (0, 1), (256, 1024), (9, 262_144)])
+def test_reachable_utilisation_is_the_mean_over_random_tokens(tokens, size):
+    assert reachable_utilisation(tokens, size) == pytest.approx(1 - (1 - 1 / size) ** tokens)
+    drawn = torch.randint(size, (400, tokens), generator=torch.Generator().manual_seed(0))
+    found = sum(len(row.unique()) / size for row in drawn) / len(drawn)
+    assert reachable_utilisation(tokens, size) == pytest.approx(found, rel=0.01)
+
+
+def test_usage_stands_beside_what_so_many_tokens_could_reach():
+    counts = torch.zeros(1024, dtype=torch.int64)
+    counts[:122] = 2
+    counts[0] += 12
+    usage = CodeUsage.from_counts(counts)
+    assert str(usage) == "11.9% of 1,024 codes used (256 tokens could reach 22.1%)"
+    assert usage.metrics()["reachable_utilisation"] == pytest.approx(0.2213, abs=1e-4)
 
 
 @given(st.lists(st.integers(0, 50), min_size=2, max_size=40))
@@ -67,7 +85,7 @@ def test_scale_ratio_ignores_the_mean():
     [(30, 20, "commitment_weight"), (0.01, 20, "autoencoder_steps"), (1, 2, "codebook_dim")],
 )
 def test_a_collapse_is_explained(ratio, rank, word):
-    collapsed = CodeUsage(utilisation=0.03, perplexity=20.0, tokens=100_000, ceiling=1.0)
+    collapsed = CodeUsage(0.03, perplexity=20.0, tokens=100_000, ceiling=1.0, codebook_size=8192)
     sentence = diagnose_collapse(collapsed, ratio, rank, codebook_dim=64)
     assert word in sentence and "3.00%" in sentence
 

@@ -9,7 +9,8 @@ from training.code_statistics import CodeUsage
 
 
 class Utilisation(evaluate.Metric):
-    """utilisation: codes used / K, and perplexity: exp of the entropy of the codes, over all predictions.
+    """utilisation: codes used / K, and perplexity: exp of the entropy of the codes, over all predictions;
+    reachable_utilisation: what as many tokens reach on average if all codes are equally likely.
 
     codebook_size: K.
     """
@@ -30,4 +31,4 @@ class Utilisation(evaluate.Metric):
                 f"{int(codes.max())}"
             )
         usage = CodeUsage.from_counts(codes.bincount(minlength=codebook_size))
-        return {"utilisation": usage.utilisation, "perplexity": usage.perplexity}
+        return usage.metrics()
