@@ -171,21 +171,31 @@ class AudioEncoder(nn.Module):
         return hidden + out.mT, state
 
     def _in_chunks(self, waveform: Tensor, lengths: Tensor | None, chunk_frames: int) -> Tensor:
-        hop, width = self.hop_length, waveform.shape[-1]
-        frames, context, state, pieces = -(-width // hop), self.context_frames, None, []
+        hop, (batch, _, width) = self.hop_length, waveform.shape
+        frames, context, state, whole = -(-width // hop), self.context_frames, None, None
+        counts = [width] * batch if lengths is None else lengths.tolist()
+        rows = list(range(batch))
         for start in range(0, frames, chunk_frames):
+            kept = [i for i, row in enumerate(rows) if counts[row] > start * hop]
+            if not kept:
+                break
+            if len(kept) < len(rows):  # clips that ended before this chunk are left out
+                rows = [rows[i] for i in kept]
+                state = None if state is None else tuple(part[:, kept] for part in state)
             stop = min(start + chunk_frames, frames)
             # Causal layers need what follows too: the reflection at the clip's start reads it.
             first, last = max(0, start - context), stop + context
             piece = waveform[..., first * hop : last * hop]
+            piece = piece if len(rows) == batch else piece[rows]
             within = None
             if lengths is not None:
-                # Clips that ended before this chunk keep one sample, whose frames nobody reads.
-                within = (lengths - first * hop).clamp(1, piece.shape[-1])
+                within = (lengths[rows] - first * hop).clamp(max=piece.shape[-1])
             hidden, _ = self._convolve(piece, within)
             hidden, state = self._recur(hidden[..., start - first : stop - first], state)
-            pieces.append(hidden)
-        return torch.cat(pieces, dim=-1)
+            if whole is None:
+                whole = hidden.new_zeros(batch, hidden.shape[1], frames)
+            whole[rows, :, start:stop] = hidden
+        return whole
 
     @property
     def context_frames(self) -> int:

@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput
 
 from .audio_decoder import AudioDecoder, ConvNeXtBlock
 from .audio_encoder import AudioEncoder, fold_weight_norm
+from .clip_lengths import clip_lengths, mask_of_clips
 from .configuration_simvq_audio import SimVQAudioConfig
 from .quantization_simvq import SimVQ
 from .quantizers import make_quantizer
@@ -171,7 +172,14 @@ class SimVQAudioModel(SimVQAudioPreTrainedModel):
             ValueError: if the shape, the type or a value cannot be those of waveforms.
         """
         self._check_waveforms(input_values)
-        lengths = self._lengths(padding_mask, input_values)
+        lengths = None
+        if padding_mask is not None:
+            batch, _, width = input_values.shape
+            lengths = clip_lengths(
+                "padding_mask", padding_mask, (batch, width), input_values.device
+            )
+        if lengths is not None:  # whatever the padding holds, no clip comes near it
+            input_values = input_values.masked_fill(~mask_of_clips(lengths, width), 0)
         chunk = None
         if not torch.is_grad_enabled():
             chunk = max(1, round(ENCODER_CHUNK_SECONDS * self.config.frame_rate))
@@ -182,7 +190,7 @@ class SimVQAudioModel(SimVQAudioPreTrainedModel):
             mask = torch.ones(batch, 1, width, dtype=torch.bool, device=latents.device)
             quantized, codes, commitment_loss = self.quantizer(latents)
         else:
-            mask = torch.arange(width, device=latents.device) < frames[:, None, None]
+            mask = mask_of_clips(frames, width)
             # What lies behind a clip's end takes part neither in the loss nor in the batch.
             latents = latents.masked_fill(~mask, 0)
             quantized, codes, commitment_loss = self._quantize_real(latents, mask)
@@ -260,58 +268,51 @@ class SimVQAudioModel(SimVQAudioPreTrainedModel):
 
     def _decode_latents(self, latents: Tensor, mask: Tensor | None) -> Tensor:
         latents = latents.to(self.decoder.conv_in.weight.dtype)
+        if mask is not None:
+            latents = latents.masked_fill(~mask, 0)
         # Convolutions round differently in different layouts, and a single frame is contiguous in several:
         # forward and decode must give the same sound.
         latents = latents.clone(memory_format=torch.contiguous_format)
-        if self._decoder_chunks is None or torch.is_grad_enabled():
+        if (
+            self._decoder_chunks is None
+            or torch.is_grad_enabled()
+            or latents.shape[-1] <= self._decoder_chunks[0]
+        ):
             return self.decoder(latents, mask)
+        return self._decode_in_chunks(latents, mask)
+
+    def _decode_in_chunks(self, latents: Tensor, mask: Tensor | None) -> Tensor:
+        """Cut each clip by its own length, as if it were alone; a chunk holds only clips that reach it."""
         chunk, overlap = self._decoder_chunks
-        frames, hop = latents.shape[-1], self.config.hop_length
-        if frames <= chunk:
-            return self.decoder(latents, mask)
-        output = latents.new_zeros(len(latents), 1, frames * hop)
+        batch, _, frames = latents.shape
+        hop = self.config.hop_length
+        lengths = [frames] * batch if mask is None else mask.sum(dim=-1).flatten().tolist()
+        output = latents.new_zeros(batch, 1, frames * hop, dtype=torch.float32)
         rise = (torch.arange(overlap * hop, device=latents.device) + 0.5) / (overlap * hop)
-        rise = rise.to(latents.dtype)
         for start in range(0, frames - overlap, chunk - overlap):
-            stop = min(start + chunk, frames)
-            within = None if mask is None else mask[..., start:stop]
-            piece = self.decoder(latents[..., start:stop], within)
+            # What is left of a clip after a chunk is more than the overlap, or nothing.
+            rows = [
+                row for row, length in enumerate(lengths) if length > start + overlap * (start > 0)
+            ]
+            if not rows:
+                break
+            stop = min(start + chunk, max(lengths[row] for row in rows))
+            within = None if mask is None else mask[rows, :, start:stop]
+            piece = self.decoder(latents[rows, :, start:stop].contiguous(), within).float()
             if start:
                 piece[..., : len(rise)] *= rise
-            if stop < frames:
-                piece[..., -len(rise) :] *= 1 - rise
-            output[..., start * hop : stop * hop] += piece
-        return output
-
-    def _lengths(self, padding_mask: Tensor | None, input_values: Tensor) -> Tensor | None:
-        if padding_mask is None:
-            return None
-        batch, _, width = input_values.shape
-        if padding_mask.shape != (batch, width):
-            raise ValueError(
-                f"padding_mask must be (B, L) = {(batch, width)}, got shape {tuple(padding_mask.shape)}"
-            )
-        mask = padding_mask.bool()
-        lengths = mask.sum(dim=1)
-        ends = torch.arange(width, device=mask.device) < lengths[:, None]
-        if not torch.equal(mask, ends):
-            raise ValueError("padding_mask must be 1 for samples and then 0: pad on the right")
-        if int(lengths.min()) == 0:
-            raise ValueError(f"clip {int(lengths.argmin())} is empty: its padding_mask is all 0")
-        return None if int(lengths.min()) == width else lengths
+            unfinished = [i for i, row in enumerate(rows) if lengths[row] > start + chunk]
+            if unfinished:
+                piece[unfinished, :, -len(rise) :] *= 1 - rise
+            output[rows, :, start * hop : stop * hop] += piece
+        return output.to(latents.dtype)
 
     def _frame_mask(self, mask: Tensor | None, latents: Tensor) -> Tensor | None:
         if mask is None:
             return None
         batch, _, frames = latents.shape
-        if mask.shape != (batch, 1, frames):
-            raise ValueError(
-                f"audio_codes_mask must be (B, 1, T) = {(batch, 1, frames)}, got {tuple(mask.shape)}"
-            )
-        mask = mask.bool()
-        if not mask[..., 0].all():
-            raise ValueError("audio_codes_mask must be true at the first code of every clip")
-        return None if mask.all() else mask
+        lengths = clip_lengths("audio_codes_mask", mask, (batch, 1, frames), latents.device)
+        return None if lengths is None else mask_of_clips(lengths, frames)
 
     def _check_waveforms(self, input_values: Tensor) -> None:
         shape = tuple(input_values.shape)

@@ -13,6 +13,7 @@ from transformers import GenerationMixin, LlamaModel, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
+from .clip_lengths import clip_lengths, mask_of_clips
 from .code_prediction import FactorizedCodes, make_codes
 from .config_checks import number, whole_number
 from .configuration_simvq_generation import (
@@ -370,17 +371,8 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
             )
         if audio_codes_mask is None:
             return None
-        if audio_codes_mask.shape != shape:
-            raise ValueError(
-                f"audio_codes_mask must be (B, 1, T) = {shape}, got {tuple(audio_codes_mask.shape)}"
-            )
-        mask = audio_codes_mask[:, 0].bool()
-        if not mask[:, 0].all() or (mask[:, 1:] & ~mask[:, :-1]).any():
-            raise ValueError(
-                "audio_codes_mask must be 1 for codes and then 0, with at least one code in every clip: "
-                "pad on the right"
-            )
-        return None if mask.all() else mask
+        lengths = clip_lengths("audio_codes_mask", audio_codes_mask, shape, audio_codes.device)
+        return None if lengths is None else mask_of_clips(lengths, shape[2])[:, 0]
 
 
 @contextmanager

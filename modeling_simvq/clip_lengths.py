@@ -1,0 +1,43 @@
+"""Lengths of the clips of a right-padded batch, from its mask."""
+
+import torch
+from torch import Tensor
+
+
+def clip_lengths(name: str, mask: Tensor, shape: tuple[int, ...], device=None) -> Tensor | None:
+    """How many positions of each row are real, (B,) int64; None if all are.
+
+    Args:
+        name: of the argument, for messages.
+        mask: (B, ..., L), 1 or true where a row is real and then 0: bool, integer or floating point.
+        shape: that the mask must have.
+        device: of the result.
+
+    Raises:
+        ValueError: naming the argument, on another shape, other values, a gap, or a row without anything real.
+    """
+    if tuple(mask.shape) != tuple(shape):
+        raise ValueError(
+            f"{name} must have shape {tuple(shape)}, got {tuple(mask.shape)}: one value a position"
+        )
+    mask = mask.reshape(len(mask), -1)
+    real = mask.bool()
+    # A mask that is added to attention scores, say, has 0 where this one has 1.
+    if mask.dtype != torch.bool and (mask != real).any():
+        raise ValueError(
+            f"{name} must be 1 or 0, or true or false, found {mask[mask != real][0].item()}"
+        )
+    lengths = real.sum(dim=1)
+    if len(lengths) and int(lengths.min()) == 0:
+        raise ValueError(
+            f"clip {int(lengths.argmin())} is empty: its {name} is all 0, but must be 1 at the first code "
+            "or sample of every clip"
+        )
+    if (real[:, 1:] & ~real[:, :-1]).any():
+        raise ValueError(f"{name} must be 1 and then 0 in every clip: pad on the right")
+    return None if real.all() else lengths.to(device or mask.device)
+
+
+def mask_of_clips(lengths: Tensor, width: int) -> Tensor:
+    """Lengths (B,) to the mask (B, 1, width), true where a position is real."""
+    return torch.arange(width, device=lengths.device) < lengths[:, None, None]
