@@ -10,10 +10,9 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import weight_norm
 
 from .configuration_simvq_audio import SimVQAudioConfig
+from .weight_norm_conv1d import WeightNormConv1d, in_the_form_of
 
 
 def reflect_pad(hidden: Tensor, left: int, right: Tensor, most: int, lengths: Tensor) -> Tensor:
@@ -64,8 +63,8 @@ class PaddedConv1d(nn.Module):
         config: SimVQAudioConfig,
     ):
         super().__init__()
-        conv = nn.Conv1d(in_channels, out_channels, kernel_size, stride=stride, dilation=dilation)
-        self.conv = weight_norm(conv) if config.weight_norm else conv
+        kind = WeightNormConv1d if config.weight_norm else nn.Conv1d
+        self.conv = kind(in_channels, out_channels, kernel_size, stride=stride, dilation=dilation)
         self.stride = stride
         padding = dilation * (kernel_size - 1) + 1 - stride
         self.right = 0 if config.causal else padding // 2
@@ -86,6 +85,11 @@ class PaddedConv1d(nn.Module):
         frames = -(-width // self.stride)
         hidden = self.conv(hidden)[..., :frames]
         return hidden, None if known is None else -(-lengths // self.stride)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        # Weights may come folded or not, whatever this layer is.
+        in_the_form_of(self.conv, state_dict, prefix + "conv.")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class ResidualBlock(nn.Module):
@@ -207,10 +211,3 @@ class AudioEncoder(nn.Module):
                 step *= conv.stride
             reach += step  # padding at the end of a clip that fills no whole frame
         return math.ceil(reach / self.hop_length) + 1
-
-
-def fold_weight_norm(module: nn.Module) -> None:
-    """Replace weight normalisation by the plain weights that it gives."""
-    for child in module.modules():
-        if isinstance(child, nn.Conv1d) and parametrize.is_parametrized(child, "weight"):
-            parametrize.remove_parametrizations(child, "weight")

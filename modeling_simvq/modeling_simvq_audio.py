@@ -4,22 +4,31 @@ The architecture is that of the SimVQ authors (arXiv 2411.02038, section 5, afte
 tested against outputs of their code, tests/fixtures/audio_*).
 """
 
+import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.utils import ModelOutput
 
 from .audio_decoder import AudioDecoder, ConvNeXtBlock
-from .audio_encoder import AudioEncoder, fold_weight_norm
+from .audio_encoder import AudioEncoder
 from .clip_lengths import clip_lengths, mask_of_clips
+from .config_checks import truth
 from .configuration_simvq_audio import SimVQAudioConfig
 from .quantization_simvq import SimVQ
 from .quantizers import make_quantizer
 from .verified_download import VerifiedDownload
+from .weight_norm_conv1d import (
+    LengthAndDirection,
+    WeightNormConv1d,
+    set_weight_norm,
+    stored_with_weight_norm,
+)
 
 # Without gradients the encoder's convolutions run on so many seconds at a time, with the same result.
 ENCODER_CHUNK_SECONDS = 10
@@ -79,18 +88,35 @@ class SimVQAudioPreTrainedModel(VerifiedDownload, PreTrainedAudioTokenizerBase):
     # Half-precision codes are other codes: the quantizer stays in float32 whatever dtype is asked for.
     _keep_in_fp32_modules_strict = ["quantizer"]
 
+    @classmethod
+    def _load(cls, stored: Iterable[str] | None, name, *args, config=None, **kwargs) -> tuple:
+        # The model is made as its weights are stored, and only then gets the form that is wanted.
+        wanted = None
+        if stored is not None and kwargs.get("key_mapping") is None:
+            form = stored_with_weight_norm(stored)
+            if isinstance(config, PreTrainedConfig):
+                wanted, config = config.weight_norm, copy.deepcopy(config)
+                config.weight_norm = form
+            else:
+                wanted = truth("weight_norm", kwargs.get("weight_norm", form))
+                kwargs["weight_norm"] = form
+        model, report = super()._load(stored, name, *args, config=config, **kwargs)
+        if wanted is not None:
+            model._set_weight_norm(wanted)
+        return model, report
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # torch's own initialisation, as in the original. transformers guards it so that weights that
         # came from a checkpoint are left alone.
         if isinstance(module, ConvNeXtBlock):
             init.constant_(module.layer_scale, 1 / self.config.num_decoder_layers)
-        elif isinstance(module, parametrize.ParametrizationList):
-            # Loading visits this list and not the convolution when only the weight is missing.
+        elif isinstance(module, LengthAndDirection):
+            # Loading visits this and not the convolution when only the weight is missing.
             init.kaiming_uniform_(module.original1, a=5**0.5)
             norm = torch.linalg.vector_norm(module.original1, dim=(1, 2), keepdim=True)
             init.copy_(module.original0, norm)
-        elif parametrize.is_parametrized(module, "weight"):
+        elif isinstance(module, WeightNormConv1d):
             bound = module.parametrizations.weight.original1[0].numel() ** -0.5
             init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, (nn.Conv1d, nn.Linear, nn.LSTM, nn.GroupNorm, nn.LayerNorm, SimVQ)):
@@ -123,8 +149,15 @@ class SimVQAudioModel(SimVQAudioPreTrainedModel):
 
     def remove_weight_norm(self) -> None:
         """Fold weight normalisation into plain weights, for inference. A saved model stays folded."""
-        fold_weight_norm(self.encoder)
-        self.config.weight_norm = False
+        self._set_weight_norm(False)
+
+    def _set_weight_norm(self, wanted: bool) -> None:
+        set_weight_norm(self.encoder, wanted)
+        if (
+            self.config.weight_norm != wanted
+        ):  # other models may have been made with this configuration
+            self.config = copy.deepcopy(self.config)
+            self.config.weight_norm = wanted
 
     def enable_chunking(self, chunk_seconds: float = 20.0, overlap_seconds: float = 2.0) -> None:
         """Decode long clips chunk by chunk (inference only), so that memory and time grow linearly.
@@ -154,6 +187,7 @@ class SimVQAudioModel(SimVQAudioPreTrainedModel):
     def fold_codebook(self) -> None:
         """Make the effective codebook the stored one, for export: W becomes the identity. Codes stay."""
         self.quantizer.fold_codebook()
+        self.config = copy.deepcopy(self.config)  # other models may have been made with it
         self.config.quantizer_options = {}
 
     def encode(

@@ -4,6 +4,7 @@ The architecture is the attention-free VQGAN of the SimVQ authors (arXiv 2411.02
 tested against outputs of their code, tests/fixtures/image_*).
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -236,6 +237,7 @@ class SimVQImageModel(SimVQImagePreTrainedModel):
     def fold_codebook(self) -> None:
         """Make the effective codebook the stored one, for export: W becomes the identity. Codes stay."""
         self.quantizer.fold_codebook()
+        self.config = copy.deepcopy(self.config)  # other models may have been made with it
         self.config.quantizer_options = {}
 
     def encode(

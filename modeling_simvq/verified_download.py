@@ -10,13 +10,15 @@ import logging
 import os
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 logger = logging.getLogger(__name__)
 
+_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 TRIES = 3
 PAUSE_SECONDS = 1.0
 _PLACE = (
@@ -31,23 +33,30 @@ _PLACE = (
 
 
 class VerifiedDownload:
-    """Mixin of PreTrainedModel classes: from_pretrained refuses weights that were damaged on the way."""
+    """Mixin of PreTrainedModel classes: from_pretrained refuses damaged weights, and those of another model."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As of PreTrainedModel. Damaged weights are fetched anew, once; only safetensors are read.
+        """As of PreTrainedModel. Damaged weights are fetched again, once; only safetensors are read.
+
+        No weight starts at random under a report alone: weights that lack a tensor, or have one too many, are
+        refused unless ``output_loading_info=True`` asks for the report, or ``ignore_mismatched_sizes=True``
+        for new weights.
 
         Raises:
             OSError: if what the Hub sends does not have the sha256 that the Hub names, if the weights are
                 damaged; also as of PreTrainedModel.
+            ValueError: if they are not the weights of the model that the configuration describes.
         """
         name = pretrained_model_name_or_path
         kwargs.setdefault("use_safetensors", True)  # pickled weights could run code
+        file, variant = None, kwargs.get("variant")
         if name is not None and os.path.isdir(name):
             folder = Path(name) / (kwargs.get("subfolder") or "")
             verify_snapshot(folder)
-            index = folder / _with_variant(SAFE_WEIGHTS_INDEX_NAME, kwargs.get("variant"))
-            if index.is_file():
+            single, index = (folder / _with_variant(file, variant) for file in _FILES)
+            file = single if single.is_file() else index if index.is_file() else None
+            if file == index:
                 _shards(index, str(name))
         elif name is not None and not os.path.exists(name) and kwargs.get("state_dict") is None:
             place = {key: kwargs[key] for key in _PLACE if kwargs.get(key) is not None}
@@ -56,33 +65,74 @@ class VerifiedDownload:
                 kwargs.get("config"), "_commit_hash", None
             )
             place |= {"revision": commit} if commit else {}
-            verify_weights(str(name), kwargs.get("variant"), **place)
+            file = verify_weights(str(name), variant, **place)
             kwargs.pop("force_download", None)  # it is done
+        report_wanted = kwargs.pop("output_loading_info", False)
         try:
-            return super().from_pretrained(name, *args, **kwargs)
+            stored = kwargs.get("state_dict")
+            stored = _names(file) if stored is None and file is not None else stored
+            model, report = cls._load(stored, name, *args, **kwargs)
         except SafetensorError as error:
             raise OSError(f"the weights of {name} are damaged: {error}") from error
+        if report_wanted:
+            return model, report
+        if not kwargs.get("ignore_mismatched_sizes"):
+            _refuse_other_weights(name, report)
+        return model
+
+    @classmethod
+    def _load(cls, stored: Iterable[str] | None, name, *args, **kwargs) -> tuple:
+        """Model and report; ``stored`` are the names of the tensors that will be read, where they are known."""
+        return super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
 
 
-def verify_weights(repo_id: str, variant: str | None = None, **place) -> None:
+def _refuse_other_weights(name: str | os.PathLike | None, report: dict) -> None:
+    faults = []
+    for key, what in (
+        ("missing_keys", "{} missing, which would start at random"),
+        ("unexpected_keys", "{} that the model has no place for"),
+    ):
+        names = sorted(map(str, report.get(key) or ()))
+        if names:
+            more = ", ..." if len(names) > 3 else ""
+            faults.append(f"{what.format(len(names))} ({', '.join(names[:3])}{more})")
+    if faults:
+        raise ValueError(
+            f"the weights of {name or 'state_dict'} do not fit the configuration: {' and '.join(faults)}. "
+            "To load them nevertheless, pass output_loading_info=True, which returns (model, report)"
+        )
+
+
+def _names(file: str | Path) -> list[str]:
+    """Names of the tensors in a file of weights, or of those that an index lists."""
+    if str(file).endswith(".json"):
+        return list(json.loads(Path(file).read_text())["weight_map"])
+    with safe_open(file, framework="pt") as tensors:
+        return list(tensors.keys())
+
+
+def verify_weights(repo_id: str, variant: str | None = None, **place) -> str | None:
     """Download a repository's safetensors files, unless they are in the cache, and check all of them.
 
     Args:
         place: cache_dir, force_download, local_files_only, revision, subfolder, token.
 
+    Returns:
+        Path of the file, or of the index where the weights are sharded; None if there is neither.
+
     Raises:
         OSError: if a file is damaged even when it is fetched anew, or cannot be fetched. A repository
             without safetensors is left to from_pretrained.
     """
-    single, index = (
-        _with_variant(name, variant) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
-    )
-    if _verified(repo_id, single, place) is not None:
-        return
+    single, index = (_with_variant(name, variant) for name in _FILES)
+    whole = _verified(repo_id, single, place)
+    if whole is not None:
+        return whole
     listed = _verified(repo_id, index, place)
     if listed is not None:
         for shard in _shards(Path(listed), repo_id):
             _verified(repo_id, shard, place)
+    return listed
 
 
 def verify_snapshot(folder: Path) -> None:

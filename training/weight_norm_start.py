@@ -2,7 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+
+from modeling_simvq.weight_norm_conv1d import WeightNormConv1d
 
 
 @torch.no_grad()
@@ -17,7 +18,7 @@ def start_from_data(module: nn.Module, inputs: Tensor) -> None:
         inputs: a batch of training data.
     """
 
-    def standardise(conv: nn.Conv1d, _: tuple, output: Tensor) -> Tensor:
+    def standardise(conv: WeightNormConv1d, _: tuple, output: Tensor) -> Tensor:
         mean = output.mean(dim=(0, 2))
         deviation = output.std(dim=(0, 2)).clamp(min=1e-6)
         conv.parametrizations.weight.original0.div_(deviation[:, None, None])
@@ -25,9 +26,7 @@ def start_from_data(module: nn.Module, inputs: Tensor) -> None:
         mean, deviation = mean[:, None], deviation[:, None]
         return (output - mean) / deviation
 
-    convolutions = [
-        layer for layer in module.modules() if parametrize.is_parametrized(layer, "weight")
-    ]
+    convolutions = [layer for layer in module.modules() if isinstance(layer, WeightNormConv1d)]
     hooks = [layer.register_forward_hook(standardise) for layer in convolutions]
     try:
         module(inputs)
