@@ -2,35 +2,26 @@
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import ClassVar
 
 import datasets
 import numpy as np
-import soundfile
 import soxr
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from modeling_simvq.feature_extraction_simvq import LOUDEST
+from training.audio_file import MOST_SAMPLES, AudioFile, too_long
 from training.data_source import DataSettings, Kind
 from training.samples import Decoder, UnreadableSample, build_dataloader, open_cell
 from training.settings import SettingsError, at_least, setting
 
 # Seconds read on both sides of a crop that is resampled; soxr's filter reaches less far.
 RESAMPLING_MARGIN = 0.1
-# A frame of these depends on those before it: after a seek libsndfile decodes other samples.
-DECODED_FROM_THE_START = ("OGG", "MP3", "MPEG")
-# Values that are read at once: what a header declares is never allocated before it is there.
-BLOCK_VALUES = 1 << 20
-# A recording that is taken whole has at most so many samples, 3 hours at 24 kHz: a megabyte of FLAC can hold
-# a day of silence.
-MOST_SAMPLES = 1 << 28
-# libsndfile's number of frames of a file that does not tell is larger than this.
-UNKNOWN_FRAMES = 1 << 40
 LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000
 
 
@@ -91,19 +82,17 @@ def decode_audio(
             the crop), has NaN, infinite or never scaled samples there, or is taken whole and longer than
             MOST_SAMPLES. It names the file.
     """
-    with open_cell(cell, name) as file, _recording(file) as recording:
-        rate = recording.samplerate
+    with open_cell(cell, name) as file, closing(AudioFile(file, clip_samples is None)) as recording:
+        rate = recording.rate
         if not LOWEST_RATE <= rate <= HIGHEST_RATE:
             raise UnreadableSample(f"its sampling rate is {rate} Hz")
-        whole = None
-        if recording.frames > UNKNOWN_FRAMES:  # written to a pipe: only reading tells
-            whole = _read_frames(recording, 0, None)
+        whole = recording.read(0, None) if recording.frames is None else None
         frames = recording.frames if whole is None else len(whole)
         length = -(-frames * sampling_rate // rate)  # rounded up
         if length == 0:
             raise UnreadableSample("it has no samples")
         if clip_samples is None and length > MOST_SAMPLES:
-            raise _too_long()
+            raise too_long()
         surplus = 0 if clip_samples is None else max(0, length - clip_samples)
         if generator is not None and surplus:
             start = int(torch.randint(0, surplus + 1, (1,), generator=generator))
@@ -111,28 +100,12 @@ def decode_audio(
             start = surplus // 2
 
         def read(begin: int, end: int) -> np.ndarray:
-            return _read_frames(recording, begin, end) if whole is None else whole[begin:end]
+            return recording.read(begin, end) if whole is None else whole[begin:end]
 
         waveform = _resampled(read, frames, rate, start, length - surplus, sampling_rate)
     if clip_samples is not None and length < clip_samples:
         waveform = np.resize(waveform, clip_samples)  # repeats it
     return torch.from_numpy(waveform)[None]
-
-
-class _Recording(soundfile.SoundFile):
-    """A file of unknown length cannot be moved to its end, as SoundFile does after the last block."""
-
-    def seekable(self) -> bool:
-        return super().seekable() and self.frames <= UNKNOWN_FRAMES
-
-
-def _recording(file: BinaryIO) -> soundfile.SoundFile:
-    try:
-        return _Recording(file)
-    except soundfile.LibsndfileError as error:
-        raise UnreadableSample(error.error_string.rstrip(".")) from None
-    except TypeError:  # a file named .raw, which has no header
-        raise UnreadableSample("raw samples without a sampling rate") from None
 
 
 def _resampled(
@@ -165,45 +138,6 @@ def _resampled(
     taken = resampled[skipped : skipped + length]
     waveform[: len(taken)] = taken
     return waveform
-
-
-def _read_frames(recording: soundfile.SoundFile, begin: int, end: int | None) -> np.ndarray:
-    """Frames [begin, end), or to the end of the file, the channels averaged, float32."""
-    place = 0 if recording.format in DECODED_FROM_THE_START else begin
-    try:
-        if place != recording.tell():
-            recording.seek(place)
-    except soundfile.LibsndfileError:
-        raise UnreadableSample("it is damaged, or ends before its header says") from None
-    most = max(1, BLOCK_VALUES // recording.channels)
-    blocks, kept = [], 0
-    while end is None or place < end:
-        wanted = most if end is None else min(most, end - place)
-        block = recording.read(wanted, dtype="float32", always_2d=True)
-        block_begin, place = place, place + len(block)
-        block = block[max(0, begin - block_begin) :]
-        _check_samples(block)
-        blocks.append(block.T.mean(axis=0))
-        kept += len(block)
-        if kept > MOST_SAMPLES:
-            raise _too_long()
-        if place - block_begin < wanted:
-            if end is None:
-                break
-            raise UnreadableSample(f"it ends after {place} of {recording.frames} samples")
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
-
-
-def _check_samples(block: np.ndarray) -> None:
-    loudest = np.abs(block).max(initial=0.0)
-    if not np.isfinite(loudest):
-        raise UnreadableSample("it has NaN or infinite samples")
-    if loudest > LOUDEST:
-        raise UnreadableSample(f"its samples reach {loudest:g}: they were never scaled to [-1, 1]")
-
-
-def _too_long() -> UnreadableSample:
-    return UnreadableSample(f"it is longer than {MOST_SAMPLES:,} samples: cut it into parts")
 
 
 def _decode(
