@@ -154,7 +154,7 @@ def markdown(evaluation: Evaluation, noun: str) -> str:
         lines.append(f"{extra['unreadable']:,} more cannot be read and are left out.")
     for key, failed in extra.get("failures", {}).items():
         lines.append(
-            f"{metric_name(key)} is not defined for {failed:,} of them, which its mean leaves out."
+            f"{metric_name(key)} has no value for {failed:,} of them, which its mean leaves out."
         )
     for note in extra.get("notes", []):
         lines.append(note)

@@ -21,6 +21,7 @@ import soxr
 import torch
 from huggingface_hub import constants
 
+from training.pesq_process import PesqProcess
 from training.pitch import load_crepe, voiced_f1
 
 RATE = 16_000  # of every metric but STOI
@@ -79,14 +80,22 @@ def _resample(waveform: np.ndarray, rate: int) -> np.ndarray:
 def pesq_metric(pair: SpeechPair) -> dict[str, float]:
     """PESQ, wide band (ITU-T P.862.2), between 1.04 and 4.64.
 
-    NaN for what it has no answer: recordings under a quarter of a second, or without an utterance.
+    NaN for what it has no answer: recordings under a quarter of a second, without an utterance, or with more
+    utterances than PESQ's own code survives (about 50).
     """
-    from pesq import PesqError, pesq
-
     if not pair.original.any():
         return {"pesq": math.nan}
-    score = pesq(RATE, *pair.trimmed_16k, "wb", on_error=PesqError.RETURN_VALUES)
-    return {"pesq": float(score) if score > 0 else math.nan}
+    return {"pesq": _PESQ.score(*pair.trimmed_16k)}
+
+
+_PESQ = PesqProcess()
+
+
+def load_pesq(device: torch.device) -> Callable:
+    """PESQ of the package pesq, see pesq_metric; on the CPU."""
+    if importlib.util.find_spec("pesq") is None:
+        raise MetricWeightsError("PESQ needs a package: pip install pesq==0.0.4")
+    return pesq_metric
 
 
 def stoi_metric(pair: SpeechPair) -> dict[str, float]:
@@ -210,7 +219,7 @@ def _package(module: str, metric: str, arguments: str) -> types.ModuleType:
 
 
 LOADERS = {
-    "pesq": lambda device: pesq_metric,
+    "pesq": load_pesq,
     "stoi": lambda device: stoi_metric,
     "vuv_f1": load_vuv_f1,
     "utmos": load_utmos,
