@@ -10,6 +10,7 @@ results are codebook.md, figures and codebook.json, in codebook_analysis in the 
 
 import dataclasses
 import json
+import logging
 import sys
 from dataclasses import dataclass
 from itertools import takewhile
@@ -34,6 +35,7 @@ from training.data_source import DataSettings
 from training.image_data import ImageDataConfig, build_image_dataloader
 from training.processes import end_processes, join_processes
 from training.quiet_logs import quiet_logs
+from training.samples import sample_counts
 from training.settings import SettingsError, at_least, parse_overrides, parse_settings, setting
 from training.spectra import spectra, spectrum
 from training.validation import measured_batches
@@ -295,6 +297,10 @@ def run(settings: AnalysisSettings, data: DataSettings, accelerator: Accelerator
         tokens = None
         if data.dataset:
             loader = _loader(data, model, settings.batch_size)
+            if accelerator.is_main_process and not findings:
+                logging.info(
+                    sample_counts(data, {f"{{}} of split {data.validation_split}": loader})
+                )
             tokens = encode_all(model, accelerator.prepare(loader), accelerator)
         if accelerator.is_main_process:
             findings.append(analyse(model, name, tokens, read_history(folder)))

@@ -6,10 +6,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 import datasets
 import numpy as np
+import soundfile
 import soxr
 import torch
 from torch import Tensor
@@ -22,14 +23,38 @@ from training.settings import SettingsError, at_least, setting
 
 # Seconds read on both sides of a crop that is resampled; soxr's filter reaches less far.
 RESAMPLING_MARGIN = 0.1
+# Files that are taken for recordings by their names; of others the content decides (is_recording).
+EXTENSIONS = (
+    ".aif .aifc .aiff .au .caf .flac .mp1 .mp2 .mp3 .nist .oga .ogg .opus .raw .rf64 .snd .sph"
+)
+EXTENSIONS += " .voc .w64 .wav .wave"
 LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000
+
+
+def is_recording(file: BinaryIO) -> bool:
+    """Whether libsndfile reads an open file, whatever its name."""
+    try:
+        with soundfile.SoundFile(file) as recording:
+            # It takes nearly any file with the right two bytes for MP3.
+            return recording.format not in ("MP3", "MPEG") or len(recording.read(1)) == 1
+    except Exception:  # parsers of broken files raise nearly anything
+        return False
 
 
 @dataclass
 class AudioDataConfig(DataSettings):
     """The recordings."""
 
-    kind: ClassVar[Kind] = Kind(datasets.Audio, "audiofolder", "audio_column", "recordings")
+    kind: ClassVar[Kind] = Kind(
+        datasets.Audio,
+        "audiofolder",
+        "audio_column",
+        "recordings",
+        "recordings",
+        media_column="audio",
+        extensions=frozenset(EXTENSIONS.split()),
+        reads=is_recording,
+    )
 
     dataset: str = setting(
         "mythicinfinity/libritts", "Hub id, folder of recordings, parquet or arrow file or folder"

@@ -1,26 +1,56 @@
 """Where samples come from: any source that Datasets opens, one split, one column, cells still encoded."""
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 import datasets
 
+from training.data_files import TABLES
+from training.local_data import open_local
 from training.settings import SettingsError, at_least, setting
 
-TABLES = {".parquet": "parquet", ".arrow": "arrow"}
 Source = datasets.Dataset | datasets.IterableDataset
+
+
+class NoSuchSplit(SettingsError):
+    """A data set lacks a split; the message names those that it has.
+
+    Attributes:
+        fault: the message without its advice, which is for the settings of the trainers.
+    """
+
+    def __init__(self, fault: str, advice: str):
+        super().__init__(f"{fault}: {advice}")
+        self.fault = fault
+
+
+def _reads_nothing(_: BinaryIO) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a data set holds: how Datasets calls it, and how messages do."""
+    """What a data set holds: how Datasets calls it, and how messages do.
 
-    feature: type  # datasets.Image or datasets.Audio
-    folder: str  # Datasets' name for a folder of such files
+    Attributes:
+        feature: datasets.Image or datasets.Audio.
+        folder, media_column: Datasets' names for a folder of such files, and for their column.
+        plural, counted: what messages call the samples.
+        extensions: of files that the decoder reads, lower case.
+        reads: whether an open file holds one, whatever it is called.
+    """
+
+    feature: type
+    folder: str
     column_setting: str
     plural: str
+    counted: str
+    media_column: str = ""
+    extensions: frozenset[str] = frozenset()
+    reads: Callable[[BinaryIO], bool] = _reads_nothing
 
 
 @dataclass
@@ -57,16 +87,19 @@ class DataSettings:
         return open_split(self, split)
 
 
-def open_split(config: DataSettings, split: str, all_columns: bool = False) -> Source:
+def open_split(
+    config: DataSettings, split: str, all_columns: bool = False, beside: Sequence[str] = ()
+) -> Source:
     """Open a split through Datasets, cells of its samples {"bytes", "path"} still encoded.
 
     Args:
         all_columns: keep labels, texts and whatever else there is; otherwise the samples' column alone.
+        beside: names of other splits that are used, in addition to those of the settings (see data_files).
 
     Raises:
         SettingsError: if the source, the split or the column is not there, naming what is.
     """
-    source = open_table(config, split)
+    source = open_table(config, split, beside)
     kind, column = config.kind, config.column
     # A stream of JSON lines or of tar files may learn its columns only from its first row.
     names = source.column_names or list(next(iter(source), {}))
@@ -88,8 +121,26 @@ def open_split(config: DataSettings, split: str, all_columns: bool = False) -> S
     return source.cast_column(column, kind.feature(decode=False))
 
 
-def open_table(config: DataSettings, split: str) -> Source:
+def open_splits(config: DataSettings, splits: Sequence[str], setting: str) -> list[Source]:
+    """Open several splits with all their columns, before anything is made of the first.
+
+    Args:
+        setting: that names the splits.
+
+    Raises:
+        SettingsError: as of open_split, naming the setting where a split is not there.
+    """
+    try:
+        return [open_split(config, split, all_columns=True, beside=splits) for split in splits]
+    except NoSuchSplit as error:
+        raise SettingsError(f"{error.fault}: set {setting} to those it has") from error
+
+
+def open_table(config: DataSettings, split: str, beside: Sequence[str] = ()) -> Source:
     """Open a split as it is, all columns.
+
+    Args:
+        beside: as of open_split.
 
     Raises:
         SettingsError: if the source or the split is not there, naming what is.
@@ -98,20 +149,15 @@ def open_table(config: DataSettings, split: str) -> Source:
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return _open_saved(config, path, split)
-        if not config.streaming:
-            # Reads all of it now: what is damaged is an error before anything has begun.
-            return datasets.load_dataset(**_builder(config, path), split=split)
-        builder = datasets.load_dataset_builder(**_builder(config, path))
-        if hasattr(builder.config, "on_bad_files"):
-            # A Parquet shard that is not whole is skipped and named, rather than end a run in its third day.
-            builder.config.on_bad_files = "warn"
-        return builder.as_streaming_dataset(split=split)
+        if path.exists():
+            return open_local(config, path, split, beside)
+        return _open_published(config, path, split)
     except SettingsError:
         raise
     except ValueError as error:
         reason = " ".join(str(error).split("\n")[:2])
         if reason.startswith(("Unknown split", "Bad split")):  # and the splits there are
-            raise SettingsError(_no_split(config, split, reason)) from error
+            raise _no_split(config, split, reason) from error
         if reason.startswith("BuilderConfig"):  # not found, and those there are
             reason += " Set config_name to one of them, or to null."
         raise SettingsError(f"cannot open the data set {config.dataset!r}: {reason}") from error
@@ -137,7 +183,7 @@ def _open_saved(config: DataSettings, path: Path, split: str) -> Source:
     for part in parts:
         if part not in saved:
             found = f"it has {', '.join(map(repr, saved))}"
-            raise SettingsError(_no_split(config, split, found))
+            raise _no_split(config, split, found)
     source = datasets.concatenate_datasets([saved[part] for part in parts])
     if not config.streaming:
         return source
@@ -145,31 +191,29 @@ def _open_saved(config: DataSettings, path: Path, split: str) -> Source:
     return source.to_iterable_dataset(num_shards=max(1, min(config.num_workers, len(source))))
 
 
-def _no_split(config: DataSettings, split: str, found: str) -> str:
-    name = "train_split" if split == config.train_split else "validation_split"
-    off = "" if name == "train_split" else "; validation_split=null turns validation off"
-    return f"{config.dataset} has no split {split!r} ({found}): set {name} to one it has{off}"
-
-
-def _builder(config: DataSettings, path: Path) -> dict:
-    """Arguments of load_dataset for a local path or a Hub id."""
-    if path.is_file():
-        if path.suffix not in TABLES:
-            raise SettingsError(f"dataset: {path} is neither a parquet or arrow file nor a folder")
-        # A file is one split, the training split, of which the settings may take parts.
-        name = re.match(r"[\w.]*", config.train_split).group()
-        return {"path": TABLES[path.suffix], "data_files": {name: str(path)}}
-    if path.is_dir():
-        # Tables lie at the top, one folder down or where the Hub's copies have them; metadata.parquet may
-        # accompany a folder of files.
-        for pattern in ("*.parquet", "*.arrow", "*/*.parquet", "*/*.arrow", "data/*/*.parquet"):
-            if any(file.name != "metadata.parquet" for file in path.glob(pattern)):
-                return {"path": str(path), "name": config.config_name}
-        return {"path": config.kind.folder, "data_dir": str(path)}
+def _open_published(config: DataSettings, path: Path, split: str) -> Source:
+    """Open a data set of the Hub; which of its files belong to a split is its card's or Datasets' rule."""
     if (
         config.dataset.startswith((".", "/", "~"))
         or config.dataset.count("/") > 1
         or path.suffix in TABLES
     ):
         raise SettingsError(f"dataset: there is no file or folder {config.dataset}")
-    return {"path": config.dataset, "name": config.config_name, "revision": config.revision}
+    arguments = {"path": config.dataset, "name": config.config_name, "revision": config.revision}
+    if not config.streaming:
+        # Reads all of it now: what is damaged is an error before anything has begun.
+        return datasets.load_dataset(**arguments, split=split)
+    builder = datasets.load_dataset_builder(**arguments)
+    if hasattr(builder.config, "on_bad_files"):
+        # A Parquet shard that is not whole is skipped and named, rather than end a run in its third day.
+        builder.config.on_bad_files = "warn"
+    return builder.as_streaming_dataset(split=split)
+
+
+def _no_split(config: DataSettings, split: str, found: str) -> NoSuchSplit:
+    name = "train_split" if split == config.train_split else "validation_split"
+    off = (
+        "" if name == "train_split" else "; in training validation_split=null turns validation off"
+    )
+    fault = f"{config.dataset} has no split {split!r} ({found})"
+    return NoSuchSplit(fault, f"set {name} to one it has{off}")

@@ -43,7 +43,7 @@ from training.evaluation_report import (
 from training.pitch import PitchWeightsError
 from training.processes import end_processes, join_processes
 from training.quiet_logs import error_line, quiet_logs
-from training.samples import Decoder, build_dataloader
+from training.samples import Decoder, build_dataloader, sample_counts
 from training.settings import SettingsError, parse_settings, setting
 from training.speech_metrics import KEYS, LOADERS, MetricWeightsError, SpeechPair, as_written
 
@@ -202,6 +202,8 @@ def run(settings: AudioEvaluationSettings, data: AudioDataConfig, accelerator: A
     recordings = build_dataloader(
         data, data.validation_split, decoder, batch_size=1, train=False, seed=0, shard=shard
     )
+    if accelerator.is_main_process:
+        logging.info(sample_counts(data, {f"{{}} of split {data.validation_split}": recordings}))
     findings = evaluate(model, recordings, accelerator, metrics)
     if findings is not None:
         on_hub = is_hub_id(data.dataset)

@@ -46,6 +46,7 @@ from training.inception import (
 from training.neighbours import NearestPictures, neighbour_metrics, pixel_vectors
 from training.processes import end_processes, join_processes
 from training.quiet_logs import error_line, quiet_logs
+from training.samples import sample_counts
 from training.settings import SettingsError, at_least, one_of, parse_settings, setting
 from training.validation import measured_batches
 
@@ -253,6 +254,9 @@ def run(
         except SettingsError as error:
             raise SettingsError(str(error).replace("model: ", "pipeline: ")) from error
     real = _real_pictures(settings, data, accelerator)
+    if accelerator.is_main_process:
+        loaders = {"training {}": real.train, "held-out {}": real.held_out}
+        logging.info(sample_counts(data, loaders))
     generated = _generated(settings, data, accelerator)
     classifier, notes = _classifier(accelerator) if settings.inception_score else (None, [])
     if accelerator.is_main_process:

@@ -40,6 +40,7 @@ from training.inception import InceptionWeightsError, frechet_distance, load_inc
 from training.perceptual import PerceptualWeightsError, load_lpips
 from training.processes import end_processes, join_processes
 from training.quiet_logs import error_line, quiet_logs
+from training.samples import sample_counts
 from training.settings import SettingsError, at_least, parse_settings, setting
 from training.validation import measured_batches
 
@@ -197,6 +198,8 @@ def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: A
     loader = build_image_dataloader(
         data, data.validation_split, batch_size=settings.batch_size, train=False, seed=0
     )
+    if accelerator.is_main_process:
+        logging.info(sample_counts(data, {f"{{}} of split {data.validation_split}": loader}))
     perceptual = {net: load_lpips(net).to(accelerator.device) for net in settings.lpips}
     inception = load_inception().to(accelerator.device) if settings.fid else None
     findings = evaluate(

@@ -7,6 +7,7 @@ python training/external_features.py vision_model=openai/clip-vit-base-patch32 s
 The trainers take the file as codebook_features=features.safetensors.
 """
 
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from tqdm.auto import tqdm
 
 from training.image_data import ImageDataConfig, build_image_dataloader
 from training.quiet_logs import quiet_logs
+from training.samples import sample_counts
 from training.settings import SettingsError, at_least, parse_settings, setting
 
 PACKAGED = "efficientnet_lite0"
@@ -151,6 +153,7 @@ def main() -> None:
         loader = build_image_dataloader(
             data, data.train_split, batch_size=16, train=True, seed=settings.seed
         )
+        logging.info(sample_counts(data, {"training {}": loader}))
         rows = collect(network, loader, settings.size, settings.seed, device)
         path = Path(settings.output)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Pictures for training: any Datasets source, decoded here so that a broken file is skipped and counted."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -39,15 +40,40 @@ PICTURE_FORMATS = {
     "WEBP",
 }
 PICTURE_FORMATS = sorted(PICTURE_FORMATS & Image.OPEN.keys())
+EXTENSIONS = frozenset(name for name, form in Image.EXTENSION.items() if form in PICTURE_FORMATS)
+# TGA has no mark by which to know it: nearly any file could be one.
+MARKED_FORMATS = [form for form in PICTURE_FORMATS if form != "TGA"]
 
 UnreadableImage = UnreadableSample
+
+
+def is_image(file: BinaryIO) -> bool:
+    """Whether an open file begins like an image that is read here, whatever its name."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=MARKED_FORMATS):
+                return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # parsers of broken files raise nearly anything
+        return False
 
 
 @dataclass
 class ImageDataConfig(DataSettings):
     """The pictures."""
 
-    kind: ClassVar[Kind] = Kind(datasets.Image, "imagefolder", "image_column", "pictures")
+    kind: ClassVar[Kind] = Kind(
+        datasets.Image,
+        "imagefolder",
+        "image_column",
+        "pictures",
+        "images",
+        media_column="image",
+        extensions=EXTENSIONS,
+        reads=is_image,
+    )
 
     dataset: str = setting(
         "ILSVRC/imagenet-1k", "Hub id, folder of pictures, parquet or arrow file or folder"

@@ -27,6 +27,7 @@ from training.preemption import Stopped
 from training.processes import check_processes, end_processes, refuse_sharding
 from training.quiet_logs import error_line, quiet_logs
 from training.recipe import Recipe
+from training.samples import sample_counts
 from training.settings import LoopSettings, SettingsError, parse_settings
 
 logger = get_logger(__name__)
@@ -104,6 +105,8 @@ def train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Acce
         (output_dir / "settings.json").write_text(json.dumps(flat, indent=2) + "\n")
     groups = {name: group for name, group in settings.items() if name != "loop"}
     recipe = build_recipe(**groups, batch_size=loop.batch_size, seed=loop.seed)
+    loaders = {"training {}": recipe.train_loader, "validation {}": recipe.validation_loader}
+    logger.info(sample_counts(settings["data"], loaders))
     if getattr(recipe, "perceptual", True) is None:
         logger.warning("training without a perceptual loss (perceptual: none)")
     if loop.tracker != "none":

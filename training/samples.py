@@ -3,9 +3,12 @@
 import io
 import logging
 import os
+import re
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import BinaryIO
 
 import datasets
@@ -71,7 +74,7 @@ def open_cell(cell: dict | None, name: str) -> Iterator[BinaryIO]:
     try:
         if content is None and not path:
             raise UnreadableSample("no bytes and no path")
-        with io.BytesIO(content) if content is not None else xopen(path, "rb") as file:
+        with io.BytesIO(content) if content is not None else _open_path(path) as file:
             if not file.read(1):
                 raise UnreadableSample("the file is empty")
             file.seek(0)
@@ -79,9 +82,30 @@ def open_cell(cell: dict | None, name: str) -> Iterator[BinaryIO]:
     except Exception as error:  # decoders of broken files raise nearly anything
         reason = str(error) or type(error).__name__
         if path:  # possibly of a file in an archive, zip://NAME::ARCHIVE
-            file_name = os.path.basename(path.split("::")[0])
+            inside = path if os.path.exists(path) else path.split("::")[0]
+            file_name = os.path.basename(inside)
             raise UnreadableSample(f"{file_name}: {reason} ({path})") from error
         raise UnreadableSample(f"{name}: {reason}") from error
+
+
+def _open_path(path: str) -> BinaryIO:
+    """Open a path, which is taken literally if there is such a file, and else may be a URL of fsspec."""
+    if os.path.isfile(path):
+        return open(path, "rb")
+    if os.path.exists(path):
+        raise UnreadableSample("a folder or a device, not a file")
+    if path.startswith("zip://"):
+        for mark in re.finditer("::", path):
+            if os.path.isfile(path[mark.end() :]):
+                archive = _open_archive(path[mark.end() :], os.getpid())
+                return archive.open(path[len("zip://") : mark.start()])
+    return xopen(path, "rb")
+
+
+@lru_cache(maxsize=16)
+def _open_archive(path: str, process: int) -> zipfile.ZipFile:
+    """A zip archive that stays open, for its list of members is long; each process needs its own."""
+    return zipfile.ZipFile(path)
 
 
 class _Reader:
@@ -133,12 +157,21 @@ class SampleDataset(torch.utils.data.Dataset):
     size; in validation it comes as a blank marked invalid, so that no sample counts twice.
 
     An item's key is an index or, from SeededOrder, (index, seed of the random crop).
+
+    Args:
+        total: samples of all ranks, where this is the part of one.
     """
 
     def __init__(
-        self, source: datasets.Dataset, config: DataSettings, decoder: Decoder, train: bool
+        self,
+        source: datasets.Dataset,
+        config: DataSettings,
+        decoder: Decoder,
+        train: bool,
+        total: int | None = None,
     ):
         self.source, self.train = source, train
+        self.total = len(source) if total is None else total
         self.reader = _Reader(config, decoder)
 
     def __len__(self) -> int:
@@ -155,6 +188,24 @@ class SampleDataset(torch.utils.data.Dataset):
         if self.train:
             self.reader.fail(len(self.source))
         return self.reader.sample(None, 1)
+
+
+def sample_counts(config: DataSettings, loaders: dict[str, DataLoader | None]) -> str:
+    """How many samples there are, for people: a split that holds too few is seen at the start.
+
+    Args:
+        loaders: made by build_dataloader; keys such as "training {}" say what their samples are.
+    """
+    parts = []
+    for text, loader in loaders.items():
+        if loader is None:
+            continue
+        samples = text.format(config.kind.counted)
+        total = getattr(loader.dataset, "total", None)
+        parts.append(
+            f"{samples} streamed, length unknown" if total is None else f"{total:,} {samples}"
+        )
+    return ", ".join(parts)
 
 
 class SeededOrder(torch.utils.data.Sampler):
@@ -273,8 +324,11 @@ def build_dataloader(
                 f"split {split!r} of {config.dataset} has {len(source)} {config.kind.plural}, too "
                 f"few for batch_size={batch_size}"
             )
-        source = split_dataset_by_node(source, *shard)
-        dataset = SampleDataset(source, config, decoder, train)
+        rank, ranks = shard
+        total = len(source)
+        # With fewer samples than ranks the last ones have nothing to do.
+        source = split_dataset_by_node(source, rank, ranks) if rank < total else source.select([])
+        dataset = SampleDataset(source, config, decoder, train, total)
         sampler = SeededOrder(len(source), seed) if train else None
     return DataLoader(
         dataset,

@@ -18,7 +18,9 @@ from training.settings import SettingsError, at_least, setting
 class TokenDataConfig(DataSettings):
     """The codes, as tokenize_dataset.py makes them."""
 
-    kind: ClassVar[Kind] = Kind(datasets.List, "parquet", "dataset", "rows of codes")
+    kind: ClassVar[Kind] = Kind(
+        datasets.List, "parquet", "dataset", "rows of codes", "rows of codes"
+    )
 
     dataset: str = setting("", "folder that tokenize_dataset wrote, or its name on the Hub")
     label_column: str | None = setting(

@@ -35,7 +35,7 @@ from hub_cards.dataset_card import make_dataset_card, push_tokens
 from hub_cards.hub_commit import HubError
 from hub_cards.model_card import is_hub_id
 from training.audio_data import AudioDataConfig
-from training.data_source import DataSettings, Source, open_split
+from training.data_source import DataSettings, Source, open_splits
 from training.image_data import ImageDataConfig
 from training.processes import end_processes, join_processes
 from training.quiet_logs import error_line, quiet_logs
@@ -231,6 +231,10 @@ def run(settings: TokenizeSettings, data: DataSettings, accelerator: Accelerator
     )
     if isinstance(tokens, AudioTokens) and (settings.flips or settings.crops):
         raise SettingsError("flips and crops are of pictures: sound is taken whole, as it is")
+    # All of them, before hours go into the first.
+    sources = [_limited(source, data) for source in open_splits(data, settings.splits, "splits")]
+    if accelerator.is_main_process:
+        logging.info(_counts(settings.splits, sources, data))
     folder = Path(settings.output)
     plan = manifest(settings, data, weights_hash(model))
     if accelerator.is_main_process:
@@ -238,14 +242,7 @@ def run(settings: TokenizeSettings, data: DataSettings, accelerator: Accelerator
     accelerator.wait_for_everyone()
     writer, unreadable = FileWriter(tokens, settings, data.num_workers), 0
     start = time.perf_counter()
-    for split in settings.splits:
-        source = open_split(data, split, all_columns=True)
-        if data.max_train_samples is not None:
-            count = data.max_train_samples
-            streaming = isinstance(source, datasets.IterableDataset)
-            source = (
-                source.take(count) if streaming else source.select(range(min(count, len(source))))
-            )
+    for split, source in zip(settings.splits, sources, strict=True):
         unreadable += tokenize_split(source, split, writer, folder, accelerator)
     counts = torch.tensor([unreadable, writer.samples, writer.codes], device=accelerator.device)
     unreadable, samples, codes = accelerator.reduce(counts).tolist()
@@ -257,6 +254,26 @@ def run(settings: TokenizeSettings, data: DataSettings, accelerator: Accelerator
         )
         _finish(settings, data, model, tokens, folder, unreadable)
     end_processes(accelerator)
+
+
+def _limited(source: Source, data: DataSettings) -> Source:
+    count = data.max_train_samples
+    if count is None:
+        return source
+    if isinstance(source, datasets.IterableDataset):
+        return source.take(count)
+    return source.select(range(min(count, len(source))))
+
+
+def _counts(splits: list[str], sources: list[Source], data: DataSettings) -> str:
+    """How many samples each split has, for people."""
+    numbers = [
+        f"{data.kind.counted} streamed, length unknown"
+        if isinstance(source, datasets.IterableDataset)
+        else f"{len(source):,} {data.kind.counted}"
+        for source in sources
+    ]
+    return ", ".join(f"{split}: {n}" for split, n in zip(splits, numbers, strict=True))
 
 
 def _check_manifest(folder: Path, plan: dict) -> None:
