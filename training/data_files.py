@@ -4,8 +4,8 @@ Files: those that the decoder reads, by extension or, where the extension does n
 followed; a zip archive counts as a folder of its name.
 Splits: the folders directly below the root (or below the one folder that holds everything), if all of them are
 named like splits, or if the settings ask for one of them by name. Otherwise everything is one split, "train".
-Words in a file's name never matter. Only tables and tar archives, which hold many samples each, may be named like
-splits: train.parquet, validation-00000-of-00002.parquet, test-0001.tar.
+Words in a file's name never matter. Only tables and tar archives, which hold many samples each, may have names
+of splits: train.parquet, validation-00000-of-00002.parquet, test-0001.tar.
 """
 
 import os

@@ -110,7 +110,10 @@ def open_split(
         )
     feature = (source.features or {}).get(column)
     # Other than Image or Audio: encoded bytes or paths, or such in a struct.
-    text = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "string")
+    text = isinstance(feature, datasets.Value) and feature.dtype.removeprefix("large_") in (
+        "binary",
+        "string",
+    )
     if not (text or feature is None or isinstance(feature, (kind.feature, dict))):
         raise SettingsError(
             f"{kind.column_setting}: column {column!r} of {config.dataset} holds {feature}, not "

@@ -4,23 +4,23 @@ import contextlib
 import hashlib
 import os
 import re
-from functools import lru_cache
+from glob import glob
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import yaml
-from datasets.data_files import DataFilesDict, DataFilesList
+from datasets.data_files import DataFilesDict, DataFilesList, sanitize_patterns
+from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
-from huggingface_hub import DatasetCard
+from huggingface_hub import DatasetCardData, metadata_load
 
-from training.data_files import ARCHIVES, METADATA, TABLES, TEXT_TABLES, FolderFiles
+from training.data_files import ARCHIVES, METADATA, TABLES, TEXT_TABLES, FolderFiles, Splits
+from training.data_splits import take_split
 from training.settings import SettingsError
 
 BUILDERS = {**TABLES, **TEXT_TABLES, **ARCHIVES}
-CHAIN = "::"
-GLOB = r"[*?\[\]{}]|::|://"
 Source = datasets.Dataset | datasets.IterableDataset
 
 
@@ -77,8 +77,6 @@ def _columns(found: FolderFiles, path: str) -> list[str]:
 
 def load_files(config, root: Path, files: list[str], features: datasets.Features | None) -> Source:
     """Tables or tar archives as one split; a tar file's member of the kind is the column of samples."""
-    # Datasets reads names of tar files as chains of URLs.
-    root = literal_path(root) if builder_of(files[0]) == "webdataset" else root
     arguments = {"path": builder_of(files[0]), "data_files": data_files_of(root, files)}
     if features is not None:
         arguments["features"] = features
@@ -104,7 +102,7 @@ def load_files(config, root: Path, files: list[str], features: datasets.Features
 
 def data_files_of(root: Path, files: list[str]) -> DataFilesDict:
     """Files for Datasets, which takes these as names rather than patterns, and notices when one has changed."""
-    paths = [f"{root}/{path}" for path in files]
+    paths = [str(literal_path(root / path)) for path in files]
     states = [os.stat(path) for path in paths]
     marks = [(str(state.st_mtime_ns), str(state.st_size)) for state in states]
     return DataFilesDict({"train": DataFilesList(paths, marks)})
@@ -118,40 +116,43 @@ def is_card(path: str) -> bool:
     return path in ("README.md", "dataset_infos.json") or path in METADATA
 
 
-@lru_cache
-def _card(readme: Path, _: int) -> DatasetCard | None:
-    try:
-        return DatasetCard.load(readme)
-    except (ValueError, OSError, yaml.YAMLError):
-        return None
-
-
-def _load_card(path: Path) -> DatasetCard | None:
+def _card(path: Path) -> DatasetCardData | None:
+    """What the card in a folder says; None if there is none, or none that can be read."""
     readme = path / "README.md"
-    return _card(readme, readme.stat().st_mtime_ns) if readme.is_file() else None
+    try:
+        data = metadata_load(readme) if readme.is_file() else None
+        return DatasetCardData(**data) if data else None
+    except (ValueError, TypeError, OSError, yaml.YAMLError):
+        return None
 
 
 def declares_files(path: Path) -> bool:
     """Whether a folder's card names the files of each split, as those on the Hub and tokenize_dataset's do."""
-    card = _load_card(path)
-    configs = MetadataConfigs.from_dataset_card_data(card.data) if card is not None else {}
+    card = _card(path)
+    configs = MetadataConfigs.from_dataset_card_data(card) if card is not None else {}
     return any("data_files" in options for options in configs.values())
 
 
 def declared_features(path: Path, config_name: str | None) -> datasets.Features | None:
     """Types of the columns that a card states."""
-    if _load_card(path) is None and not (path / "dataset_infos.json").is_file():
-        return None
-    infos = datasets.info.DatasetInfosDict.from_directory(str(path)) or {}
-    info = infos.get(config_name or "default") or (
-        next(iter(infos.values())) if len(infos) == 1 else None
-    )
+    card = _card(path)
+    infos = DatasetInfosDict.from_dataset_card_data(card) if card is not None else {}
+    info = infos.get(config_name or "default")
+    if info is None and len(infos) == 1:
+        (info,) = infos.values()
     return info.features if info is not None else None
 
 
 def open_declared(config, path: Path, split: str) -> Source:
-    """Open a split of a folder whose card names the files."""
-    arguments = {"path": str(literal_path(path, GLOB)), "name": config.config_name}
+    """Open a split of a folder whose card names the files, by patterns."""
+    if re.search(r"[*?\[\]{}]|::|://", str(path)):
+        # To Datasets such a name of the folder would be part of the patterns.
+        splits = _expanded(config, path)
+        features = declared_features(path, config.config_name)
+        return take_split(
+            splits, split, lambda name: load_files(config, path, splits.files[name], features)
+        )
+    arguments = {"path": str(path), "name": config.config_name}
     if not config.streaming:
         return datasets.load_dataset(**arguments, split=split)
     builder = datasets.load_dataset_builder(**arguments)
@@ -160,16 +161,34 @@ def open_declared(config, path: Path, split: str) -> Source:
     return builder.as_streaming_dataset(split=split)
 
 
-def literal_path(path: Path, marks: str = CHAIN) -> Path:
-    """The same folder by a path without what Datasets takes for something else.
+def _expanded(config, path: Path) -> Splits:
+    """Files of the splits of a card, each pattern expanded below the folder."""
+    configs = MetadataConfigs.from_dataset_card_data(_card(path))
+    name = config.config_name or configs.get_default_config_name() or "default"
+    if name not in configs:
+        raise ValueError(f"BuilderConfig {name!r} not found. Available: {list(configs)}")
+    found = {}
+    for split, patterns in sanitize_patterns(configs[name]["data_files"]).items():
+        found[split] = sorted(
+            {file for p in patterns for file in glob(p, root_dir=path, recursive=True)}
+        )
+        if not found[split] or not all(
+            Path(file).suffix.lower() in BUILDERS for file in found[split]
+        ):
+            raise SettingsError(
+                f"dataset: the card in {path} names files of split {split!r} that are no tables here "
+                f"({', '.join(patterns)}): give the folder a name without brackets, stars and colons"
+            )
+    return Splits(found, "", True, [])
 
-    Args:
-        marks: pattern of that: CHAIN (of URLs) or GLOB.
-    """
-    if not re.search(marks, str(path)):
+
+def literal_path(path: Path) -> Path:
+    """The same folder or file by a path that Datasets does not take for a chain of URLs."""
+    if "::" not in str(path):
         return path
     aliases = Path(datasets.config.HF_DATASETS_CACHE) / "literal-paths"
-    alias = aliases / hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    alias = aliases / (name + path.suffix if path.is_file() else name)
     aliases.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):  # made before, or by another process just now
         alias.symlink_to(path)
