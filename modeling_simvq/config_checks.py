@@ -1,7 +1,7 @@
 """Checks that the configurations share. Each error names the field and the value."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 # What a file from elsewhere may declare: it must not fill the memory before its error comes.
 # 40 GB of float32; the published tokenizers have up to 2 * 10^8.
@@ -34,7 +34,7 @@ def number(name: str, value) -> float:
     return float(value)
 
 
-def refuse_misspelt(kwargs: dict, known: list[str]) -> None:
+def refuse_misspelt(kwargs: Iterable[str], known: list[str]) -> None:
     """Raise TypeError if a key looks like a known field: transformers would keep it and it would do nothing."""
     for key in kwargs:
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
@@ -42,6 +42,15 @@ def refuse_misspelt(kwargs: dict, known: list[str]) -> None:
             raise TypeError(
                 f"unknown field {key!r} in the configuration: did you mean {close[0]!r}?"
             )
+
+
+def refuse_unknown(what: str, given: Iterable[str], known: list[str]) -> None:
+    """Raise TypeError, naming the argument, if one is given that is not known: it would do nothing."""
+    for key in given:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f": did you mean {close[0]!r}?" if close else ""
+            raise TypeError(f"{what} has no argument {key!r}{hint}")
 
 
 def check_parameters(count: int) -> None:

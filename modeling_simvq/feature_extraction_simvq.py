@@ -1,5 +1,7 @@
 """Feature extractor of the SimVQ audio tokenizer: ragged clips to one padded batch and its mask."""
 
+import difflib
+
 import numpy as np
 import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
@@ -41,6 +43,12 @@ class SimVQAudioFeatureExtractor(SequenceFeatureExtractor):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if isinstance(padding_value, bool) or not isinstance(padding_value, (int, float)):
             raise ValueError(f"padding_value must be a number, got {padding_value!r}")
+        known = ["feature_size", "sampling_rate", "padding_value", "hop_length"]
+        known += ["padding_side", "return_attention_mask"]
+        for key in kwargs:  # what is misspelt would be kept and do nothing
+            close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+            if close and key not in known:
+                raise TypeError(f"unknown field {key!r}: did you mean {close[0]!r}?")
         super().__init__(
             feature_size=feature_size,
             sampling_rate=sampling_rate,

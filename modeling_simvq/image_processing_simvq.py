@@ -13,6 +13,16 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 from transformers.processing_utils import ImagesKwargs
 
+from .config_checks import refuse_misspelt, refuse_unknown
+
+# Settings of transformers' processors that mean nothing here, with the values that are no wish.
+_WITHOUT_EFFECT = {
+    "data_format": (None, "channels_first", ChannelDimension.FIRST),
+    "device": (None, "cpu", torch.device("cpu")),
+    "do_convert_rgb": (None, True),
+    "image_seq_length": (None,),
+}
+
 
 class SimVQImageProcessorKwargs(ImagesKwargs, total=False):
     """size_divisor: pictures are padded to multiples of this, the tokenizer's down-sampling factor."""
@@ -24,7 +34,9 @@ class SimVQImageProcessor(PilBackend):
     """Resizes the short side, crops the centre, rescales to [-1, 1] and pads to whole tokens.
 
     The defaults are the paper's protocol on ImageNet at 128 pixels (fixture ``data``). To tokenise whole
-    pictures at their own size: ``processor(images, do_resize=False, do_center_crop=False)``.
+    pictures at their own size: ``processor(images, do_resize=False, do_center_crop=False)``. Padding then
+    repeats the border up to whole tokens, or up to ``pad_size``, which makes one batch of pictures of several
+    sizes. The size of the others in a batch never decides it: codes near padding depend on how much there is.
 
     PIL pictures and uint8 arrays (H, W, C) or tensors (C, H, W) are resized by PIL, exactly as in training;
     floating-point arrays and tensors, which must lie in [0, 1], are resized by torch with antialiasing.
@@ -62,11 +74,15 @@ class SimVQImageProcessor(PilBackend):
 
     def __init__(self, **kwargs):
         with _impossible_values():
+            known = list(SimVQImageProcessorKwargs.__annotations__)
+            refuse_misspelt([key for key in kwargs if key not in known], known)
             super().__init__(**kwargs)
 
     def preprocess(self, images, *args, **kwargs) -> BatchFeature:
         """As of BaseImageProcessor. An impossible picture or setting is a ValueError, whoever notices it."""
         with _impossible_values():
+            known = list(SimVQImageProcessorKwargs.__annotations__)
+            refuse_unknown("the image processor", kwargs, known)
             return super().preprocess(images, *args, **kwargs)
 
     def process_image(self, image, input_data_format=None, **kwargs) -> Image.Image | torch.Tensor:
@@ -100,12 +116,19 @@ class SimVQImageProcessor(PilBackend):
     def _preprocess(self, images: list, return_tensors=None, **settings) -> BatchFeature:
         if not images:
             raise ValueError("the processor got an empty batch of images")
+        for name, values in _WITHOUT_EFFECT.items():
+            if settings.get(name) not in values:
+                raise ValueError(
+                    f"{name} = {settings[name]!r} is not supported: leave it out (pixel_values are RGB with "
+                    "channels first, on the CPU)"
+                )
         pictures = [self._prepare(image, **settings) for image in images]
         shapes = sorted({tuple(picture.shape[1:]) for picture in pictures})
         if len(shapes) > 1:
             raise ValueError(
                 f"the images of one batch came out in different sizes {shapes}: keep do_resize and "
-                "do_center_crop on, or process them one at a time"
+                "do_center_crop on, process them one at a time, or pad all to one size by "
+                f"pad_size={_common_size(shapes, settings['size_divisor'])}"
             )
         return BatchFeature({"pixel_values": torch.stack(pictures)}, tensor_type=return_tensors)
 
@@ -124,6 +147,7 @@ class SimVQImageProcessor(PilBackend):
         image_std,
         do_pad: bool,
         size_divisor: int,
+        pad_size=None,
         **kwargs,
     ) -> torch.Tensor:
         if do_resize:
@@ -156,10 +180,14 @@ class SimVQImageProcessor(PilBackend):
                     raise ValueError(f"image_std must not be zero, got {values!r}")
             image = F.normalize(image, image_mean, image_std)
         if do_pad:
+            right, bottom = -width % size_divisor, -height % size_divisor
+            if pad_size is not None:
+                _check_padded(pad_size, width, height, size_divisor)
+                right, bottom = pad_size.width - width, pad_size.height - height
             # Repeating the border costs the fewest artificial edges.
-            image = F.pad(
-                image, [0, 0, -width % size_divisor, -height % size_divisor], padding_mode="edge"
-            )
+            image = F.pad(image, [0, 0, right, bottom], padding_mode="edge")
+        elif pad_size is not None:
+            raise ValueError("pad_size does nothing with do_pad=False: leave one of them out")
         return image
 
     def post_process(
@@ -260,6 +288,25 @@ def _check_resized(size: tuple[int, int], target: list[int]) -> None:
     if len(target) == 1:
         target = [target[0], target[0] * max(size) // min(size)]
     _check_pixels(f"size, for a picture of {size[0]} x {size[1]}", *target)
+
+
+def _check_padded(pad_size, width: int, height: int, size_divisor: int) -> None:
+    _check_pixels("pad_size", pad_size.width, pad_size.height)
+    if pad_size.width % size_divisor or pad_size.height % size_divisor:
+        raise ValueError(
+            f"pad_size must be multiples of size_divisor = {size_divisor}, got {pad_size.height} x "
+            f"{pad_size.width}"
+        )
+    if pad_size.width < width or pad_size.height < height:
+        raise ValueError(
+            f"an image of {height} x {width} pixels does not fit in pad_size {pad_size.height} x "
+            f"{pad_size.width}"
+        )
+
+
+def _common_size(shapes: list[tuple[int, int]], size_divisor: int) -> dict[str, int]:
+    height, width = (max(sides) for sides in zip(*shapes, strict=True))
+    return {"height": height + -height % size_divisor, "width": width + -width % size_divisor}
 
 
 def _check_pixels(name: str, width: int, height: int) -> None:

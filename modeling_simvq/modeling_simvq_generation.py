@@ -4,7 +4,6 @@ A sequence is a start token, which for pictures is the class, and then the codes
 order, those of a clip in time. Only codes can be predicted, so nothing else can be sampled.
 """
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +20,7 @@ from .configuration_simvq_generation import (
     SimVQGenerationConfig,
     SimVQImageGenerationConfig,
 )
+from .generation_options import FIXED, check_forward, check_options, seeded, sequences
 from .verified_download import VerifiedDownload
 
 
@@ -49,6 +49,8 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # forward has keyword arguments, for generate, but none for the loss: transformers' Trainer must know.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: SimVQGenerationConfig):
         super().__init__(config)
@@ -99,7 +101,7 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
         generator: torch.Generator | None,
         **kwargs,
     ) -> Tensor:
-        """Tokens (B, n) to the codes (B, length) that follow, by ``generate``."""
+        """Tokens (B, n), and the codes that follow, (B', n + length), by ``generate``."""
         if not number("temperature", temperature) > 0:
             raise ValueError(f"temperature must be above 0, got {temperature} (or do_sample=False)")
         if not 0 < number("top_p", top_p) <= 1:
@@ -111,9 +113,8 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
         }
         if kwargs.setdefault("do_sample", True):
             kwargs |= settings
-        with _seeded(generator, self.device):
-            made = self.generate(tokens, max_new_tokens=length, **kwargs)
-        return made[:, tokens.shape[1] :]
+        with seeded(generator, self.device):
+            return self.generate(tokens, max_new_tokens=length, **FIXED, **kwargs)
 
     def _learn(
         self, starts: Tensor, codes: Tensor, mask: Tensor | None, return_logits: bool
@@ -181,6 +182,8 @@ class SimVQForImageGeneration(SimVQGenerationModel):
         Raises:
             ValueError: if a shape, type or value is impossible.
         """
+        learnt = {"image_codes": image_codes, "class_labels": class_labels}
+        check_forward(type(self).__name__, input_ids, learnt, kwargs)
         if input_ids is not None:
             return self.step(input_ids, return_dict=return_dict, **kwargs)
         height, width = self.config.grid_size
@@ -209,7 +212,8 @@ class SimVQForImageGeneration(SimVQGenerationModel):
         """Sample pictures, by transformers' ``generate``.
 
         Args:
-            class_labels: (B,) integers in [0, num_classes]; None for num_images pictures of the null class.
+            class_labels: (B,) integers in [0, num_classes]; None for the null class.
+            num_images: pictures of each label.
             guidance_scale: of classifier-free guidance, ``null + scale * (class - null)`` in log-probabilities:
                 1 for none (half the time), 0 for the null class, more for more typical pictures of the class.
                 The model must have been trained with the null class now and then.
@@ -217,37 +221,43 @@ class SimVQForImageGeneration(SimVQGenerationModel):
             top_k: sample from so many likeliest codes; 0 for all.
             top_p: sample from the likeliest codes that together have this probability.
             generator: gives the seed, and moves on; None for torch's global one (``set_seed``).
-            kwargs: of ``generate``: do_sample=False, use_cache, logits_processor, streamer, ...
+            kwargs: of ``generate``: do_sample=False, num_beams, use_cache, logits_processor, streamer, ...; see
+                generation_options.PASSED_ON.
 
         Returns:
-            image_codes (B, h, w) int64, for SimVQImageModel.decode.
+            image_codes (B * num_images, h, w) int64, label by label, for SimVQImageModel.decode.
 
         Raises:
-            ValueError: naming the argument that is impossible.
+            ValueError: naming the argument that is impossible, or that is not passed on.
+            TypeError: naming an argument that there is not.
         """
-        batch = (
-            whole_number("num_images", num_images) if class_labels is None else len(class_labels)
-        )
-        starts = self.start_tokens(class_labels, batch).to(self.device)
-        if number("guidance_scale", guidance_scale) != 1:
-            nulls = self.start_tokens(None, batch).to(self.device)
-            kwargs |= {"guidance_scale": float(guidance_scale), "negative_prompt_ids": nulls}
         height, width = self.config.grid_size
-        codes = self._continue(
+        check_options(self.generate_images, kwargs, f"{height} * {width}", "class_labels")
+        guided = number("guidance_scale", guidance_scale) != 1
+        each = sequences(kwargs, whole_number("num_images", num_images), guided)
+        starts = self.start_tokens(class_labels, 1 if class_labels is None else len(class_labels))
+        starts = starts.repeat_interleave(each, dim=0).to(self.device)
+        if guided:
+            nulls = self.start_tokens(None, len(starts)).to(self.device)
+            kwargs |= {"guidance_scale": float(guidance_scale), "negative_prompt_ids": nulls}
+        tokens = self._continue(
             starts, height * width, temperature, top_k, top_p, generator, **kwargs
         )
-        return codes.unflatten(1, (height, width))
+        return tokens[:, 1:].unflatten(1, (height, width))
 
     def start_tokens(self, class_labels: Tensor | None, batch: int, device=None) -> Tensor:
         """Class labels (B,), or None for the null class, to token ids (B, 1)."""
         null = self.config.null_class
         if class_labels is None:
             class_labels = torch.full((batch,), null, device=device)
-        if batch == 0 or class_labels.shape != (batch,) or class_labels.is_floating_point():
+        class_labels = torch.as_tensor(class_labels, device=device)
+        real = class_labels.is_floating_point() or class_labels.dtype == torch.bool
+        if batch == 0 or class_labels.shape != (batch,) or real:
             raise ValueError(
                 f"class_labels must be integers ({batch or 'B'},), got {class_labels.dtype} of shape "
                 f"{tuple(class_labels.shape)}"
             )
+        class_labels = class_labels.long()
         if not (self.training and class_labels.is_cuda):
             low, high = int(class_labels.min()), int(class_labels.max())
             if low < 0 or high > null:
@@ -291,6 +301,8 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
         Raises:
             ValueError: if a shape, type or value is impossible.
         """
+        learnt = {"audio_codes": audio_codes, "audio_codes_mask": audio_codes_mask}
+        check_forward(type(self).__name__, input_ids, learnt, kwargs)
         if input_ids is not None:
             return self.step(input_ids, return_dict=return_dict, **kwargs)
         if audio_codes is None:
@@ -316,23 +328,29 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
 
         Args:
             num_codes: how many codes to make, ``round(seconds * tokenizer.config.frame_rate)``.
-            audio_codes: (B, 1, T), prompts to go on from; None for num_clips clips from nothing.
+            audio_codes: (B, 1, T), prompts to go on from; None for clips from nothing.
             audio_codes_mask: (B, 1, T), 0 for padding on the right of shorter prompts.
+            num_clips: clips of each prompt, (B * num_clips, 1, T) prompt by prompt.
             temperature, top_k, top_p, generator, kwargs: as of SimVQForImageGeneration.generate_images.
 
         Raises:
             ValueError: naming the argument that is impossible.
         """
         whole_number("num_codes", num_codes)
+        check_options(self.generate_audio, kwargs, "num_codes", "audio_codes")
+        each = sequences(kwargs, whole_number("num_clips", num_clips), guided=False)
         if audio_codes is None:
-            audio_codes = torch.empty(whole_number("num_clips", num_clips), 1, 0, dtype=torch.int64)
-            lengths = torch.zeros(num_clips, dtype=torch.int64)
+            audio_codes = torch.empty(1, 1, 0, dtype=torch.int64)
+            lengths = torch.zeros(1, dtype=torch.int64)
         else:
             mask = self._clips(audio_codes, audio_codes_mask)
             self._check_codes(audio_codes)
             full = torch.full((len(audio_codes),), audio_codes.shape[2])
             lengths = full if mask is None else mask.sum(dim=1)
-        codes, lengths = audio_codes[:, 0].to(self.device), lengths.to(self.device)
+        codes, lengths = (
+            value.to(self.device).repeat_interleave(each, dim=0)
+            for value in (audio_codes[:, 0], lengths)
+        )
         longest = codes.shape[1]
         if longest + num_codes > self.config.max_codes:
             raise ValueError(
@@ -343,9 +361,8 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
         padding = (longest - lengths)[:, None]
         place = torch.arange(-1, longest, device=self.device) - padding
         with_start = torch.nn.functional.pad(codes, (1, 0), value=self.config.codebook_size)
-        tokens = with_start.gather(1, (place + 1).clamp(min=0))
-        made = self._continue(
-            tokens,
+        tokens = self._continue(
+            with_start.gather(1, (place + 1).clamp(min=0)),
             num_codes,
             temperature,
             top_k,
@@ -354,8 +371,9 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
             attention_mask=(place >= -1).long(),
             **kwargs,
         )
+        whole = tokens[:, 1:]
+        padding = padding.repeat_interleave(len(whole) // len(padding), dim=0)  # of several beams
         place = torch.arange(longest + num_codes, device=self.device) + padding
-        whole = torch.cat([tokens[:, 1:], made], dim=1)
         mask = place < whole.shape[1]
         whole = whole.gather(1, place.clamp(max=whole.shape[1] - 1)).where(mask, 0)
         return GeneratedAudioCodes(whole[:, None], mask[:, None])
@@ -373,16 +391,3 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
             return None
         lengths = clip_lengths("audio_codes_mask", audio_codes_mask, shape, audio_codes.device)
         return None if lengths is None else mask_of_clips(lengths, shape[2])[:, 0]
-
-
-@contextmanager
-def _seeded(generator: torch.Generator | None, device: torch.device):
-    # generate() draws from torch's global generator: for a while it gets a seed from this one.
-    if generator is None:
-        yield
-        return
-    seed = torch.randint(2**63 - 1, (1,), generator=generator, device=generator.device)
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(int(seed))
-        yield

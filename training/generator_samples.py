@@ -48,7 +48,7 @@ def sample_pictures(
     shown = min(settings.sample_classes, model.config.num_classes) or 1
     labels = None  # of a generator without classes: one row
     if model.config.num_classes:
-        labels = torch.arange(shown).repeat_interleave(settings.samples)
+        labels = torch.arange(shown)
     codes = model.generate_images(
         labels,
         num_images=settings.samples,
