@@ -1,6 +1,7 @@
 """What a push sends: models loaded back as a stranger would, and the files of a tokenizer."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from transformers import (
     AutoModel,
     PreTrainedModel,
 )
+from transformers.dynamic_module_utils import get_relative_imports
 
 import modeling_simvq  # noqa: F401  registers the models
 from hub_cards.evaluation import Evaluation
 from hub_cards.model_card import make_model_card
+from hub_cards.pushed_files import INDEX, SINGLE
 from hub_cards.samples import write_samples
 
 PROCESSOR_FILE = "preprocessor_config.json"
@@ -70,7 +73,7 @@ def tokenizer_contents(
         **card_options,
     )
     files = {f"samples/{path.name}": path for path in pictures}
-    files |= {path.name: path for path in model_dir.glob("*.safetensors*")}
+    files |= weight_files(model_dir)
     for name in ("config.json", PROCESSOR_FILE):
         files[name] = with_or_without_code(model_dir / name, made, with_code)
     if with_code:
@@ -150,11 +153,62 @@ def with_or_without_code(path: Path, made: Path, with_code: bool) -> Path:
     return made / path.name
 
 
-def code_files(model_dir: Path) -> dict[str, Path]:
-    files = {path.name: path for path in model_dir.glob("*.py")}
-    if not files:
+def weight_files(folder: Path) -> dict[str, Path]:
+    """The weights that save_pretrained wrote, in one file or sharded, and no other tensors that lie there."""
+    index = folder / INDEX
+    names = [SINGLE] if (folder / SINGLE).is_file() else []
+    if not names and index.is_file():
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+        names = [INDEX, *sorted(shards & {path.name for path in folder.glob("*.safetensors")})]
+    return {name: folder / name for name in names}
+
+
+def code_files(model_dir: Path, *configs: str) -> dict[str, Path]:
+    """The modules that a folder's configurations name for trust_remote_code, and those that these import.
+
+    Args:
+        configs: paths in the folder; by default the model's and the processor's configuration.
+
+    Raises:
+        PushError: if there are none, or one that is named is not there.
+    """
+    named = set()
+    for name in configs or ("config.json", PROCESSOR_FILE):
+        if (model_dir / name).is_file():
+            content = json.loads((model_dir / name).read_text())
+            named |= set(
+                re.findall(r"(\w+)\.\w+", " ".join(map(str, _values(content.get("auto_map")))))
+            )
+    if not named:
         raise PushError(
             f"{model_dir} holds no code to publish: save the model with modeling_simvq imported, or leave "
             "out --with-code"
         )
-    return files
+    return with_imports(model_dir, {f"{name}.py" for name in named})
+
+
+def with_imports(folder: Path, names: set[str]) -> dict[str, Path]:
+    """Modules of a folder and the neighbours that they import.
+
+    Raises:
+        PushError: if one is not there.
+    """
+    found, waiting = {}, sorted(names)
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        if not (folder / name).is_file():
+            raise PushError(f"{folder} lacks {name}, which its configuration or its code names")
+        found[name] = folder / name
+        waiting += [f"{module}.py" for module in get_relative_imports(folder / name)]
+    return found
+
+
+def _values(content) -> list:
+    """The texts in nested lists and dicts."""
+    if isinstance(content, dict):
+        content = list(content.values())
+    return (
+        [x for item in content for x in _values(item)] if isinstance(content, list) else [content]
+    )

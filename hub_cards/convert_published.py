@@ -12,6 +12,7 @@ the figures are marked as the authors'. We have not measured them.
 import argparse
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from hub_cards.evaluation import FILE_NAME, Evaluation, write_evaluations
 from hub_cards.hub_commit import HubError
-from hub_cards.push_to_hub import PushError, push_to_hub
+from hub_cards.push_to_hub import PushError, prepare_push, push_to_hub
 from hub_cards.samples import SamplesError
 from modeling_simvq.convert_simvq_checkpoint import convert_simvq_checkpoint
 
@@ -106,16 +107,21 @@ def convert_published(
         names = ", ".join(path.name for path in found)
         raise ValueError(f"{downloaded / published.folder} holds several checkpoints: {names}")
     configs = sorted((downloaded / published.folder).rglob("config.yaml"))
-    model = convert_simvq_checkpoint(
-        found[0], folder, original_config=configs[0] if configs else None
-    )
-    is_right = model.config.model_type == f"simvq_{published.modality}"
-    if not is_right or model.config.codebook_size != published.codebook_size:
-        shutil.rmtree(folder)
-        raise ValueError(
-            f"{found[0]} is a {model.config.model_type} model of {model.config.codebook_size} codes, and not "
-            f"simvq_{published.modality} of {published.codebook_size}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the folder first: what lies there already stays as it is if this is the wrong checkpoint.
+    with tempfile.TemporaryDirectory(prefix=".converting-", dir=folder.parent) as beside:
+        model = convert_simvq_checkpoint(
+            found[0], beside, original_config=configs[0] if configs else None
         )
+        is_right = model.config.model_type == f"simvq_{published.modality}"
+        if not is_right or model.config.codebook_size != published.codebook_size:
+            raise ValueError(
+                f"{found[0]} is a {model.config.model_type} model of {model.config.codebook_size} codes, "
+                f"and not simvq_{published.modality} of {published.codebook_size}"
+            )
+        folder.mkdir(exist_ok=True)
+        for path in Path(beside).iterdir():
+            path.replace(folder / path.name)
     write_evaluations(folder / FILE_NAME, published.evaluations)
     origin = (
         "The weights are the authors' (averaged, as they evaluate them), converted from "
@@ -129,13 +135,12 @@ def convert_published(
             "origin": origin,
         },
     }
-    made = Path(push_to_hub(folder, published.name, dry_run=True, **options))
-    shutil.copy(made / "README.md", folder / "README.md")
-    shutil.copytree(made / "samples", folder / "samples", dirs_exist_ok=True)
-    shutil.rmtree(made)
-    if push_to is None:
-        return None
-    return push_to_hub(folder, f"{push_to}/{published.name}", **options)
+    name = f"{push_to}/{published.name}" if push_to else published.name
+    with tempfile.TemporaryDirectory(prefix="simvq-card-") as made:
+        prepare_push(folder, name, Path(made), **options)
+        shutil.copy(Path(made, "README.md"), folder / "README.md")
+        shutil.copytree(Path(made, "samples"), folder / "samples", dirs_exist_ok=True)
+    return push_to_hub(folder, name, **options) if push_to else None
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from hub_cards.hub_commit import commit_files
+from hub_cards.hub_commit import commit_files, full_name
 from hub_cards.model_card import PROJECT_TAGS, in_code, load_templates
 
 CODE_COLUMNS = ("image_codes", "audio_codes")
@@ -26,12 +26,14 @@ def make_dataset_card(
     columns: list[str],
     *,
     codebook_size: int,
+    files: dict[str, list[str]] | None = None,
     source: str | None = None,
     license: str | None = None,
 ) -> DatasetCard:
     """Fill the card of a tokenised data set.
 
     Args:
+        files: split to the paths of its files in the repository; by default all data/SPLIT-*.parquet.
         tokenizer: Hub id of the model that made the codes.
         splits: name to number of rows.
         columns: of which one is image_codes or audio_codes.
@@ -46,13 +48,14 @@ def make_dataset_card(
         raise ValueError(
             f"a tokenised data set has a column {' or '.join(CODE_COLUMNS)}, got {columns}"
         )
-    files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in splits]
+    files = files or {name: [f"data/{name}-*.parquet"] for name in splits}
+    data_files = [{"split": name, "path": paths} for name, paths in files.items()]
     data = DatasetCardData(
         license=license,
         pretty_name=repo_id.split("/")[-1],
         source_datasets=[source] if source else None,
         tags=[*PROJECT_TAGS, column.replace("_codes", "-codes")],
-        configs=[{"config_name": "default", "data_files": files}],
+        configs=[{"config_name": "default", "data_files": data_files}],
     )
     text = (
         load_templates()
@@ -96,17 +99,23 @@ def push_tokens(
     """
     first = next(iter(splits.values()))
     sizes = {name: rows.num_rows for name, rows in splits.items()}
+    repo_id = full_name(repo_id)
     options = {"codebook_size": codebook_size, "source": source, "license": license}
-    card = make_dataset_card(repo_id, tokenizer, sizes, first.column_names, **options)
     with tempfile.TemporaryDirectory(prefix="simvq-tokens-") as made:
+        shards = {
+            name: _write_shards(_narrowed(rows, codebook_size), name, Path(made))
+            for name, rows in splits.items()
+        }
+        # Each file by its name: others in the folder, which may be anyone's, are not among the rows.
+        options["files"] = {name: list(paths) for name, paths in shards.items()}
+        card = make_dataset_card(repo_id, tokenizer, sizes, first.column_names, **options)
         (Path(made) / "README.md").write_text(str(card))
         files = {"README.md": Path(made) / "README.md"}
-        for name, rows in splits.items():
-            files |= _write_shards(_narrowed(rows, codebook_size), name, Path(made))
+        for paths in shards.values():
+            files |= paths
         return commit_files(
             repo_id,
             files,
-            owned=("data/*.parquet",),
             card=card,
             repo_type="dataset",
             private=private,

@@ -11,18 +11,20 @@ from PIL import Image
 from transformers import AutoImageProcessor, PreTrainedModel
 
 from hub_cards.contents import (
+    PROCESSOR_FILE,
     TOKENIZERS,
     Contents,
     PushError,
     code_files,
     load_model,
     load_processor,
+    weight_files,
+    with_imports,
     with_or_without_code,
 )
-from hub_cards.evaluation import FILE_NAME, SOURCES, Evaluation
+from hub_cards.evaluation import SOURCES, Evaluation
 from hub_cards.model_card import (
     PROJECT_TAGS,
-    TRAINING_SETTINGS,
     eval_results,
     is_hub_id,
     load_templates,
@@ -32,6 +34,7 @@ from hub_cards.model_card import (
 
 GENERATORS = ("simvq_image_generation", "simvq_audio_generation")
 PIPELINE_FILE = "model_index.json"
+CONFIGS = ("config.json", "generation_config.json", PROCESSOR_FILE)  # of a pipeline's parts
 GUIDANCE_SCALE = 2.0
 SHOWN_CLASSES, SHOWN_OF_EACH = 4, 4
 
@@ -71,15 +74,12 @@ def generator_contents(
         model, files = load_model(model_dir / "transformer", GENERATORS, "no SimVQ generator"), {}
         sheet, names = _write_samples(model, model_dir, made / "samples")
         files["samples/samples.png"] = sheet
-        for pattern in ("*.json", "*.safetensors", "*.py"):
-            files |= {str(p.relative_to(model_dir)): p for p in model_dir.rglob(pattern)}
-        for name in (FILE_NAME, TRAINING_SETTINGS):
-            files.pop(name, None)  # they go with every push
+        files |= _pipeline_files(model_dir)
     else:
         model, names = load_model(model_dir, GENERATORS, "no SimVQ generator"), None
-        files = {path.name: path for path in model_dir.glob("*.safetensors*")}
+        files = weight_files(model_dir)
         files["config.json"] = with_or_without_code(model_dir / "config.json", made, with_code)
-        files |= code_files(model_dir) if with_code else {}
+        files |= code_files(model_dir, "config.json") if with_code else {}
     card = make_generator_card(
         model,
         repo_id,
@@ -92,6 +92,31 @@ def generator_contents(
     return Contents(files, card, "pipeline" if is_pipeline else type(model).__name__)
 
 
+def _pipeline_files(folder: Path) -> dict[str, Path]:
+    """What save_pretrained of a pipeline wrote, by its index, and nothing else that lies in the folder.
+
+    Raises:
+        PushError: if the index cannot be read or a module that it names is not there.
+    """
+    try:
+        index = json.loads((folder / PIPELINE_FILE).read_text())
+        parts = {k: v[0] for k, v in index.items() if isinstance(v, list) and k != "_class_name"}
+        modules = {str(name) for name in (index["_class_name"][0], *parts.values())}
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise PushError(f"{folder / PIPELINE_FILE} is no index of a pipeline") from error
+    files = {PIPELINE_FILE: folder / PIPELINE_FILE}
+    for part, module in parts.items():
+        inside = weight_files(folder / part)
+        for name in (*CONFIGS, f"{module}.py"):
+            if (folder / part / name).is_file():
+                inside[name] = folder / part / name
+        files |= {f"{part}/{name}": path for name, path in inside.items()}
+    # A component of a library, such as transformers, has no module here.
+    own = {f"{name}.py" for name in modules if (folder / f"{name}.py").is_file()}
+    configs = [f"{part}/{name}" for part in parts for name in CONFIGS]
+    return files | with_imports(folder, own) | code_files(folder, *configs)
+
+
 def make_generator_card(
     model: PreTrainedModel,
     repo_id: str,
@@ -100,7 +125,7 @@ def make_generator_card(
     settings: dict | None = None,
     sample_names: list[str] | None = None,
     with_code: bool = False,
-    license: str = "mit",
+    license: str = "other",
     base_model: str | None = None,
     origin: str = "",
 ) -> ModelCard:
@@ -147,6 +172,7 @@ def make_generator_card(
             samples=is_pipeline,
             sample_names=", ".join(sample_names or []),
             with_code=with_code,
+            license=license,
             remote=", trust_remote_code=True" if with_code else "",
             origin=origin,
         )

@@ -1,11 +1,10 @@
 """One commit to the Hub, safe against races, server errors and damage on the way."""
 
-import fnmatch
-import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +18,16 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.hf_api import RepoSibling
+
+from hub_cards.pushed_files import (
+    LIST_FILE,
+    Changes,
+    Fingerprint,
+    plan_changes,
+    read_list,
+    write_list,
+)
 
 Result = TypeVar("Result")
 
@@ -30,12 +39,20 @@ class HubError(Exception):
     """The Hub refused, could not be reached, or holds something other than what was sent."""
 
 
+@dataclass
+class _State:
+    """A repository at one commit, and what a push would do to it."""
+
+    commit: str
+    there: dict[str, RepoSibling]
+    changes: Changes
+
+
 def commit_files(
     repo_id: str,
     files: dict[str, Path],
     *,
     message: str,
-    owned: tuple[str, ...] = (),
     card: RepoCard | None = None,
     repo_type: str = "model",
     private: bool | None = None,
@@ -43,12 +60,12 @@ def commit_files(
 ) -> str:
     """Make a repository hold these files, by one commit or none at all.
 
-    Nothing is visible before the commit, which names its parent: of two pushes that race, one is refused.
-    At the end the weights are read back and compared.
+    Of what else is there, exactly those files are deleted, and named, that an earlier push wrote and nobody
+    changed since: LIST_FILE, in the repository, tells which. Nothing is visible before the commit, which names
+    its parent: of two pushes that race, one is refused. At the end the weights are read back and compared.
 
     Args:
         files: path in the repository to file here.
-        owned: patterns of paths that are deleted if they are not among the files.
         card: checked by the Hub's own rules first.
 
     Returns:
@@ -58,7 +75,7 @@ def commit_files(
         HubError: with what to do about it.
     """
     api = HfApi()
-    with hub_errors(repo_id):
+    with hub_errors(repo_id), tempfile.TemporaryDirectory(prefix="simvq-push-list-") as made:
         if card is not None:
             _retrying(
                 lambda: card.validate(repo_type="model" if repo_type == "model" else repo_type)
@@ -79,26 +96,98 @@ def commit_files(
                 )
             )
         place = {"repo_id": repo_id, "repo_type": repo_type, "revision": revision}
-        info = _retrying(lambda: api.repo_info(**place, files_metadata=True))
-        there = {sibling.rfilename: sibling for sibling in info.siblings or []}
-        wanted = {name: _fingerprint(path) for name, path in files.items()}
+        files, wanted = _with_list(files, Path(made))
+        state = _look(api, place, wanted)
+        changes, commit = state.changes, state.commit
         operations = [
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
-            for name, path in files.items()
-            if name not in there or not _same(there[name], wanted[name])
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=files[name])
+            for name in changes.send
         ]
-        operations += [
-            CommitOperationDelete(path_in_repo=name)
-            for name in there
-            if name not in files and any(fnmatch.fnmatch(name, pattern) for pattern in owned)
-        ]
-        commit = info.sha
+        operations += [CommitOperationDelete(path_in_repo=name) for name in changes.delete]
         if operations:
-            commit = _commit(api, place, operations, message, info.sha, wanted)
+            commit = _commit(api, place, operations, message, state.commit, wanted)
+            for name in changes.delete:
+                print(f"{repo_id}: deleted {name}, which this push no longer sends")
+            for note in changes.notes:
+                print(f"{repo_id}: this push {note}")
         _read_back(api, {**place, "revision": commit}, wanted)
     return (
         f"{api.endpoint}/{'' if repo_type == 'model' else repo_type + 's/'}{repo_id}/tree/{commit}"
     )
+
+
+def preview_commit(
+    repo_id: str, files: dict[str, Path], *, repo_type: str = "model", revision: str | None = None
+) -> list[str]:
+    """Lines on what commit_files would send, replace and delete. Only reads from the Hub, and never fails."""
+    lines = [f"{path.stat().st_size:>14,}  {name}" for name, path in sorted(files.items())]
+    api = HfApi()
+    try:
+        with hub_errors(repo_id), tempfile.TemporaryDirectory(prefix="simvq-push-list-") as made:
+            place = {"repo_id": repo_id, "repo_type": repo_type, "revision": revision}
+            if revision:
+                branches = api.list_repo_refs(repo_id, repo_type=repo_type).branches
+                if revision not in [branch.name for branch in branches]:
+                    place["revision"] = None  # a new branch begins where main is
+            _, wanted = _with_list(files, Path(made))
+            changes = _look(api, place, wanted, tries=1).changes
+    except (HubError, OSError) as error:
+        return [*lines, f"cannot tell what would be deleted: {error}"]
+    lines += [f"would delete {name}, which this push no longer sends" for name in changes.delete]
+    lines += [f"this push {note}" for note in changes.notes]
+    return lines if changes.delete else [*lines, "would delete nothing"]
+
+
+def full_name(repo_id: str) -> str:
+    """Owner and name of a repository: a bare name is one in this account's own name.
+
+    Raises:
+        HubError: if nobody is logged in, or the Hub cannot be reached.
+    """
+    if "/" in repo_id:
+        return repo_id
+    with hub_errors(repo_id):
+        return f"{_retrying(HfApi().whoami)['name']}/{repo_id}"
+
+
+def is_hidden(repo_id: str) -> bool:
+    """Whether a model is private or gated. One that is not there yet is not.
+
+    Raises:
+        HubError: if the Hub refuses or cannot be reached.
+    """
+    with hub_errors(repo_id):
+        try:
+            info = _retrying(lambda: HfApi().repo_info(repo_id))
+        except RepositoryNotFoundError:
+            return False
+        return bool(info.private or info.gated)
+
+
+def _with_list(
+    files: dict[str, Path], made: Path
+) -> tuple[dict[str, Path], dict[str, Fingerprint]]:
+    """The files with the list of them, and their fingerprints."""
+    wanted = {name: Fingerprint.of_file(path) for name, path in files.items()}
+    write_list(made / LIST_FILE, wanted)
+    wanted[LIST_FILE] = Fingerprint.of_file(made / LIST_FILE)
+    return files | {LIST_FILE: made / LIST_FILE}, wanted
+
+
+def _look(api: HfApi, place: dict, wanted: dict[str, Fingerprint], tries: int = TRIES) -> _State:
+    """Read what a repository holds now."""
+    info = _retrying(lambda: api.repo_info(**place, files_metadata=True), tries)
+    there = {sibling.rfilename: sibling for sibling in info.siblings or []}
+    listed = None
+    if LIST_FILE in there:
+        with tempfile.TemporaryDirectory(prefix="simvq-push-list-") as folder:
+            at = {**place, "revision": info.sha}
+            path = _retrying(
+                lambda: api.hf_hub_download(**at, filename=LIST_FILE, local_dir=folder), tries
+            )
+            with suppress(ValueError):  # without it nothing is deleted, and plan_changes says so
+                listed = read_list(Path(path))
+    return _State(info.sha, there, plan_changes(there, wanted, listed))
 
 
 def _commit(
@@ -115,7 +204,7 @@ def _commit(
             # Someone else was faster, or our own commit arrived although its answer did not.
             info = api.repo_info(**place, files_metadata=True)
             there = {sibling.rfilename: sibling for sibling in info.siblings or []}
-            if all(name in there and _same(there[name], print_) for name, print_ in wanted.items()):
+            if all(name in there and print_.is_of(there[name]) for name, print_ in wanted.items()):
                 return info.sha
             raise HubError(
                 f"{place['repo_id']} changed while this push was under way: nothing of it is there. "
@@ -125,9 +214,9 @@ def _commit(
     return _retrying(attempt)
 
 
-def _retrying(call: Callable[[], Result]) -> Result:
+def _retrying(call: Callable[[], Result], tries: int = TRIES) -> Result:
     """Call again after server errors, which huggingface_hub does not do for commits and new repositories."""
-    for number in range(TRIES - 1):
+    for number in range(tries - 1):
         try:
             return call()
         except HfHubHTTPError as error:
@@ -139,32 +228,14 @@ def _retrying(call: Callable[[], Result]) -> Result:
     return call()
 
 
-def _fingerprint(path: Path) -> tuple[int, str, str]:
-    """Size, sha256 (how the Hub names large files) and git's own hash (how it names small ones)."""
-    size = path.stat().st_size
-    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            sha256.update(block)
-            git.update(block)
-    return size, sha256.hexdigest(), git.hexdigest()
-
-
-def _same(sibling, fingerprint: tuple[int, str, str]) -> bool:
-    size, sha256, git = fingerprint
-    if sibling.lfs:
-        return sibling.lfs.sha256 == sha256
-    return sibling.blob_id == git and sibling.size in (None, size)
-
-
-def _read_back(api: HfApi, place: dict, wanted: dict[str, tuple[int, str, str]]) -> None:
+def _read_back(api: HfApi, place: dict, wanted: dict[str, Fingerprint]) -> None:
     """Compare the repository with what was sent; weights are downloaded, as a stranger would."""
     info = _retrying(lambda: api.repo_info(**place, files_metadata=True))
     there = {sibling.rfilename: sibling for sibling in info.siblings or []}
     wrong = [
         name
         for name, print_ in wanted.items()
-        if name not in there or not _same(there[name], print_)
+        if name not in there or not print_.is_of(there[name])
     ]
     with tempfile.TemporaryDirectory(prefix="simvq-read-back-") as folder:
         for name in wanted:
@@ -173,7 +244,7 @@ def _read_back(api: HfApi, place: dict, wanted: dict[str, tuple[int, str, str]])
             path = _retrying(
                 lambda name=name: api.hf_hub_download(**place, filename=name, local_dir=folder)
             )
-            if _fingerprint(Path(path)) != wanted[name]:
+            if Fingerprint.of_file(Path(path)) != wanted[name]:
                 wrong.append(name)
     if wrong:
         raise HubError(

@@ -28,6 +28,7 @@ PRIVATE_SETTINGS = {
     "push_to_hub",
     "hub_model_id",
     "hub_private",
+    "hub_license",
 }
 
 
@@ -40,7 +41,7 @@ def make_model_card(
     resolution: int | None = None,
     sample_names: list[str] | None = None,
     with_code: bool = False,
-    license: str = "mit",
+    license: str = "other",
     base_model: str | None = None,
     origin: str = "",
 ) -> ModelCard:
@@ -54,6 +55,7 @@ def make_model_card(
         resolution: for pictures, the side that the processor crops to.
         sample_names: what samples/ shows; None if there are no samples.
         with_code: the repository holds the model's code.
+        license: of the weights, by its name on the Hub; "other" says that none was named.
         base_model: Hub id of the checkpoint that this one was made from.
         origin: a paragraph on where the weights come from.
     """
@@ -100,6 +102,7 @@ def make_model_card(
             samples=sample_names is not None,
             sample_names=", ".join(plain(name) for name in sample_names or []),
             with_code=with_code,
+            license=license,
             remote=", trust_remote_code=True" if with_code else "",
             origin=origin,
             **numbers,

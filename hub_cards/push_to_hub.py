@@ -21,23 +21,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import transformers
 
-from hub_cards.contents import PushError, tokenizer_contents
+from hub_cards.contents import Contents, PushError, tokenizer_contents
 from hub_cards.evaluation import FILE_NAME, EvaluationError, read_evaluations
 from hub_cards.generator import generator_contents, is_generator
-from hub_cards.hub_commit import HubError, commit_files, hub_errors
+from hub_cards.hub_commit import (
+    HubError,
+    commit_files,
+    full_name,
+    hub_errors,
+    is_hidden,
+    preview_commit,
+)
 from hub_cards.model_card import TRAINING_SETTINGS, public_settings, read_settings
 from hub_cards.samples import SamplesError
 from hub_cards.space_files import space_files
-
-# What a push owns in the repository: files of these names that it does not send are deleted.
-OWNED = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.py",
-    "samples/*",
-    FILE_NAME,
-    TRAINING_SETTINGS,
-)
 
 
 def push_to_hub(
@@ -62,72 +59,130 @@ def push_to_hub(
         private: visibility of a new repository; one that exists stays as it is.
         revision: branch, made if it is not there; main by default.
         with_code: add the model's code, for trust_remote_code.
-        dry_run: do everything but talk to the Hub; card and samples are kept in a folder.
+        dry_run: do everything but write to the Hub, and print what would be sent and deleted; card, samples and
+            the files of the Space are kept in a folder.
         evaluation: JSON file of figures; by default evaluation.json in model_dir.
         without_evaluation: publish although there are no figures.
         samples: pictures, or a recording, to show on the card.
         space: id of a Gradio Space to publish too, showing this model; needs with_code, because a Space
-            does not have the package.
+            does not have the package, and a public model on the main branch, because it reads that.
         card_options: license, base_model and origin, as of make_model_card.
 
     Returns:
         Address of the commit; on a dry run, of the folder that holds card and samples.
 
     Raises:
-        PushError: if the folder holds no model that loads and works, or no evaluation.
+        PushError: if the folder holds no model that loads and works, or no evaluation, or if a Space could
+            not show it.
         HubError: if the Hub refuses, or what arrived there is not what was sent.
     """
     model_dir = Path(model_dir)
-    if space and is_generator(model_dir):
-        raise PushError("a Space shows a tokenizer, and this is a generator: leave out --space")
-    if space and not with_code:
-        raise PushError("a Space runs the model's code from its repository: add --with-code")
+    if space:
+        _check_space(model_dir, with_code=with_code, private=private, revision=revision)
+    with _folder(keep=dry_run) as made:
+        name = repo_id if dry_run else full_name(repo_id)  # the card's program needs all of it
+        contents = prepare_push(
+            model_dir,
+            name,
+            made,
+            with_code=with_code,
+            evaluation=evaluation,
+            without_evaluation=without_evaluation,
+            samples=samples,
+            card_options=card_options,
+        )
+        shown = space_files([name], made) if space else {}
+        if dry_run:
+            for title, files, options in (
+                (name, contents.files, {"revision": revision}),
+                (f"Space {space}", shown, {"repo_type": "space"}),
+            ):
+                if files:
+                    print(f"{title}:")
+                    print("\n".join(preview_commit(title.split()[-1], files, **options)))
+            return str(made)
+        if space and is_hidden(name):
+            raise PushError(_hidden(name))
+        address = commit_files(
+            name, contents.files, card=contents.card, private=private, revision=revision,
+            message=f"Upload {contents.name}",
+        )  # fmt: skip
+        if space:
+            if is_hidden(name):  # an organisation may make all that is new private
+                raise PushError(f"published {address}, but no Space: {_hidden(name)}")
+            commit_files(
+                space, shown, repo_type="space", private=private, message=f"Space for {name}"
+            )
+    return address
+
+
+def prepare_push(
+    model_dir: Path,
+    repo_id: str,
+    made: Path,
+    *,
+    with_code: bool = False,
+    evaluation: str | Path | None = None,
+    without_evaluation: bool = False,
+    samples: str | Path | None = None,
+    card_options: dict | None = None,
+) -> Contents:
+    """Load the model of a folder, and make card and samples, all without the Hub. Arguments as of push_to_hub.
+
+    Args:
+        made: folder that card, samples and other files that are made are written to.
+
+    Raises:
+        PushError: as push_to_hub.
+    """
     evaluation_file = Path(evaluation) if evaluation else model_dir / FILE_NAME
     if not evaluation_file.is_file() and (evaluation or not without_evaluation):
         raise PushError(
             f"there is no evaluation {evaluation_file}: evaluate the model first, name its figures with "
             "--evaluation FILE, or publish it all the same with --without-evaluation"
         )
-    with _folder(keep=dry_run) as made:
-        evaluations = read_evaluations(evaluation_file) if evaluation_file.is_file() else []
-        make = generator_contents if is_generator(model_dir) else tokenizer_contents
-        settings = read_settings(model_dir)
-        contents = make(
-            model_dir,
-            repo_id,
-            made,
-            evaluations=evaluations,
-            settings=settings,
-            with_code=with_code,
-            samples=Path(samples) if samples else None,
-            card_options=card_options or {},
-        )
-        (made / "README.md").write_text(str(contents.card))
-        files = contents.files | {"README.md": made / "README.md"}
-        if evaluation_file.is_file():
-            files[FILE_NAME] = evaluation_file
-        if settings:
-            files[TRAINING_SETTINGS] = made / TRAINING_SETTINGS
-            files[TRAINING_SETTINGS].write_text(
-                json.dumps(public_settings(settings), indent=2) + "\n"
-            )
-        if dry_run:
-            for name, path in sorted(files.items()):
-                print(f"{path.stat().st_size:>14,}  {name}")
-            return str(made)
-        address = commit_files(
-            repo_id, files, owned=OWNED, card=contents.card, private=private, revision=revision,
-            message=f"Upload {contents.name}",
-        )  # fmt: skip
-        if space:
-            commit_files(
-                space,
-                space_files(space, [repo_id], made),
-                repo_type="space",
-                private=private,
-                message=f"Space for {repo_id}",
-            )
-    return address
+    evaluations = read_evaluations(evaluation_file) if evaluation_file.is_file() else []
+    make = generator_contents if is_generator(model_dir) else tokenizer_contents
+    settings = read_settings(model_dir)
+    contents = make(
+        model_dir,
+        repo_id,
+        made,
+        evaluations=evaluations,
+        settings=settings,
+        with_code=with_code,
+        samples=Path(samples) if samples else None,
+        card_options=card_options or {},
+    )
+    (made / "README.md").write_text(str(contents.card))
+    contents.files["README.md"] = made / "README.md"
+    if evaluation_file.is_file():
+        contents.files[FILE_NAME] = evaluation_file
+    if settings:
+        contents.files[TRAINING_SETTINGS] = made / TRAINING_SETTINGS
+        content = json.dumps(public_settings(settings), indent=2)
+        (made / TRAINING_SETTINGS).write_text(content + "\n")
+    return contents
+
+
+def _check_space(
+    model_dir: Path, *, with_code: bool, private: bool | None, revision: str | None
+) -> None:
+    if is_generator(model_dir):
+        raise PushError("a Space shows a tokenizer, and this is a generator: leave out --space")
+    if not with_code:
+        raise PushError("a Space runs the model's code from its repository: add --with-code")
+    if private:
+        raise PushError(_hidden("a private model"))
+    if revision:
+        raise PushError(f"a Space shows the main branch, not {revision}: leave out --space")
+
+
+def _hidden(name: str) -> str:
+    return (
+        f"a Space cannot read {name}, which is private or gated: leave out --space, or make the model public. "
+        "By hand: upload hub_cards/space and give the Space a secret HF_TOKEN that may read the model"
+    )
 
 
 @contextmanager
@@ -164,7 +219,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--samples", help="pictures or a recording for the card: a file or a folder"
     )
-    parser.add_argument("--license", default="mit", help="of the weights (default: %(default)s)")
+    parser.add_argument(
+        "--license",
+        help="of the weights, such as mit or cc-by-4.0 (default: other, for none named)",
+    )
     parser.add_argument(
         "--space",
         metavar="ID",
@@ -175,7 +233,8 @@ def main(arguments: list[str] | None = None) -> None:
     transformers.utils.logging.disable_progress_bar()
     try:
         arguments = vars(options)
-        card_options = {"license": arguments.pop("license")}
+        license_name = arguments.pop("license")
+        card_options = {"license": license_name} if license_name else {}
         with hub_errors():
             address = push_to_hub(**arguments, card_options=card_options)
     except (PushError, HubError, EvaluationError, SamplesError, ValueError, OSError) as error:

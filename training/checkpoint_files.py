@@ -56,6 +56,15 @@ def verify(folder: Path) -> None:
             raise DamagedCheckpoint(f"{name} has other content than was written")
 
 
+def unlisted(folder: Path) -> list[str]:
+    """Files in a checkpoint's folder that its manifest does not name, so somebody else's."""
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    try:
+        return sorted(found - {*_read_manifest(folder), MANIFEST})
+    except DamagedCheckpoint:
+        return sorted(found)
+
+
 def _read_manifest(folder: Path) -> dict[str, dict]:
     path = folder / MANIFEST
     try:

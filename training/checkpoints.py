@@ -17,7 +17,14 @@ from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils import load as load_random_states
 from accelerate.utils.constants import FSDP_MODEL_NAME
 
-from training.checkpoint_files import DamagedCheckpoint, flush_to_disk, load_tensors, seal, verify
+from training.checkpoint_files import (
+    DamagedCheckpoint,
+    flush_to_disk,
+    load_tensors,
+    seal,
+    unlisted,
+    verify,
+)
 from training.sharding import is_sharding
 
 logger = get_logger(__name__)
@@ -214,6 +221,9 @@ class CheckpointStore:
         os.replace(partial, final)
         flush_to_disk(final.parent)
         for old in list_checkpoints(self.output_dir)[: -self.keep]:
+            if others := unlisted(old):
+                logger.warning(f"{old} is not deleted: it holds {others[0]}, which no run wrote")
+                continue
             # Renamed first: a half deleted one would pass for a damaged checkpoint.
             doomed = old.with_name(f".partial-{old.name}")
             os.replace(old, doomed)

@@ -284,13 +284,17 @@ def write_results(folder: Path, models: list[CodebookFindings], source: str | No
         source: the data set and its split; None without data.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    again = (
+        folder / "codebook.json"
+    ).is_file()  # then the figures there are of an earlier analysis
     content = {"data": source, "models": [model.content() for model in models]}
     (folder / "codebook.json").write_text(json.dumps(content, indent=1) + "\n")
     drawn = {"spectra": draw_spectra(models), "distances": draw_distances(models)}
     drawn |= {"usage": draw_usage(models) if source else None, "training": draw_training(models)}
     drawn["training_spectra"] = draw_spectra_over_training(models)
     for name, figure in drawn.items():
-        (folder / f"{name}.png").unlink(missing_ok=True)
+        if again:
+            (folder / f"{name}.png").unlink(missing_ok=True)
         if figure is not None:
             figure.savefig(folder / f"{name}.png", dpi=110)
             plt.close(figure)

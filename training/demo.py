@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,23 @@ def launch_trainer(script: str, config: str, *overrides: str) -> None:
     command += [str(REPOSITORY / "training" / script)]
     command += ["--config", str(REPOSITORY / "training" / "configs" / config), *overrides]
     subprocess.run(command, check=True)
+
+
+def clear_run(folder: Path) -> None:
+    """Remove the run of an earlier demo."""
+    clear(folder, not folder.exists() or (folder / "settings.json").is_file())
+
+
+def clear(folder: Path, ours: bool) -> None:
+    """Remove what an earlier demo left.
+
+    Raises:
+        SystemExit: if there is something, and it is not `ours`.
+    """
+    if ours:
+        shutil.rmtree(folder, ignore_errors=True)
+    elif any(folder.iterdir()):
+        sys.exit(f"error: {folder} holds files that no demo wrote: name another output_dir")
 
 
 def run_demo(

@@ -8,7 +8,6 @@ reconstructs a sentence of a speaker whom the training never heard.
 
 import json
 import math
-import shutil
 import sys
 from pathlib import Path
 
@@ -16,14 +15,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.demo import REPOSITORY, launch_trainer, run_demo
+from training.demo import REPOSITORY, clear_run, launch_trainer, run_demo
 
 SPEECH = REPOSITORY / "training" / "demo_speech"
 
 
 def train(output_dir: Path) -> None:
     """Run the real trainer as a user would."""
-    shutil.rmtree(output_dir / "run", ignore_errors=True)
+    clear_run(output_dir / "run")
     dataset, run = f"dataset={SPEECH}", f"output_dir={output_dir / 'run'}"
     launch_trainer("train_audio.py", "demo_audio.yaml", dataset, run)
 

@@ -8,7 +8,7 @@ and reconstructs a photograph that the training never saw.
 
 import json
 import math
-import shutil
+import re
 import sys
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.demo import launch_trainer, run_demo
+from training.demo import clear, clear_run, launch_trainer, run_demo
 
 TRAINING_PHOTOS = ("astronaut", "coffee", "rocket", "china", "flower")
 HELD_OUT = "chelsea"
@@ -37,7 +37,9 @@ def load_photo(name: str) -> Image.Image:
 
 def write_training_folder(folder: Path) -> int:
     """Cut the training photographs, at several scales, into overlapping tiles; returns their number."""
-    shutil.rmtree(folder, ignore_errors=True)
+    names = "|".join((*TRAINING_PHOTOS, HELD_OUT))
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    clear(folder, all(re.fullmatch(rf"({names})[_\d]*\.png", path.name) for path in files))
     (folder / "train").mkdir(parents=True)
     count = 0
     for name in TRAINING_PHOTOS:
@@ -61,7 +63,7 @@ def train(output_dir: Path) -> None:
     photos, run = output_dir / "photos", output_dir / "run"
     count = write_training_folder(photos)
     print(f"{count} tiles of {len(TRAINING_PHOTOS)} photographs are in {photos}")
-    shutil.rmtree(run, ignore_errors=True)
+    clear_run(run)
     launch_trainer("train_image.py", "demo_image.yaml", f"dataset={photos}", f"output_dir={run}")
 
 

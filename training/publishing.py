@@ -60,4 +60,5 @@ def publish(settings: LoopSettings, model_dir: Path, evaluated: bool) -> str:
         private=settings.hub_private or None,
         with_code=True,
         without_evaluation=not evaluated,
+        card_options={"license": settings.hub_license} if settings.hub_license else None,
     )

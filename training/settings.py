@@ -67,6 +67,9 @@ class LoopSettings:
         None, "name, or organisation/name, on the Hub; the name of output_dir by default"
     )
     hub_private: bool = setting(False, "publish to a private repository")
+    hub_license: str | None = setting(
+        None, "licence of the published weights, such as mit; null names none"
+    )
 
     def __post_init__(self):
         one_of(self, "mixed_precision", ("no", "bf16", "fp16"))

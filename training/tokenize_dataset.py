@@ -5,17 +5,16 @@ accelerate launch training/tokenize_dataset.py model=runs/mine/model dataset=pat
     splits=[train] flips=true
 
 Labels, texts and ids stay beside the codes. Every file is written whole or not at all: after a kill the same
-command goes on where it stopped, with any number of processes, and the result is the same to the byte.
+command goes on where it stopped, with any number of processes, and the result is the same to the byte. It takes
+rows too that were added at the end of the data set since; where rows that are done have changed, it refuses.
 """
 
-import dataclasses
-import json
+import glob
 import logging
-import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,13 +34,23 @@ from hub_cards.dataset_card import make_dataset_card, push_tokens
 from hub_cards.hub_commit import HubError
 from hub_cards.model_card import is_hub_id
 from training.audio_data import AudioDataConfig
+from training.code_files import (
+    Record,
+    RowDigests,
+    clear_unfinished,
+    code_path,
+    list_code_files,
+    read_record,
+    write_code_file,
+)
+from training.codes_manifest import account_for, check_manifest, make_plan, write_manifest
 from training.data_source import DataSettings, Source, open_splits
 from training.image_data import ImageDataConfig
 from training.processes import end_processes, join_processes
 from training.quiet_logs import error_line, quiet_logs
 from training.samples import MOST_UNREADABLE_IN_A_ROW, UnreadableSample
 from training.settings import SettingsError, at_least, parse_overrides, parse_settings, setting
-from training.tokens import MANIFEST, AudioTokens, ImageTokens, Variant, weights_hash
+from training.tokens import AudioTokens, ImageTokens, Variant, weights_hash
 
 
 @dataclass
@@ -86,22 +95,25 @@ class TokenizeSettings:
 class FileWriter:
     """Turns one split into files, each from rows [n * rows_per_file, (n + 1) * rows_per_file) of the source."""
 
-    def __init__(self, tokens: ImageTokens | AudioTokens, settings: TokenizeSettings, workers: int):
-        self.tokens, self.settings = tokens, settings
+    def __init__(
+        self,
+        tokens: ImageTokens | AudioTokens,
+        settings: TokenizeSettings,
+        digests: RowDigests,
+        workers: int,
+    ):
+        self.tokens, self.settings, self.digests = tokens, settings, digests
         self.samples = self.codes = 0  # made so far
         self.pool = ThreadPoolExecutor(max(1, workers))
 
     def write(
         self, rows: list[dict], first: int, path: Path, features: datasets.Features | None
-    ) -> int:
-        """Encode rows of the source and write them as one file.
+    ) -> None:
+        """Encode rows of the source and write them as one file; rows that cannot be read are left out.
 
         Args:
             first: number of the first row in its split.
             features: of the other columns; None if the source does not know them.
-
-        Returns:
-            Rows of the source that could not be read, which the file leaves out.
         """
         jobs = [(row, first + n, v) for n, row in enumerate(rows) for v in self.settings.variants]
         found, unreadable = [], set()
@@ -128,8 +140,8 @@ class FileWriter:
                 f"none of {len(rows)} rows can be read: does column {self.tokens.source_column!r} hold "
                 f"{self.tokens.plural}?"
             )
-        self._save(found, path, features)
-        return len(unreadable)
+        digests = self.digests.names(rows), self.digests.contents(rows)
+        self._save(found, path, features, Record(len(rows), len(unreadable), *digests))
 
     def _decode(self, job: tuple[dict, int, Variant]):
         row, number, variant = job
@@ -143,8 +155,9 @@ class FileWriter:
         marks = {"crop": variant.crop} if self.settings.crops else {}
         return marks | ({"flipped": variant.flipped} if self.settings.flips else {})
 
-    def _save(self, rows: list[dict], path: Path, features: datasets.Features | None) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def _save(
+        self, rows: list[dict], path: Path, features: datasets.Features | None, record: Record
+    ) -> None:
         own = {"source_row": datasets.Value("int64"), self.tokens.column: self.tokens.feature}
         own |= {"crop": datasets.Value("int32")} if self.settings.crops else {}
         own |= {"flipped": datasets.Value("bool")} if self.settings.flips else {}
@@ -155,9 +168,7 @@ class FileWriter:
         schema = datasets.Features({k: {**features, **own}[k] for k in order})
         columns = {name: [row[name] for row in rows] for name in order}
         table = datasets.Dataset.from_dict(columns, features=schema)
-        unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
-        table.to_parquet(str(unfinished))
-        os.replace(unfinished, path)  # a kill leaves the whole file or none
+        write_code_file(table, path, record)
 
 
 def tokenize_split(
@@ -166,61 +177,88 @@ def tokenize_split(
     """Write the files of this process's share of a split that are not there yet; process r takes every n-th.
 
     Returns:
-        Rows that could not be read, of those that were read now.
+        Rows of the source.
+
+    Raises:
+        SettingsError: if a file that is there was made of other rows than the source has there now.
     """
     column = writer.tokens.source_column
     features = None
     if source.features is not None:
         features = {k: v for k, v in source.features.items() if k != column}
+    source = _still_encoded(source)
     size = writer.settings.rows_per_file
     streaming = isinstance(source, datasets.IterableDataset)
     total = None if streaming else len(source)
     hidden = not accelerator.is_local_main_process
-    unreadable = 0
+    there = list_code_files(folder, split)
+    if total is not None:
+        _check_length(total, there, size, folder, split)
+    count = 0
     with tqdm(total=total, desc=split, unit="row", disable=hidden) as bar:
-        for index, rows in _portions(source, size):
-            mine = index % accelerator.num_processes == accelerator.process_index
-            path = folder / "data" / f"{split}-{index:05}.parquet"
-            if mine and not path.is_file():
+        for index, number, rows in _portions(source, size):
+            count += number
+            if index % accelerator.num_processes == accelerator.process_index:
                 taken = list(rows())
-                unreadable += writer.write(taken, index * size, path, features)
-            bar.update(size if total is None else min(size, total - index * size))
-    return unreadable
+                if index not in there or _has_grown(taken, there[index], split, writer.digests):
+                    writer.write(taken, index * size, code_path(folder, split, index), features)
+            bar.update(number)
+    _check_length(count, there, size, folder, split)
+    return count
 
 
-def _portions(source: Source, size: int) -> Iterator[tuple[int, object]]:
-    """Numbers of the files, and functions that give their rows."""
+def _check_length(count: int, there: dict[int, Path], size: int, folder: Path, split: str) -> None:
+    if beyond := [path.name for index, path in there.items() if index * size >= count]:
+        raise _other_rows(folder, split, f"{split} has {count:,} rows, too few for {beyond[0]}")
+
+
+def _has_grown(rows: list[dict], path: Path, split: str, digests: RowDigests) -> bool:
+    """Whether a file lacks rows of its portion that the source did not have when it was written.
+
+    Raises:
+        SettingsError: if the rows that the file was made of are not the first ones of the portion.
+    """
+    folder = path.parent.parent
+    try:
+        record = read_record(path)
+    except ValueError as error:
+        raise _other_rows(folder, split, str(error)) from error
+    if not digests.still_hold(rows[: record.rows], record, path):
+        raise _other_rows(folder, split, f"the rows of {path.name} are no longer those of {split}")
+    return len(rows) > record.rows
+
+
+def _other_rows(folder: Path, split: str, reason: str) -> SettingsError:
+    return SettingsError(
+        f"output: {folder} holds codes of another state of the data set ({reason}). Rows may be added at the "
+        "end; after any other change begin again: take another folder, or delete this one"
+    )
+
+
+def _still_encoded(source: Source) -> Source:
+    """Media in other columns are passed on as they are, and not decoded on the way."""
+    for name, feature in (source.features or {}).items():
+        if isinstance(feature, (datasets.Image, datasets.Audio, datasets.Video)) and feature.decode:
+            source = source.cast_column(name, type(feature)(decode=False))
+    return source
+
+
+def _portions(source: Source, size: int) -> Iterator[tuple[int, int, Callable]]:
+    """Numbers of the files, how many rows each is made of, and functions that give these."""
     if not isinstance(source, datasets.IterableDataset):
         for index in range(-(-len(source) // size)):
             chosen = range(index * size, min(len(source), (index + 1) * size))
-            yield index, lambda chosen=chosen: source.select(chosen)
+            yield index, len(chosen), lambda chosen=chosen: source.select(chosen)
         return
     # A stream has to be read to know where it ends; its samples are still encoded, which is cheap.
     portion, index = [], 0
     for row in source:
         portion.append(row)
         if len(portion) == size:
-            yield index, lambda rows=portion: rows
+            yield index, size, lambda rows=portion: rows
             portion, index = [], index + 1
     if portion:
-        yield index, lambda: portion
-
-
-def manifest(settings: TokenizeSettings, data: DataSettings, weights: str) -> dict:
-    """What must be the same for two runs to make the same files."""
-    own = dataclasses.asdict(settings)
-    kept = {k: own[k] for k in ("splits", "batch_size", "rows_per_file", "flips", "crops", "seed")}
-    kept |= {"dataset": data.dataset if is_hub_id(data.dataset) else Path(data.dataset).name}
-    names = (
-        "config_name",
-        "revision",
-        "max_train_samples",
-        "resolution",
-        "sampling_rate",
-        "streaming",
-    )
-    kept |= {k: getattr(data, k) for k in names if hasattr(data, k)}
-    return kept | {"weights": weights}
+        yield index, len(portion), lambda: portion
 
 
 def run(settings: TokenizeSettings, data: DataSettings, accelerator: Accelerator) -> None:
@@ -236,23 +274,25 @@ def run(settings: TokenizeSettings, data: DataSettings, accelerator: Accelerator
     if accelerator.is_main_process:
         logging.info(_counts(settings.splits, sources, data))
     folder = Path(settings.output)
-    plan = manifest(settings, data, weights_hash(model))
+    plan = make_plan(settings, data, weights_hash(model))
     if accelerator.is_main_process:
-        _check_manifest(folder, plan)
+        check_manifest(folder, plan)
+        clear_unfinished(folder, settings.splits)
     accelerator.wait_for_everyone()
-    writer, unreadable = FileWriter(tokens, settings, data.num_workers), 0
+    digests, counts = RowDigests(tokens.source_column, data.dataset), {}
+    writer = FileWriter(tokens, settings, digests, data.num_workers)
     start = time.perf_counter()
     for split, source in zip(settings.splits, sources, strict=True):
-        unreadable += tokenize_split(source, split, writer, folder, accelerator)
-    counts = torch.tensor([unreadable, writer.samples, writer.codes], device=accelerator.device)
-    unreadable, samples, codes = accelerator.reduce(counts).tolist()
+        counts[split] = tokenize_split(source, split, writer, folder, accelerator)
+    made = torch.tensor([writer.samples, writer.codes], device=accelerator.device)
+    samples, codes = accelerator.reduce(made).tolist()
     if accelerator.is_main_process:
         seconds = time.perf_counter() - start
         print(
             f"{samples:,} {tokens.plural} encoded in {seconds:,.1f} s by {accelerator.num_processes} "
             f"process(es): {samples / seconds:,.1f} {tokens.plural} and {codes / seconds:,.0f} codes a second"
         )
-        _finish(settings, data, model, tokens, folder, unreadable)
+        _finish(settings, data, model, tokens, folder, plan, counts)
     end_processes(accelerator)
 
 
@@ -276,36 +316,14 @@ def _counts(splits: list[str], sources: list[Source], data: DataSettings) -> str
     return ", ".join(f"{split}: {n}" for split, n in zip(splits, numbers, strict=True))
 
 
-def _check_manifest(folder: Path, plan: dict) -> None:
-    path = folder / MANIFEST
-    if path.is_file():
-        try:
-            before = dict(json.loads(path.read_text()))
-        except (ValueError, TypeError):
-            raise SettingsError(
-                f"output: {path}, which tells how the codes there were made, is damaged: delete the folder, or "
-                "take another"
-            ) from None
-        differing = [k for k in plan if before.get(k) != plan[k]]
-        if differing:
-            changes = ", ".join(f"{k} was {before.get(k)!r}, is {plan[k]!r}" for k in differing)
-            raise SettingsError(
-                f"output: {folder} holds codes of other settings ({changes}): take another"
-            )
-    for left in folder.glob("data/*.unfinished"):
-        left.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(plan, indent=2) + "\n")
-    os.replace(unfinished, path)
-
-
-def _finish(settings, data, model, tokens, folder: Path, unreadable: int) -> None:
-    rows, columns = {}, []
-    for split in settings.splits:
-        files = sorted(folder.glob(f"data/{split}-*.parquet"))
-        rows[split] = sum(pyarrow.parquet.read_metadata(file).num_rows for file in files)
+def _finish(settings, data, model, tokens, folder: Path, plan: dict, counts: dict) -> None:
+    sources, rows, columns, unreadable = {}, {}, [], 0
+    for split, count in counts.items():
+        sources[split], rows[split], left_out = account_for(folder, split, count)
+        unreadable += left_out
+        files = list(list_code_files(folder, split).values())
         columns = pyarrow.parquet.read_schema(files[0]).names if files else columns
+    write_manifest(folder, plan | {"source": sources})
     source = data.dataset if is_hub_id(data.dataset) else None
     name = settings.push_to_hub or folder.resolve().name
     options = {"codebook_size": model.config.codebook_size, "source": source}
@@ -316,12 +334,11 @@ def _finish(settings, data, model, tokens, folder: Path, unreadable: int) -> Non
     if unreadable:
         print(f"{unreadable:,} {tokens.plural} could not be read and were left out")
     if settings.push_to_hub:
-        loaded = {
-            split: datasets.load_dataset(
-                "parquet", data_files=str(folder / f"data/{split}-*.parquet")
-            )["train"]
-            for split in settings.splits
-        }
+        loaded = {}
+        for split in settings.splits:
+            # Each file by its name, which is no pattern.
+            paths = [glob.escape(str(p)) for p in list_code_files(folder, split).values()]
+            loaded[split] = datasets.load_dataset("parquet", data_files=paths)["train"]
         print(push_tokens(loaded, settings.push_to_hub, tokenizer, **options))
 
 

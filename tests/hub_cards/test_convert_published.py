@@ -88,3 +88,15 @@ def test_the_table_in_the_readme_is_that_of_the_manifest(tmp_path):
     (tmp_path / "README.md").write_text("no marks")
     with pytest.raises(ValueError, match="lacks the lines"):
         write_into(tmp_path / "README.md", "x")
+
+
+def test_a_wrong_checkpoint_leaves_an_earlier_conversion_alone(authors, tmp_path):
+    folder = tmp_path / "out" / "simvq-imagenet128-k1024"
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("theirs")
+    (authors / "vq_log/simvq_1k/epoch=49-step=1.ckpt").unlink()
+    shutil.copy(
+        authors / "vq_audio_log/simvq_4k/epoch=49-step=1.ckpt", authors / "vq_log/simvq_1k/x.ckpt"
+    )
+    assert convert(authors, tmp_path / "out", "--only", folder.name) == 1
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]

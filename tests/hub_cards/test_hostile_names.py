@@ -75,6 +75,7 @@ def test_model_cards(name, model):
         evaluations=[evaluation],
         settings={"dataset": "a/b", name: name, "train_split": name},
         sample_names=[name],
+        license="mit",
     )
     front = check(str(text), python_blocks=1)
     assert front["license"] == "mit"

@@ -48,7 +48,11 @@ def test_a_second_push_removes_what_it_no_longer_sends_and_nothing_else(hub, ima
 
 def test_a_dry_run_sends_nothing(hub, image_folder, capsys):
     folder = Path(push_to_hub(image_folder, REPO, dry_run=True))
-    assert not hub.requests
+    assert not writes(hub) and not hub.repositories
+    assert {method for method, _ in hub.requests} <= {
+        "GET",
+        "HEAD",
+    }  # it asks what would be deleted
     assert (folder / "README.md").is_file() and (folder / "samples/reconstructions.png").is_file()
     assert "model.safetensors" in capsys.readouterr().out
 

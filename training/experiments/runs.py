@@ -34,7 +34,7 @@ GROUPS = {
 # Utilisation is counted over so many tokens of training pictures for every code, if there are as many.
 TOKENS_PER_CODE = 16
 # Settings that came later: at these values runs are what they were before, and keep their hashes.
-CAME_LATER = {"weight_decay": 0.0}
+CAME_LATER = {"weight_decay": 0.0, "hub_license": None}
 # These do not change what a run finds.
 NOT_HASHED = ("output_dir", "num_workers", "tracker", "save_every", "keep_checkpoints")
 

@@ -1,0 +1,159 @@
+"""Files of codes, each with a record of the rows it was made of, to tell whether the source still has them."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import datasets
+import pyarrow.parquet
+
+RECORD_KEY = (
+    b"simvq_rows"  # in the metadata of a Parquet file, so that it comes and goes with the codes
+)
+# A file that was changed later than this before the codes were written is read again: clocks of file servers
+# differ, and one that is older is surely what was read.
+SECONDS_OF_DOUBT = 3600
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a file of codes was made of.
+
+    Attributes:
+        rows: of the source.
+        unreadable: of these, how many could not be read and were left out.
+        names: digest of the rows, of files beside the data set only their names and sizes.
+        contents: digest of the rows with the contents of such files.
+    """
+
+    rows: int
+    unreadable: int
+    names: str
+    contents: str
+
+
+class RowDigests:
+    """Digests of rows of a data set, whose samples are still encoded.
+
+    Args:
+        column: of the samples, cells {"bytes", "path"}.
+        dataset: folder or name; names of files count from there, so that a folder may be moved.
+    """
+
+    def __init__(self, column: str, dataset: str):
+        self.column, self.folder = column, Path(dataset).expanduser().absolute()
+
+    def names(self, rows: Iterable[dict]) -> str:
+        """Digest that opens no file: of a file beside the data set its name and its size."""
+        return self._digest(rows, lambda path: str(path.stat().st_size).encode())
+
+    def contents(self, rows: Iterable[dict]) -> str:
+        """Digest of everything, files beside the data set included."""
+        return self._digest(rows, _digest_file)
+
+    def still_hold(self, rows: list[dict], record: Record, codes: Path) -> bool:
+        """Whether these are the rows that a file of codes was made of."""
+        if len(rows) != record.rows:
+            return False
+        changed = [path.stat() for row in rows if (path := self._file(row)) is not None]
+        newest = max((max(stat.st_mtime, stat.st_ctime) for stat in changed), default=0.0)
+        if newest + SECONDS_OF_DOUBT < codes.stat().st_mtime:
+            return self.names(rows) == record.names
+        return self.contents(rows) == record.contents
+
+    def _file(self, row: dict) -> Path | None:
+        """The file beside the data set that a row's cell names; None if the cell holds the bytes itself."""
+        cell = row.get(self.column)
+        if isinstance(cell, dict) and cell.get("bytes") is None and cell.get("path"):
+            path = Path(cell["path"])
+            return path if path.is_file() else None
+        return None
+
+    def _digest(self, rows: Iterable[dict], of_file) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for row in rows:
+            path = self._file(row)
+            if path is not None:
+                name = os.path.relpath(path.absolute(), self.folder)
+                row = row | {self.column: {"name": name, "file": of_file(path)}}
+            elif isinstance(cell := row.get(self.column), dict) and cell.get("bytes") is not None:
+                # The same shard may be opened from anywhere: the folder in front of a name says nothing.
+                row = row | {
+                    self.column: {**cell, "path": os.path.basename(str(cell.get("path") or ""))}
+                }
+            _add(digest, row)
+        return digest.hexdigest()
+
+
+def _digest_file(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+
+
+def _add(digest, value) -> None:
+    """Feed a value of a row, such that values that differ give different bytes."""
+    if isinstance(value, dict):
+        digest.update(b"{%d" % len(value))
+        for key in sorted(value):
+            _add(digest, key)
+            _add(digest, value[key])
+    elif isinstance(value, (list, tuple)):
+        digest.update(b"[%d" % len(value))
+        for item in value:
+            _add(digest, item)
+    else:
+        content = value if isinstance(value, bytes) else repr(value).encode(errors="surrogatepass")
+        digest.update(f"{type(value).__name__} {len(content)} ".encode() + content)
+
+
+def code_path(folder: Path, split: str, index: int) -> Path:
+    """Where a file of codes lies."""
+    return folder / "data" / f"{split}-{index:05}.parquet"
+
+
+def list_code_files(folder: Path, split: str) -> dict[int, Path]:
+    """Number to file of the codes of a split that are there, in order; files of other names are not ours."""
+    name = re.compile(rf"{re.escape(split)}-(\d{{5,}})\.parquet")
+    data = folder / "data"
+    found = [
+        (m, p) for p in (data.iterdir() if data.is_dir() else ()) if (m := name.fullmatch(p.name))
+    ]
+    files = {int(match[1]): path for match, path in found}
+    return dict(sorted(files.items()))
+
+
+def clear_unfinished(folder: Path, splits: list[str]) -> None:
+    """Delete what a killed run had begun to write."""
+    name = re.compile(rf"({'|'.join(map(re.escape, splits))})-\d{{5,}}\.\d+\.unfinished")
+    for path in (folder / "data").glob("*.unfinished"):
+        if name.fullmatch(path.name):
+            path.unlink()
+
+
+def write_code_file(table: datasets.Dataset, path: Path, record: Record) -> None:
+    """Write a file of codes whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = table.with_format("arrow")[:]
+    about = table.features.arrow_schema.metadata | {RECORD_KEY: json.dumps(asdict(record)).encode()}
+    unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
+    rows = rows.replace_schema_metadata(about)
+    with pyarrow.parquet.ParquetWriter(unfinished, rows.schema) as writer:
+        if rows.num_rows:  # Datasets cannot read a row group of none
+            writer.write_table(rows)
+    os.replace(unfinished, path)  # a kill leaves the whole file or none
+
+
+def read_record(path: Path) -> Record:
+    """The record of a file of codes.
+
+    Raises:
+        ValueError: if the file is damaged or was written by a version that kept none.
+    """
+    try:
+        return Record(**json.loads(pyarrow.parquet.read_schema(path).metadata[RECORD_KEY]))
+    except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{path} does not tell which rows it was made of") from error
