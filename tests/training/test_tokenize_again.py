@@ -1,0 +1,211 @@
+"""tokenize_dataset on a data set that has changed: rows added at the end are taken, all else is refused."""
+
+import io
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from modeling_simvq import SimVQImageConfig, SimVQImageModel
+from training import tokenize_dataset
+from training.code_files import RowDigests
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    small = {"base_channels": 32, "channel_multipliers": [1, 1], "num_res_blocks": 1}
+    folder = tmp_path_factory.mktemp("tokenizer") / "model"
+    config = SimVQImageConfig(**small, codebook_size=64, codebook_dim=8)
+    SimVQImageModel(config).save_pretrained(folder)
+    return folder
+
+
+def png(number: int) -> bytes:
+    buffer = io.BytesIO()
+    random = np.random.default_rng(number)
+    Image.fromarray(random.integers(0, 255, (4, 4, 3), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_folder(root: Path, numbers: list[int], first: int = 0) -> Path:
+    (root / "photos/train").mkdir(parents=True, exist_ok=True)
+    for place, number in enumerate(numbers, start=first):
+        (root / f"photos/train/{place:03}.png").write_bytes(png(number))
+    return root / "photos"
+
+
+def write_parquet(root: Path, numbers: list[int], first: int = 0) -> Path:
+    root.mkdir(exist_ok=True)
+    names = [f"{n:03}.png" for n in range(first, first + len(numbers))]
+    cells = [{"bytes": png(n), "path": name} for n, name in zip(numbers, names, strict=True)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    rows = {"image": cells, "label": list(range(len(cells)))}
+    path = root / "train.parquet"
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(path))
+    return path
+
+
+WRITERS = {"folder": write_folder, "parquet": write_parquet}
+
+
+@pytest.fixture
+def tokenize(model, tmp_path, monkeypatch, capsys):
+    """The command in this process, into tmp_path/codes; gives back what it printed."""
+
+    def run(data: Path, *more: str, output: str = "codes") -> str:
+        words = ["tokenize_dataset.py", f"model={model}", f"dataset={data}", "splits=[train]"]
+        words += [f"output={tmp_path / output}", "resolution=4", "num_workers=1"]
+        monkeypatch.setattr(sys, "argv", [*words, "rows_per_file=8", *more])
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+        tokenize_dataset.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "data").iterdir())}
+
+
+def age(*folders: Path, seconds: float = 7200) -> None:
+    """Let the codes be so much younger than their source that files need not be read again."""
+    for folder in folders:
+        for path in folder.glob("data/*"):
+            os.utime(path, (time.time() + seconds,) * 2)
+
+
+@pytest.mark.parametrize(("kind", "streaming"), [("folder", "false"), ("parquet", "true")])
+def test_a_source_that_has_grown_gives_all_its_rows(tokenize, tmp_path, kind, streaming):
+    options = ("flips=true", f"streaming={streaming}")
+    source = WRITERS[kind](tmp_path / "source", list(range(20)))
+    assert "train: 40 rows" in tokenize(source, *options)
+    age(tmp_path / "codes")
+    again = tokenize(source, *options)
+    assert again.startswith("0 pictures encoded") and "train: 40 rows" in again
+    source = WRITERS[kind](tmp_path / "source", list(range(40)))
+    grown = tokenize(source, *options)
+    assert (
+        "48 pictures encoded" in grown and "train: 80 rows" in grown
+    )  # the file of 4 rows, and on
+    tokenize(source, *options, output="whole")
+    assert contents(tmp_path / "codes") == contents(tmp_path / "whole")
+    about = json.loads((tmp_path / "codes/tokenization.json").read_text())
+    assert about["source"]["train"]["rows"] == 40
+    assert about == json.loads((tmp_path / "whole/tokenization.json").read_text())
+
+
+CHANGES = {
+    "shrunk": list(range(12)),
+    "shrunk within the last file": list(range(18)),
+    "reordered": [1, 0, *range(2, 20)],
+    "changed": [99, *range(1, 20)],
+    "changed in the last file": [*range(19), 99],
+    "a row before the others": [99, *range(20)],
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_any_other_change_is_refused(tokenize, tmp_path, kind):
+    source = WRITERS[kind](tmp_path / "source", list(range(20)))
+    tokenize(source)
+    before = contents(tmp_path / "codes")
+    for change in list(CHANGES.values()) if kind == "folder" else list(CHANGES.values())[1:4]:
+        shutil.rmtree(tmp_path / "source")
+        WRITERS[kind](tmp_path / "source", change)
+        with pytest.raises(SystemExit, match="another state of the data set.*begin again"):
+            tokenize(source)
+    assert contents(tmp_path / "codes") == before
+
+
+@pytest.mark.parametrize("numbers", [list(range(12)), [99, *range(1, 20)]])
+def test_a_stream_that_is_another_is_refused(tokenize, tmp_path, numbers):
+    source = write_parquet(tmp_path / "source", list(range(20)))
+    tokenize(source, "streaming=true")
+    write_parquet(tmp_path / "source", numbers)
+    with pytest.raises(SystemExit, match="another state of the data set"):
+        tokenize(source, "streaming=true")
+
+
+def test_other_labels_are_refused(tokenize, tmp_path):
+    source = write_parquet(tmp_path / "source", list(range(20)))
+    tokenize(source)
+    rows = datasets.Dataset.from_parquet(str(source), cache_dir=str(tmp_path / "cache"))
+    rows = rows.map(lambda row: {"label": row["label"] + 1})
+    rows.to_parquet(str(source))
+    with pytest.raises(SystemExit, match="another state of the data set"):
+        tokenize(source)
+
+
+def test_a_folder_that_was_moved_or_copied_goes_on(tokenize, tmp_path):
+    source = write_folder(tmp_path / "source", list(range(20)))
+    tokenize(source)
+    shutil.copytree(source, tmp_path / "elsewhere/photos")  # times of change are new as well
+    again = tokenize(tmp_path / "elsewhere/photos")
+    assert again.startswith("0 pictures encoded") and "train: 20 rows" in again
+
+
+def test_old_files_are_not_read_again_and_young_ones_are(tmp_path, monkeypatch):
+    source = write_folder(tmp_path, [1, 2])
+    rows = [{"image": {"bytes": None, "path": str(p)}} for p in sorted(source.rglob("*.png"))]
+    digests, codes = RowDigests("image", str(source)), tmp_path / "codes.parquet"
+    codes.write_text("")
+    record = tokenize_dataset.Record(2, 0, digests.names(rows), digests.contents(rows))
+    assert digests.still_hold(rows, record, codes)
+    os.utime(codes, (time.time() + 7200,) * 2)
+    monkeypatch.setattr(RowDigests, "contents", lambda *_: pytest.fail("read again"))
+    assert digests.still_hold(rows, record, codes)
+    (source / "train/001.png").write_bytes(b"longer than before" * 99)
+    assert not digests.still_hold(rows, record, codes)
+
+
+def test_unreadable_rows_are_counted_in_every_run(tokenize, tmp_path):
+    source = write_folder(tmp_path / "source", list(range(20)))
+    (source / "train/005.png").write_bytes(b"no picture")
+    first, again = tokenize(source, "crops=2"), tokenize(source, "crops=2")
+    for printed in (first, again):
+        assert "train: 38 rows" in printed and "1 pictures could not be read" in printed
+
+
+def test_files_of_others_are_neither_counted_nor_deleted(tokenize, tmp_path):
+    source = write_folder(tmp_path / "source", list(range(9)))
+    tokenize(source)
+    mine = {"train-mine.parquet", "notes.unfinished", "validation-00000.parquet"}
+    for name in mine:
+        (tmp_path / "codes/data" / name).write_text("theirs")
+    assert "train: 9 rows" in tokenize(source)
+    assert mine < set(contents(tmp_path / "codes"))
+    (tmp_path / "photos/data").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="did not write"):
+        tokenize(source, output="photos")
+
+
+def test_codes_without_a_record_are_refused(tokenize, tmp_path):
+    """Those of the version before; and rows that nobody accounts for."""
+    source = write_parquet(tmp_path / "source", list(range(9)))
+    tokenize(source)
+    path = tmp_path / "codes/data/train-00000.parquet"
+    rows = datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache"))
+    rows.to_parquet(str(path))
+    with pytest.raises(SystemExit, match="does not tell which rows"):
+        tokenize(source)
+
+
+def test_rows_that_vanish_meanwhile_are_an_error(tokenize, tmp_path, monkeypatch):
+    source = write_folder(tmp_path / "source", list(range(20)))
+    write = tokenize_dataset.FileWriter.write
+
+    def lossy(self, rows, first, path, features):
+        write(self, rows[:-1] if first == 8 else rows, first, path, features)
+
+    monkeypatch.setattr(tokenize_dataset.FileWriter, "write", lossy)
+    with pytest.raises(SystemExit, match="account for 19 rows of the source, which has 20"):
+        tokenize(source)
