@@ -41,12 +41,18 @@ class Adversaries(Stepper):
         plain_discriminator = accelerator.unwrap_model(self.discriminator)
         plain_discriminator.requires_grad_(False)
         output = self.model(inputs, quantize=quantize)
+        # Without quantization the quantizer's loss counts nothing. It is left out rather than multiplied by
+        # zero, because that of latents without bounds may be infinite.
+        commitment_loss = output.commitment_loss
+        if not quantize:
+            quantizer = accelerator.unwrap_model(self.model).quantizer
+            commitment_loss = _no_loss(quantizer, commitment_loss)
         reconstruction = recipe.reconstruction(output)
         with accelerator.autocast():
             total, terms = recipe.loss.generator(
                 inputs,
                 reconstruction,
-                output.commitment_loss if quantize else output.commitment_loss * 0,
+                commitment_loss,
                 plain_discriminator,
                 step,
                 last_layer=recipe.last_layer(accelerator.unwrap_model(self.model)),
@@ -97,3 +103,18 @@ class Adversaries(Stepper):
             step,
         )
         return figures, skipped
+
+
+def _no_loss(quantizer: nn.Module, like: Tensor) -> Tensor:
+    """Zero, with a gradient of zero for all that is trained in a quantizer.
+
+    DistributedDataParallel waits for the gradient of every parameter. What of a quantizer its own loss reaches
+    differs: not the last layer of fc and lfq, and nothing of fsq, which has no loss.
+
+    Args:
+        like: scalar of the type and on the device that is wanted.
+    """
+    trained = [parameter for parameter in quantizer.parameters() if parameter.requires_grad]
+    # Sums over no entries: no weight that is not finite gets into them.
+    zeros = (parameter.flatten()[:0].sum() for parameter in trained)
+    return sum(zeros, torch.zeros_like(like, requires_grad=False))

@@ -122,7 +122,8 @@ class NonFiniteGuard:
         self.limit, self.accelerator, self.modules = limit, accelerator, modules
         self._watched = modules | {type(other).__name__: other for other in others}
         self.in_a_row = 0
-        self.overflows = 0  # of fp16, which the scaler met with a lower scale
+        self.overflows = 0  # steps with one of fp16, which the scaler met with a lower scale
+        self._overflow = False  # in the step under way
         self._last_bad_step: int | None = None
         self._batches: list[dict[str, Tensor]] = []
         self._losses: list[Tensor] = []
@@ -157,19 +158,23 @@ class NonFiniteGuard:
     def finished(self, skipped: bool) -> None:
         """A step is over, of all modules and with all its batches."""
         self._batches, self._losses = [], []
+        self.overflows += self._overflow
+        self._overflow = False
         if not skipped:
             self.in_a_row = 0
             if self._watch is not None:
                 self._watch.remove()
                 self._watch = None
 
-    def overflowed(self) -> bool:
-        """Whether gradients that are not finite are only fp16's overflow. To be called by all ranks then."""
+    def overflowed(self, gradients: list[Tensor]) -> bool:
+        """Whether gradients of a norm that is not finite are only fp16's overflow. All ranks call it then."""
         scaler = self.accelerator.scaler
         if scaler is None or scaler.get_scale() < LOWEST_SCALE:
             return False
+        if all(bool(gradient.isfinite().all()) for gradient in gradients):
+            return False  # numbers that float32 cannot square: no scale is to blame
         only_gradients = all(gather_object([all(bool(finite) for finite in self._losses)]))
-        self.overflows += only_gradients
+        self._overflow |= only_gradients
         return only_gradients
 
     def bad(self, figures: dict[str, Tensor], module: nn.Module, step: int) -> None:

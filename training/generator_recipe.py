@@ -128,6 +128,11 @@ class GeneratorRecipe:
         """What the model is called with."""
         return {name: batch[name] for name in batch if name not in ("valid", "unreadable")}
 
+    def batch_weight(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """Share of the places that hold codes: the loss is a mean over these, and short clips have few."""
+        mask = batch.get("audio_codes_mask")
+        return None if mask is None else mask.float().mean()
+
     @torch.no_grad()
     def validate(
         self, model: nn.Module, loader: DataLoader, accelerator: Accelerator

@@ -297,18 +297,18 @@ class Trainer:
             self.means.count(name, batch[name].sum())
         if not self._unsettled:
             self.buffers.keep()
-        self.stepper.guard.note_batch(batch)
+        self.stepper.note_batch(batch)
         with self.accelerator.accumulate(*self.modules.values()):
             result = self.stepper.step(batch, progress.step)
-            self._unsettled.append(result.figures)
+            self._unsettled.append(result)
             if not self.accelerator.sync_gradients:
                 return False
         self.stepper.settle(bool(result.skipped))
         if result.skipped:
             self.buffers.restore()
         else:
-            for figures in self._unsettled:
-                self.means.add(figures)
+            for one in self._unsettled:
+                self.means.add(one.figures, one.weights)
         self._unsettled = []
         progress.bad_steps += result.skipped
         with warnings.catch_warnings():

@@ -52,6 +52,9 @@ class Recipe(Protocol):
     batch_counts: tuple[str, ...]
     forward_methods: tuple[str, ...]
 
+    def batch_weight(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """How much a batch's mean loss counts beside other batches', scalar > 0; None if all count the same."""
+
     def validate(
         self, model: nn.Module, loader: DataLoader, accelerator: Accelerator
     ) -> Validation:

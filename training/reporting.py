@@ -18,15 +18,20 @@ class FigureMeans:
 
     def __init__(self):
         self._sums: dict[str, Tensor] = {}
-        self._numbers: dict[str, int] = {}
+        self._numbers: dict[str, Tensor | float] = {}
         self._counts: dict[str, Tensor] = {}
 
-    def add(self, figures: dict[str, Tensor]) -> None:
-        """Add the figures of one forward pass."""
+    def add(self, figures: dict[str, Tensor], weights: dict[str, Tensor] | None = None) -> None:
+        """Add the figures of one forward pass.
+
+        Args:
+            weights: of figures that do not count as much as the same of other passes, by name.
+        """
         for name, value in figures.items():
-            value = value.detach().float()
+            weight = (weights or {}).get(name, 1)
+            value = value.detach().float() * weight
             self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._numbers[name] = self._numbers.get(name, 0) + 1
+            self._numbers[name] = self._numbers.get(name, 0) + weight
 
     def count(self, name: str, number: Tensor) -> None:
         """Add to a count."""
@@ -36,9 +41,15 @@ class FigureMeans:
         """Means and counts over all ranks since the last read; no means if every step was skipped."""
         names, device, figures = sorted(self._sums), accelerator.device, {}
         if names:
-            means = [self._sums[name].to(device) / self._numbers[name] for name in names]
-            means = accelerator.reduce(torch.stack(means), reduction="mean").tolist()
-            figures = dict(zip(names, means, strict=True))
+            sums = [self._sums[name].to(device) for name in names]
+            numbers = [
+                torch.as_tensor(self._numbers[name], dtype=torch.float32, device=device)
+                for name in names
+            ]
+            sums, numbers = accelerator.reduce(
+                torch.stack([torch.stack(sums), torch.stack(numbers)]), reduction="sum"
+            )
+            figures = dict(zip(names, (sums / numbers).tolist(), strict=True))
         counts = {
             name: int(accelerator.reduce(number.to(device, copy=True), reduction="sum"))
             for name, number in sorted(self._counts.items())

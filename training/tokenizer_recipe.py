@@ -60,6 +60,10 @@ class TokenizerRecipe(ABC):
     def companions(self) -> list[nn.Module]:
         return [self.loss]
 
+    def batch_weight(self, batch: dict[str, Tensor]) -> None:
+        """None: samples are all of one size, and batches are full."""
+        return None
+
     @abstractmethod
     def inputs(self, batch: dict[str, Tensor]) -> Tensor:
         """The model's input, which is also what it has to reconstruct."""

@@ -171,9 +171,9 @@ def record_steps(path: Path, spoil: bool) -> None:
     settle, add = loop.Trainer._train_batch, loop.FigureMeans.add
     figures: list[str] = []
 
-    def adding(self, values):
+    def adding(self, values, *weights):
         figures.append({name: float(value).hex() for name, value in values.items()})
-        add(self, values)
+        add(self, values, *weights)
 
     def stepping(self, batch):
         if spoil and self.progress.step == 3:

@@ -174,6 +174,27 @@ def test_adaptive_weight_needs_the_last_layer():
         )
 
 
+@pytest.mark.parametrize("size", [0.005, 1.0, 1000.0])
+def test_fp16_adapts_the_adversarial_weight_as_float32_does(size):
+    """Pixel gradients as of many more pixels, which fp16 loses, and sums over pixels that overflow it."""
+    random = torch.Generator().manual_seed(0)
+    hidden, pixels = (torch.randn(2, n, 96, 96, generator=random) for n in (4, 3))
+    start = torch.randn(3, 4, 3, 3, generator=random) * 0.1
+    loss = ImageLoss(None, adversarial_weight=None, reconstruction_weight=size)
+
+    def judge(reconstruction):
+        return size * reconstruction.float().mean(dim=1, keepdim=True)
+
+    weights = []
+    for half in (False, True):
+        last_layer = start.clone().requires_grad_()
+        with torch.autocast("cpu", torch.float16, enabled=half):
+            reconstruction = F.conv2d(hidden, last_layer, padding=1)
+            _, terms = loss.generator(pixels, reconstruction, torch.zeros(()), judge, 0, last_layer)
+        weights.append(float(terms["adversarial_weight"]))
+    assert weights[1] == pytest.approx(weights[0], rel=0.02), weights
+
+
 def test_lecam_means_are_saved_and_only_move_in_training():
     loss = ImageLoss(None, lecam_weight=0.1)
     discriminator = PatchDiscriminator(base_channels=8)

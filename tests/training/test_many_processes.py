@@ -15,6 +15,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from PIL import Image
 from safetensors.torch import load_file
 
+from modeling_simvq.quantizers import QUANTIZERS
 from tests.training import launching, two_ranks
 
 LAUNCHERS = launching.REPOSITORY / "training" / "configs" / "accelerate"
@@ -76,6 +77,13 @@ def test_two_processes_do_what_one_does(ranks, subtests):
     with subtests.test("epochs end where the data do"):
         assert said[0]["epochs"]["total"] == 6 and said[0]["epochs"]["epochs"] == 3
         assert "1 batch(es) for 2 process(es)" in said[0]["epochs"]["too few"]
+    with subtests.test("a code counts the same on whichever rank it comes"):
+        for rank in said:
+            assert rank["codes"]["gradient"] < 1e-6 and rank["codes"]["loss"] < 1e-6, rank["codes"]
+    with subtests.test("every quantizer begins without quantization"):
+        assert said[0]["quantizers"] == said[1]["quantizers"]
+        assert set(said[0]["quantizers"]) == set(QUANTIZERS)
+        assert all(moved["first"] == 0 for moved in said[0]["quantizers"].values())
     with subtests.test("no thread outlives the group"):
         for rank in said:
             assert rank["threads before"] > 0 and rank["threads after"] == 0

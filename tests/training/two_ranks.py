@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from modeling_simvq import SimVQAudioConfig, SimVQAudioModel, SimVQImageModel
+from tests.training import code_gradients, quantizer_phases
 from tests.training.conftest import TINY, Pictures, build_tiny_recipe
 from training.audio_discriminators import AudioDiscriminator
 from training.audio_losses import AudioLoss
@@ -287,6 +288,11 @@ def main(folder: Path) -> None:
     said["averages"] = averages_start_alike(rank, folder)
     said["bad batch"] = a_bad_batch_of_one_rank(rank, folder)
     said["epochs"] = steps_of_epochs(folder)
+    clips = code_gradients.Clips(8)
+    said["codes"] = code_gradients.distances(
+        code_gradients.of_all_codes(clips), code_gradients.of_a_step(clips, BATCH, folder)
+    )
+    said["quantizers"] = quantizer_phases.changes(folder)
     end_processes(accelerator)
     said["threads after"] = gloo_threads()
     (folder / f"rank-{rank}.json").write_text(json.dumps(said))
