@@ -27,11 +27,13 @@ class Adversaries(Stepper):
         self._codes_matched = False
 
     def state_dict(self) -> dict:
-        return super().state_dict() | {"codes_matched": self._codes_matched}
+        adviser = self.watch.adviser.state_dict()
+        return super().state_dict() | {"codes_matched": self._codes_matched, "adviser": adviser}
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self._codes_matched = state["codes_matched"]
+        self.watch.adviser.load_state_dict(state.get("adviser", {}))  # older checkpoints have none
 
     def step(self, batch: dict[str, Tensor], step: int) -> StepResult:
         accelerator, recipe = self.accelerator, self.recipe
@@ -73,7 +75,8 @@ class Adversaries(Stepper):
         self.watch.settle(skipped)
 
     def report(self, step: int) -> tuple[dict[str, float], str]:
-        return self.watch.report(step, quantizing=step >= self.settings.autoencoder_steps)
+        begun = max(self.settings.autoencoder_steps, self.settings.warmup_steps)
+        return self.watch.report(step, advise=step > begun)
 
     @torch.no_grad()
     def _match_codes(self, inputs: Tensor) -> None:

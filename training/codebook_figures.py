@@ -9,7 +9,8 @@ import matplotlib
 import torch
 from torch import Tensor
 
-from training.code_statistics import CodeUsage, diagnose_collapse
+from training.code_statistics import CodeUsage
+from training.collapse_advice import diagnose_collapse
 from training.spectra import Spectrum
 
 matplotlib.use("Agg")

@@ -4,7 +4,8 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from torch import Tensor, nn
 
-from training.code_statistics import CodeCounter, diagnose_collapse, latent_statistics
+from training.code_statistics import CodeCounter, latent_statistics
+from training.collapse_advice import CodebookFigures, CollapseAdviser
 
 logger = get_logger(__name__)
 
@@ -19,6 +20,7 @@ class CodebookWatch:
     def __init__(self, quantizer: nn.Module, config, accelerator: Accelerator):
         self.quantizer, self.accelerator = quantizer, accelerator
         self.counter = CodeCounter(config.codebook_size, accelerator.device)
+        self.adviser = CollapseAdviser()
         self._unsettled: list[tuple[Tensor, Tensor]] = []
         self._latents: Tensor | None = None
 
@@ -34,29 +36,22 @@ class CodebookWatch:
                 self._latents = latents
         self._unsettled = []
 
-    def report(self, step: int, quantizing: bool) -> tuple[dict[str, float], str]:
+    def report(self, step: int, advise: bool) -> tuple[dict[str, float], str]:
         """Figures over all ranks since the last report, and a word on them; few codes in use are warned of.
 
         Args:
-            quantizing: False while the quantizer takes no part, and unused codes are no fault.
+            advise: False while unused codes are no fault: the quantizer takes no part, or has hardly begun.
         """
         if self._latents is None:
             return {}, "every step was skipped"
         usage = self.counter.read(self.accelerator)
         latents = latent_statistics(self._latents, self.quantizer.codebook())
-        warning = diagnose_collapse(
-            usage,
-            latents["scale_ratio"],
-            latents["latent_effective_rank"],
-            self.quantizer.codebook_dim,
-        )
-        if warning and quantizing:
-            logger.warning(f"step {step}: {warning}")
+        if advise:
+            figures = CodebookFigures(usage, *latents.values(), self.quantizer.codebook_dim)
+            if advice := self.adviser.advise(figures):
+                logger.warning(f"step {step}: {advice}")
+        else:
+            self.adviser.rest()
         self.counter.reset()
-        figures = {
-            "codebook/utilisation": usage.utilisation,
-            "codebook/perplexity": usage.perplexity,
-            "codebook/scale_ratio": latents["scale_ratio"],
-            "codebook/latent_effective_rank": latents["latent_effective_rank"],
-        }
-        return figures, f"{usage.utilisation:.1%} of codes used"
+        figures = {f"codebook/{name}": value for name, value in (usage.metrics() | latents).items()}
+        return figures, str(usage)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from training.code_statistics import (
     CodeCounter,
     CodeUsage,
-    diagnose_collapse,
     effective_rank,
     latent_statistics,
     reachable_utilisation,
@@ -78,22 +77,6 @@ def test_scale_ratio_ignores_the_mean():
     latents = (3 * codebook[:400] + 7).view(4, 10, 10, 16).permute(0, 3, 1, 2)
     statistics = latent_statistics(latents, codebook)
     assert statistics["scale_ratio"] == pytest.approx(3, rel=0.05)
-
-
-@pytest.mark.parametrize(
-    ("ratio", "rank", "word"),
-    [(30, 20, "commitment_weight"), (0.01, 20, "autoencoder_steps"), (1, 2, "codebook_dim")],
-)
-def test_a_collapse_is_explained(ratio, rank, word):
-    collapsed = CodeUsage(0.03, perplexity=20.0, tokens=100_000, ceiling=1.0, codebook_size=8192)
-    sentence = diagnose_collapse(collapsed, ratio, rank, codebook_dim=64)
-    assert word in sentence and "3.00%" in sentence
-
-
-def test_few_tokens_are_no_collapse():
-    usage = CodeUsage.from_counts(torch.cat([torch.ones(100), torch.zeros(65436)]).long())
-    assert usage.utilisation < 0.002
-    assert diagnose_collapse(usage, 1.0, 30, codebook_dim=64) is None
 
 
 def test_codes_start_where_the_latents_are():
