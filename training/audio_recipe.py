@@ -14,6 +14,7 @@ from training.audio_discriminators import AudioDiscriminator
 from training.audio_losses import AudioLoss
 from training.quantizer_settings import QuantizerSettings
 from training.recipe import Validation
+from training.samples import first_batch
 from training.settings import SettingsError, at_least, setting
 from training.spectrogram_picture import draw_spectrograms
 from training.tokenizer_recipe import TokenizerLoopSettings, TokenizerRecipe
@@ -182,7 +183,7 @@ def build_audio_recipe(
     model.start(tokenizer)
     train_loader = loader(data.train_split, train=True)
     if model.start_from_data:
-        start_from_data(tokenizer.encoder, next(iter(train_loader))["input_values"])
+        start_from_data(tokenizer.encoder, first_batch(train_loader)["input_values"])
     return AudioRecipe(
         tokenizer,
         AudioDiscriminator(loss.period_channels, loss.resolution_channels, loss.dac_channels),

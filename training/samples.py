@@ -340,3 +340,21 @@ def build_dataloader(
         worker_init_fn=shield_worker,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def first_batch(loader: DataLoader) -> dict[str, Tensor]:
+    """The first batch of a loader of build_dataloader, whose workers do not start for it.
+
+    A loader keeps its workers when it has once been iterated, and Accelerate trains from another one that
+    it makes of it, with as many of its own: the first ones would idle to the end.
+    """
+    streaming = isinstance(loader.dataset, torch.utils.data.IterableDataset)
+    once = DataLoader(
+        loader.dataset,
+        batch_size=loader.batch_size,
+        sampler=None if streaming else loader.sampler,
+        drop_last=loader.drop_last,
+        num_workers=loader.num_workers,
+        worker_init_fn=loader.worker_init_fn,
+    )
+    return next(iter(once))

@@ -59,6 +59,13 @@ def build_tiny_recipe(
 
 
 @pytest.fixture
+def one_process():
+    """Accelerate without what an earlier test has set."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture
 def tiny_recipe():
     """Builds an ImageRecipe over random pictures."""
     return build_tiny_recipe

@@ -1,6 +1,7 @@
 """Every kind of source, whole and streamed; broken files; order and crops that survive a resume."""
 
 import logging
+import multiprocessing
 from pathlib import Path
 
 import datasets
@@ -11,7 +12,7 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from recordings import RATE, broken_recordings, encoded, noise
 
 from training.audio_data import AudioDataConfig, build_audio_dataloader
-from training.samples import UnreadableSample
+from training.samples import UnreadableSample, first_batch
 from training.settings import SettingsError
 
 CLIP = 400  # samples of the tests' crops
@@ -238,3 +239,17 @@ def test_resuming_gives_the_same_crops(streaming, tmp_path):
     loader.set_epoch(1)
     resumed = [batch["input_values"] for batch in accelerator.skip_first_batches(loader, 2)]
     assert torch.equal(torch.cat(resumed), torch.cat(epochs[1][2:]))
+
+
+@BOTH
+def test_a_first_look_leaves_no_workers_behind(tmp_path, streaming):
+    """And sees the batch that the training begins with."""
+    folder = tmp_path / "audio"
+    write_folder(folder, {f"train/{n}.wav": level(n) for n in range(1, 13)})
+    cfg = config(folder, streaming=streaming, num_workers=2)
+    loader = build_audio_dataloader(cfg, "train", batch_size=4, train=True, seed=0)
+    first = first_batch(loader)
+    assert not multiprocessing.active_children()
+    batches = iter(loader)
+    assert torch.equal(next(batches)["input_values"], first["input_values"])
+    assert len(multiprocessing.active_children()) == 2

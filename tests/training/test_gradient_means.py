@@ -56,7 +56,7 @@ def test_the_last_step_of_an_epoch_is_the_mean_over_the_batches_that_came(make_t
         assert (rest - third).norm() < 1e-5 * third.norm(), name
 
 
-def test_a_code_counts_the_same_in_whatever_batch_it_comes(tmp_path):
+def test_a_code_counts_the_same_in_whatever_batch_it_comes(tmp_path, one_process):
     clips = code_gradients.Clips(4)
     found = code_gradients.of_a_step(clips, 2, tmp_path)
     distances = code_gradients.distances(code_gradients.of_all_codes(clips), found)

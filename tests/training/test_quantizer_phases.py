@@ -7,7 +7,7 @@ from tests.training.quantizer_phases import change
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
-def test_a_quantizer_rests_until_it_takes_part(quantizer, tmp_path):
+def test_a_quantizer_rests_until_it_takes_part(quantizer, tmp_path, one_process):
     """And an infinite loss of it does not count until then: latents have no bounds in the first phase."""
     if quantizer not in ("simvq", "lc"):
         pytest.importorskip("vector_quantize_pytorch")
