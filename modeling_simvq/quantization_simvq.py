@@ -12,7 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from .float32_module import Float32Linear, Float32Module, check_float32
 from .float32_product import linear
+from .integer_codes import integers, outside
+from .kept_codebook import KeptCodebook, copies, has_hooks, is_plain, version
 from .nearest_code import Book, make_book, nearest_code
 
 # From this size on, torch copies one transposed matrix on the CPU block by block, a batch of them element by
@@ -21,11 +24,12 @@ BLOCKED_COPY = 60 * 60
 BASIS_INITS = ("normal", "uniform", "orthogonal")
 
 
-class SimVQ(nn.Module):
+class SimVQ(Float32Module):
     """Quantizer with a frozen Gaussian basis and one trained linear layer (paper section 4, equations 5-7).
 
     Loss (means over all elements): ``beta * |z - sg[q]|^2 + |q - sg[z]|^2``; gradients reach the encoder
-    straight through. Everything is computed in float32, also under autocast and in half-precision models.
+    straight through. Everything is computed in float32, also under autocast. C, W and b stay in float32 when
+    the quantizer, or a model that holds it, is converted to half precision: rounded ones would be other codes.
 
     A training step projects min(N, K) rows inside autograd, N the number of latent vectors: the gradient
     of the whole codebook never exists where it would be the larger.
@@ -96,18 +100,18 @@ class SimVQ(nn.Module):
         self.basis_init = basis_init if isinstance(basis_init, str) else "given"
         self.train_basis = train_basis
         self.rotation_trick = rotation_trick
-        self.basis = nn.Parameter(torch.empty(codebook_size, basis_dim))
+        self.basis = nn.Parameter(torch.empty(codebook_size, basis_dim, dtype=torch.float32))
         if not train_projection:
             self.projection = nn.Identity()
         elif projection_hidden_dim is None:
-            self.projection = nn.Linear(basis_dim, codebook_dim)
+            self.projection = Float32Linear(basis_dim, codebook_dim)
         else:
             self.projection = nn.Sequential(
-                nn.Linear(basis_dim, projection_hidden_dim),
+                Float32Linear(basis_dim, projection_hidden_dim),
                 nn.GELU(),
-                nn.Linear(projection_hidden_dim, codebook_dim),
+                Float32Linear(projection_hidden_dim, codebook_dim),
             )
-        self._kept: tuple[tuple, Book] | None = None
+        self._kept: KeptCodebook | None = None
         if isinstance(basis_init, Tensor):
             init.copy_(self.basis, basis_init)
         else:
@@ -169,23 +173,31 @@ class SimVQ(nn.Module):
     def _quantize(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Nearest codes of z (N, d): their indices (N,) and, with gradient, their vectors (N, d)."""
         if not self._changes():
-            codes = nearest_code(z, self._book())
-        elif self.codebook_size <= len(z):
+            book = self._book()  # one for both, whatever another thread does to the weights
+            codes = nearest_code(z, book)
+            return codes, self._vectors(codes, book)
+        if self.codebook_size <= len(z):
             codebook = self._project(self._rows())
             codes = nearest_code(z, codebook.detach())
             return codes, F.embedding(codes, codebook)
-        else:
-            codes = nearest_code(z, self.basis, self._project)
+        codes = nearest_code(z, self.basis, self._project)
         return codes, self._vectors(codes)
 
-    def _vectors(self, codes: Tensor) -> Tensor:
-        with_gradient = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        if with_gradient or self._changes():
+    def _vectors(self, codes: Tensor, book: Book | None = None) -> Tensor:
+        """Vectors (..., d) of codes (...), with gradient."""
+        if self._changes():
             return self._project(F.embedding(codes, self._rows()))
-        return self._book().codes[codes]
+        vectors = (self._book(codes) if book is None else book).codes[codes]
+        if torch.is_grad_enabled():
+            # The values of the book: a product of other rows may round in another way.
+            moving = self._project(F.embedding(codes, self._rows()))
+            if moving.requires_grad:
+                vectors = vectors + (moving - moving.detach())
+        return vectors
 
     def _rows(self) -> Tensor:
         # Frozen means frozen, also after someone's model.requires_grad_(True).
+        check_float32("basis", self.basis)
         return self.basis if self.train_basis else self.basis.detach()
 
     def _changes(self) -> bool:
@@ -195,7 +207,7 @@ class SimVQ(nn.Module):
         """Vectors of the given codes, through W and b.
 
         Args:
-            codes: integers in [0, K), (B, *spatial).
+            codes: integers of any type in [0, K), (B, *spatial): a tensor, a NumPy array or a list.
 
         Returns:
             (B, d, *spatial) float32: exactly what forward returned with these codes in evaluation mode.
@@ -203,28 +215,27 @@ class SimVQ(nn.Module):
         Raises:
             ValueError: if the codes are not integers, or one lies outside [0, K).
         """
-        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-            raise ValueError(f"codes must be integers, got {codes.dtype}")
-        if not torch.compiler.is_compiling() and codes.numel():
-            low, high = (int(value) for value in codes.aminmax())
-            if low < 0 or high >= self.codebook_size:
-                wrong = low if low < 0 else high
+        codes = integers("codes", codes, self.basis.device)
+        if not torch.compiler.is_compiling():
+            wrong = outside(codes, self.codebook_size)
+            if wrong is not None:
                 raise ValueError(
                     f"code {wrong} is out of range: this codebook has {self.codebook_size} codes, "
                     f"0 to {self.codebook_size - 1}"
                 )
         with torch.autocast(device_type=codes.device.type, enabled=False):
-            return self._vectors(codes.long()).movedim(-1, 1).contiguous()
+            return self._vectors(codes).movedim(-1, 1).contiguous()
 
     @torch.no_grad()
     def codebook(self) -> Tensor:
         """The effective codebook ``C W^T + b``, (K, d) float32, without gradient. Do not modify it.
 
         In evaluation it is computed once and kept, with the norms that the search needs, until W, b or C
-        changes in any way: an optimiser step, load_state_dict, a move to another device or type, an
-        in-place edit.
+        changes in any way: every use compares them, bit by bit, with copies of what they were. Where W is
+        something else than the layers of this class (an adapter around them, a hook, a quantized layer),
+        nothing is kept.
         """
-        return self._project(self.basis) if self._changes() else self._book().codes
+        return self._project(self._rows()) if self._changes() else self._book().codes
 
     @torch.no_grad()
     def fold_codebook(self) -> None:
@@ -234,45 +245,70 @@ class SimVQ(nn.Module):
         """
         codebook = self._project(self.basis)
         self.basis = nn.Parameter(codebook.to(self.basis.dtype))
-        self.projection = nn.Linear(
-            self.codebook_dim, self.codebook_dim, device=codebook.device, dtype=self.basis.dtype
+        self.projection = Float32Linear(
+            self.codebook_dim, self.codebook_dim, device=codebook.device
         )
         nn.init.eye_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
 
     def _project(self, rows: Tensor) -> Tensor:
         """Codes (..., d) float32 of rows (..., m) of the basis."""
-        layers = (
-            self.projection if isinstance(self.projection, nn.Sequential) else [self.projection]
-        )
         rows = rows.float()
         with torch.autocast(device_type=rows.device.type, enabled=False):
-            for layer in layers:
-                if isinstance(layer, nn.Linear):
-                    rows = linear(rows, layer.weight.float(), layer.bias.float())
+            for layer in self._layers():
+                if is_plain(layer) and isinstance(layer, nn.Linear):
+                    check_float32("projection", layer.weight)
+                    bias = None if layer.bias is None else layer.bias.float()
+                    rows = linear(rows, layer.weight.float(), bias)
                 else:
                     rows = layer(rows)
-        return rows
+        return rows.float()
+
+    def _layers(self) -> list[nn.Module]:
+        whole = type(self.projection) is nn.Sequential and not has_hooks(self.projection)
+        return list(self.projection) if whole else [self.projection]
+
+    def _weights(self) -> tuple[tuple, list[Tensor]]:
+        """What the codebook is made from: the kinds of the layers, or () if they are unknown; C, W, b, ..."""
+        weights, structure = [self._rows()], []
+        for layer in self._layers():
+            structure.append((type(layer), getattr(layer, "approximate", None)))
+            if not is_plain(layer):
+                return (), weights
+            if isinstance(layer, nn.Linear):
+                # As attributes: that is where parametrizations and functional_call put theirs.
+                check_float32("projection", layer.weight)
+                weights += [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+        return tuple(structure), weights
 
     @torch.no_grad()
-    def _book(self) -> Book:
-        key = tuple(
-            (id(tensor), tensor.data_ptr(), _version(tensor), tensor.dtype, tensor.device)
-            for tensor in self.parameters()
-        )
-        if self._kept is None or self._kept[0] != key:
-            self._kept = None  # the old one goes before the new one is made
-            book = make_book(self.basis, self._project)
-            if book.half.isneginf().any():
-                raise ValueError("the codebook holds NaN or infinity: its training diverged")
-            self._kept = (key, book)
-        return self._kept[1]
+    def _book(self, codes: Tensor | None = None) -> Book:
+        """The codebook of the present weights. With `codes`, only these need be right."""
+        structure, weights = self._weights()
+        kept = self._kept
+        if kept is not None and kept.made_from(structure, weights, codes):
+            return kept.book
+        self._kept = kept = None  # the old one goes before the new one is made
+        then = copies(weights) if structure else None
+        book = make_book(self.basis, self._project)
+        if book.half.isneginf().any():
+            raise ValueError("the codebook holds NaN or infinity: its training diverged")
+        if then is not None:
+            kept = KeptCodebook(structure, then, book, version(book.codes))
+            # Weights that another thread wrote to meanwhile would stay mixed.
+            if kept.made_from(*self._weights()):
+                self._kept = kept
+        return book
 
     def train(self, mode: bool = True) -> "SimVQ":
         """Training mode drops the kept codebook: the next step changes it."""
         if mode:
             self._kept = None
         return super().train(mode)
+
+    def _apply(self, fn, recurse: bool = True) -> "SimVQ":
+        self._kept = None  # it does not move along
+        return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict:
         # A copy or a pickle makes its own codebook.
@@ -375,8 +411,3 @@ def _rotate(z: Tensor, q: Tensor) -> Tensor:
     along_z = (z * z_unit).sum(dim=1, keepdim=True) * q_unit
     rotated = (z - 2 * along_middle + 2 * along_z) * (q_length / z_length)
     return q + (rotated - rotated.detach())
-
-
-def _version(tensor: Tensor) -> int:
-    # Tensors made in inference mode count no versions, and cannot be edited outside of it either.
-    return -1 if tensor.is_inference() else tensor._version
