@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .integer_codes import integers
+
 CHUNK_ELEMENTS = 2**24  # of the logits that exist at a time: 64 MiB in float32
 
 
@@ -18,11 +20,12 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Te
     Args:
         hidden: (N, d) floating point, N >= 1.
         weight: (V, d) floating point.
-        targets: (N,) integers in [0, V).
+        targets: (N,) integers of any type in [0, V).
 
     Returns:
         float32 scalar (float64 for float64 inputs). It goes backward once.
     """
+    targets = integers("targets", targets, hidden.device)
     wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     return _ChunkedCrossEntropy.apply(hidden, weight, targets, wanted)
 

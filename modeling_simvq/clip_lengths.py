@@ -16,6 +16,9 @@ def clip_lengths(name: str, mask: Tensor, shape: tuple[int, ...], device=None) -
     Raises:
         ValueError: naming the argument, on another shape, other values, a gap, or a row without anything real.
     """
+    mask = torch.as_tensor(mask)  # from a list or NumPy too
+    if not mask.is_floating_point():
+        mask = mask.long()  # torch does not compare uint16 and the like
     if tuple(mask.shape) != tuple(shape):
         raise ValueError(
             f"{name} must have shape {tuple(shape)}, got {tuple(mask.shape)}: one value a position"
@@ -23,7 +26,7 @@ def clip_lengths(name: str, mask: Tensor, shape: tuple[int, ...], device=None) -
     mask = mask.reshape(len(mask), -1)
     real = mask.bool()
     # A mask that is added to attention scores, say, has 0 where this one has 1.
-    if mask.dtype != torch.bool and (mask != real).any():
+    if (mask != real).any():
         raise ValueError(
             f"{name} must be 1 or 0, or true or false, found {mask[mask != real][0].item()}"
         )

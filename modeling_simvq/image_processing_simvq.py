@@ -10,11 +10,12 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
+from transformers.image_utils import ChannelDimension
 from transformers.processing_utils import ImagesKwargs
 
 from .config_checks import refuse_misspelt, refuse_unknown
 
+CHANNELS = (1, 3, 4)
 # Settings of transformers' processors that mean nothing here, with the values that are no wish.
 _WITHOUT_EFFECT = {
     "data_format": (None, "channels_first", ChannelDimension.FIRST),
@@ -40,6 +41,9 @@ class SimVQImageProcessor(PilBackend):
 
     PIL pictures and uint8 arrays (H, W, C) or tensors (C, H, W) are resized by PIL, exactly as in training;
     floating-point arrays and tensors, which must lie in [0, 1], are resized by torch with antialiasing.
+    Channels are 1, 3 or 4. An array is read as (C, H, W), and a tensor as (H, W, C), only if the other order
+    does not fit its shape; input_data_format says which it is. A stack of any of them, (B, ...), is a batch;
+    grey pictures (H, W) without channels make a batch as a list.
     Grey pictures become RGB; 16 bits become 8; transparency is dropped. A PIL picture that comes straight
     from a file is turned upright (EXIF), as in training. No picture may become larger than Pillow's limit on
     decompression bombs, PIL.Image.MAX_IMAGE_PIXELS, whatever the sizes in a configuration say.
@@ -66,10 +70,11 @@ class SimVQImageProcessor(PilBackend):
         if isinstance(images, (list, tuple)) and len(images) == 0:
             raise ValueError("the processor got an empty list of images")
         # The base class counts a 2-D array as no image: a grey picture gets its axis of channels here.
+        data_format = kwargs.get("input_data_format")
         if isinstance(images, (list, tuple)):
-            images = [_with_channels(image) for image in images]
+            images = [_with_channels(image, data_format) for image in images]
         else:
-            images = _with_channels(images)
+            images = _with_channels(images, data_format)
         return super()._prepare_image_like_inputs(images, *args, **kwargs)
 
     def __init__(self, **kwargs):
@@ -89,6 +94,7 @@ class SimVQImageProcessor(PilBackend):
         """One picture as RGB: a PIL image, or a float tensor (3, H, W) in [0, 255]."""
         if isinstance(image, Image.Image):
             return pil_to_rgb(_decoded(image))
+        data_format = input_data_format or _usual_order(image)
         array = (
             image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
         )
@@ -97,7 +103,7 @@ class SimVQImageProcessor(PilBackend):
         if array.size == 0:
             raise ValueError(f"an image is empty: shape {array.shape}")
         if array.ndim == 3:
-            array = _channels_last(array, input_data_format)
+            array = _channels_last(array, data_format, guessed=input_data_format is None)
         if array.dtype == np.uint8:
             return pil_to_rgb(Image.fromarray(array))
         if not np.issubdtype(array.dtype, np.floating):
@@ -321,22 +327,28 @@ def _check_pixels(name: str, width: int, height: int) -> None:
         )
 
 
-def _with_channels(image):
-    grey = isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 2
-    return image[None] if grey else image
+def _usual_order(image) -> ChannelDimension:
+    return ChannelDimension.FIRST if isinstance(image, torch.Tensor) else ChannelDimension.LAST
 
 
-def _channels_last(array: np.ndarray, data_format: str | ChannelDimension | None) -> np.ndarray:
-    try:
-        data_format = data_format or infer_channel_dimension_format(array, num_channels=(1, 3, 4))
-    except ValueError:
-        raise ValueError(
-            f"an image must have 1, 3 or 4 channels, first or last, got shape {array.shape}"
-        ) from None
-    if ChannelDimension(data_format) == ChannelDimension.FIRST:
-        array = np.moveaxis(array, 0, -1)
-    if array.shape[-1] not in (1, 3, 4):
-        raise ValueError(f"an image must have 1, 3 or 4 channels, got {array.shape[-1]}")
+def _with_channels(image, data_format: str | ChannelDimension | None):
+    if not isinstance(image, (np.ndarray, torch.Tensor)) or image.ndim != 2:
+        return image
+    first = ChannelDimension(data_format or _usual_order(image)) == ChannelDimension.FIRST
+    return image[None] if first else image[..., None]
+
+
+def _channels_last(
+    array: np.ndarray, data_format: str | ChannelDimension, guessed: bool
+) -> np.ndarray:
+    """An image (H, W), (H, W, 3) or (H, W, 4), from one whose channels are first or last."""
+    axis = 0 if ChannelDimension(data_format) == ChannelDimension.FIRST else -1
+    if guessed and array.shape[axis] not in CHANNELS:
+        axis = -1 - axis
+    if array.shape[axis] not in CHANNELS:
+        where = "first or last" if guessed else "last" if axis else "first"
+        raise ValueError(f"an image must have 1, 3 or 4 channels, {where}, got shape {array.shape}")
+    array = np.moveaxis(array, axis, -1)
     return array[..., 0] if array.shape[-1] == 1 else array
 
 

@@ -20,6 +20,7 @@ from .audio_encoder import AudioEncoder
 from .clip_lengths import clip_lengths, mask_of_clips
 from .config_checks import truth
 from .configuration_simvq_audio import SimVQAudioConfig
+from .integer_codes import integers
 from .quantization_simvq import SimVQ
 from .quantizers import make_quantizer
 from .verified_download import VerifiedDownload
@@ -241,7 +242,7 @@ class SimVQAudioModel(SimVQAudioPreTrainedModel):
         """Codes, or vectors of codes, to waveforms.
 
         Args:
-            audio_codes: (B, 1, T) integers in [0, codebook_size).
+            audio_codes: (B, 1, T) integers of any type in [0, codebook_size); a tensor, an array or a list.
             quantized_latents: (B, d, T) floating point. Give either this or audio_codes.
             audio_codes_mask: (B, 1, T), true for real codes, as encode returns it; None if all are.
 
@@ -253,6 +254,7 @@ class SimVQAudioModel(SimVQAudioPreTrainedModel):
                 "decode takes either audio_codes or quantized_latents, exactly one of them"
             )
         if audio_codes is not None:
+            audio_codes = integers("audio_codes", audio_codes, self.device)
             if audio_codes.ndim != 3 or audio_codes.shape[1] != 1 or audio_codes.numel() == 0:
                 raise ValueError(
                     f"audio_codes must be (B, 1, T) and not empty, got shape {tuple(audio_codes.shape)}"

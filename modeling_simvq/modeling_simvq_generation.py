@@ -21,6 +21,7 @@ from .configuration_simvq_generation import (
     SimVQImageGenerationConfig,
 )
 from .generation_options import FIXED, check_forward, check_options, seeded, sequences
+from .integer_codes import integers, outside
 from .verified_download import VerifiedDownload
 
 
@@ -77,7 +78,7 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
             logits_to_keep: positions from the end whose logits are wanted; 0 for all.
             kwargs: attention_mask, position_ids, past_key_values, use_cache, as of LlamaModel.
         """
-        output = self.model(input_ids=input_ids, **kwargs)
+        output = self.model(input_ids=self._integers("input_ids", input_ids), **kwargs)
         logits = self.codes.logits(output.last_hidden_state[:, -logits_to_keep:])
         result = CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
         return self._returned(result, return_dict)
@@ -121,7 +122,6 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Loss of codes (B, n) after start tokens (B, 1), where the mask (B, n) is true."""
         self._check_codes(codes)
-        codes = codes.long()
         inputs = torch.cat([starts, codes[:, :-1]], dim=1)
         hidden = self.model(input_ids=inputs, use_cache=False).last_hidden_state
         if mask is None:
@@ -131,17 +131,19 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
         logits = self.codes.logits(hidden) if return_logits else None
         return CausalLMOutputWithPast(loss=loss, logits=logits)
 
+    def _integers(self, name: str, values) -> Tensor:
+        # Tensors stay where they are, and a replica of DataParallel does not know its own device.
+        return integers(name, values, None if isinstance(values, Tensor) else self.device)
+
     def _check_codes(self, codes: Tensor) -> None:
-        if codes.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"codes must be int64 or int32, got {codes.dtype}")
         # On a GPU in training this would wait for the device, which itself refuses such codes in the loss.
-        if codes.numel() and not (self.training and codes.is_cuda):
-            low, high = int(codes.min()), int(codes.max())
-            if low < 0 or high >= self.config.codebook_size:
-                raise ValueError(
-                    f"codes must lie in [0, codebook_size = {self.config.codebook_size}), "
-                    f"found {low if low < 0 else high}"
-                )
+        wrong = None
+        if not (self.training and codes.is_cuda):
+            wrong = outside(codes, self.config.codebook_size)
+        if wrong is not None:
+            raise ValueError(
+                f"codes must lie in [0, codebook_size = {self.config.codebook_size}), found {wrong}"
+            )
 
     def _returned(self, output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
         if return_dict is None:
@@ -170,7 +172,7 @@ class SimVQForImageGeneration(SimVQGenerationModel):
         """The loss of pictures.
 
         Args:
-            image_codes: (B, h, w) or (B, h * w) integers in [0, codebook_size).
+            image_codes: (B, h, w) or (B, h * w) integers of any type in [0, codebook_size).
             class_labels: (B,) integers in [0, num_classes], of which the last is the null class; None for
                 the null class.
             return_logits: whether to return the logits (B, h * w, K) too, which may be large.
@@ -189,6 +191,7 @@ class SimVQForImageGeneration(SimVQGenerationModel):
         height, width = self.config.grid_size
         if image_codes is None:
             raise ValueError("the model takes image_codes (B, h, w), and class_labels (B,) if any")
+        image_codes = self._integers("image_codes", image_codes)
         shape = tuple(image_codes.shape)
         if not shape or shape[0] == 0 or shape[1:] not in ((height, width), (height * width,)):
             raise ValueError(
@@ -235,7 +238,11 @@ class SimVQForImageGeneration(SimVQGenerationModel):
         check_options(self.generate_images, kwargs, f"{height} * {width}", "class_labels")
         guided = number("guidance_scale", guidance_scale) != 1
         each = sequences(kwargs, whole_number("num_images", num_images), guided)
-        starts = self.start_tokens(class_labels, 1 if class_labels is None else len(class_labels))
+        if class_labels is not None:
+            class_labels = integers("class_labels", class_labels)
+        starts = self.start_tokens(
+            class_labels, 1 if class_labels is None else class_labels.numel()
+        )
         starts = starts.repeat_interleave(each, dim=0).to(self.device)
         if guided:
             nulls = self.start_tokens(None, len(starts)).to(self.device)
@@ -250,21 +257,18 @@ class SimVQForImageGeneration(SimVQGenerationModel):
         null = self.config.null_class
         if class_labels is None:
             class_labels = torch.full((batch,), null, device=device)
-        class_labels = torch.as_tensor(class_labels, device=device)
-        real = class_labels.is_floating_point() or class_labels.dtype == torch.bool
-        if batch == 0 or class_labels.shape != (batch,) or real:
+        class_labels = integers("class_labels", class_labels, device).to(device)
+        if batch == 0 or class_labels.shape != (batch,):
             raise ValueError(
-                f"class_labels must be integers ({batch or 'B'},), got {class_labels.dtype} of shape "
-                f"{tuple(class_labels.shape)}"
+                f"class_labels must be integers ({batch or 'B'},), got shape {tuple(class_labels.shape)}"
             )
-        class_labels = class_labels.long()
+        wrong = None
         if not (self.training and class_labels.is_cuda):
-            low, high = int(class_labels.min()), int(class_labels.max())
-            if low < 0 or high > null:
-                raise ValueError(
-                    f"class_labels must lie in [0, {null}], where {null} is the null class, "
-                    f"found {low if low < 0 else high}"
-                )
+            wrong = outside(class_labels, null + 1)
+        if wrong is not None:
+            raise ValueError(
+                f"class_labels must lie in [0, {null}], where {null} is the null class, found {wrong}"
+            )
         return self.config.codebook_size + class_labels[:, None]
 
 
@@ -307,6 +311,7 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
             return self.step(input_ids, return_dict=return_dict, **kwargs)
         if audio_codes is None:
             raise ValueError("the model takes audio_codes (B, 1, T), and audio_codes_mask if any")
+        audio_codes = self._integers("audio_codes", audio_codes)
         mask = self._clips(audio_codes, audio_codes_mask)
         starts = torch.full_like(audio_codes[:, 0, :1], self.config.codebook_size)
         output = self._learn(starts, audio_codes[:, 0], mask, return_logits)
@@ -343,6 +348,7 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
             audio_codes = torch.empty(1, 1, 0, dtype=torch.int64)
             lengths = torch.zeros(1, dtype=torch.int64)
         else:
+            audio_codes = self._integers("audio_codes", audio_codes)
             mask = self._clips(audio_codes, audio_codes_mask)
             self._check_codes(audio_codes)
             full = torch.full((len(audio_codes),), audio_codes.shape[2])

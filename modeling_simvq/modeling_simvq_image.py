@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .configuration_simvq_image import SimVQImageConfig
+from .integer_codes import integers
 from .quantization_simvq import SimVQ
 from .quantizers import make_quantizer
 from .tiling import run_tiled
@@ -265,7 +266,7 @@ class SimVQImageModel(SimVQImagePreTrainedModel):
         """Codes, or vectors of codes, to pictures.
 
         Args:
-            image_codes: (B, h, w) integers in [0, codebook_size).
+            image_codes: (B, h, w) integers of any type in [0, codebook_size); a tensor, an array or a list.
             quantized_latents: (B, d, h, w) floating point. Give either this or image_codes.
 
         Raises:
@@ -276,6 +277,7 @@ class SimVQImageModel(SimVQImagePreTrainedModel):
                 "decode takes either image_codes or quantized_latents, exactly one of them"
             )
         if image_codes is not None:
+            image_codes = integers("image_codes", image_codes, self.device)
             if image_codes.ndim != 3 or image_codes.numel() == 0:
                 raise ValueError(
                     f"image_codes must be (B, h, w) and not empty, got shape {tuple(image_codes.shape)}"

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .float32_module import Float32Module, check_float32, float32_by_default
+from .integer_codes import integers, outside
 from .nearest_code import nearest_code
 from .quantization_simvq import SimVQ
 
@@ -62,8 +64,8 @@ def make_quantizer(config) -> nn.Module:
         raise ValueError(f"quantizer_options of {name!r}: {error}") from error
 
 
-class Quantizer(nn.Module):
-    """What SimVQ offers, around `inner`, a module of vector-quantize-pytorch. Computes in float32."""
+class Quantizer(Float32Module):
+    """What SimVQ offers, around `inner`, a module of vector-quantize-pytorch. Computes and stays in float32."""
 
     def __init__(self, codebook_size: int, codebook_dim: int):
         super().__init__()
@@ -77,6 +79,7 @@ class Quantizer(nn.Module):
             )
         if not (self.training or torch.compiler.is_compiling() or latents.isfinite().all()):
             raise ValueError("latents hold NaN or infinity")
+        self._check_types()
         with torch.autocast(device_type=latents.device.type, enabled=False):
             rows = latents.float().movedim(1, -1)
             shape, rows = rows.shape, rows.reshape(-1, self.codebook_dim)
@@ -86,23 +89,27 @@ class Quantizer(nn.Module):
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Vectors (B, d, *spatial) float32 of codes (B, *spatial): see SimVQ."""
-        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-            raise ValueError(f"codes must be integers, got {codes.dtype}")
-        if not torch.compiler.is_compiling() and codes.numel():
-            low, high = (int(value) for value in codes.aminmax())
-            if low < 0 or high >= self.codebook_size:
+        codes = integers("codes", codes, next(self.inner.buffers()).device)
+        if not torch.compiler.is_compiling():
+            wrong = outside(codes, self.codebook_size)
+            if wrong is not None:
                 raise ValueError(
-                    f"code {low if low < 0 else high} is out of range: "
-                    f"this codebook has {self.codebook_size} codes"
+                    f"code {wrong} is out of range: this codebook has {self.codebook_size} codes"
                 )
+        self._check_types()
         with torch.autocast(device_type=codes.device.type, enabled=False):
-            return self._vectors(codes.long()).movedim(-1, 1).contiguous()
+            return self._vectors(codes).movedim(-1, 1).contiguous()
 
     @torch.no_grad()
     def codebook(self) -> Tensor:
         """The vectors of all codes, (K, d) float32, without gradient."""
+        self._check_types()
         device = next(self.inner.buffers()).device
         return self._vectors(torch.arange(self.codebook_size, device=device))
+
+    def _check_types(self) -> None:
+        for name, tensor in (*self.inner.named_parameters(), *self.inner.named_buffers()):
+            check_float32(name, tensor)
 
     def _quantize(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows (N, d) to their quantized rows, straight through, codes (N,) and the loss ()."""
@@ -247,7 +254,7 @@ def _load(name: str, **arguments) -> nn.Module:
             'this quantizer needs vector-quantize-pytorch: pip install "modeling-simvq[baselines]"'
         ) from error
     # FSQ reads values of its own buffers, which are not there on the meta device of from_pretrained.
-    with torch.device("cpu"):
+    with torch.device("cpu"), float32_by_default():
         module = getattr(vector_quantize_pytorch, name)(**arguments)
     # from_pretrained leaves non-persistent buffers uninitialised.
     for part in module.modules():

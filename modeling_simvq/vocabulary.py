@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AddedToken, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
+from .integer_codes import integers
+
 # New rows spread around the mean of the old ones with this share of the old rows' own spread. What the model
 # says about text hardly changes (where logits of old tokens have a standard deviation s, those of new ones have
 # s / 10), yet bfloat16 still tells the rows apart.
@@ -67,8 +69,8 @@ class CodeVocabulary:
         """Codes to token ids.
 
         Args:
-            codes: (B, ...) integers in [0, K), such as image_codes (B, h, w) or audio_codes (B, 1, T); read row
-                by row.
+            codes: (B, ...) integers of any type in [0, K), such as image_codes (B, h, w) or audio_codes
+                (B, 1, T); read row by row.
 
         Returns:
             (B, 1 + n + 1) int64: start, the n codes of a sample, end.
@@ -76,11 +78,10 @@ class CodeVocabulary:
         Raises:
             ValueError: if a code lies outside [0, K), or they are no integers.
         """
-        if codes.is_floating_point() or codes.dtype == torch.bool or codes.ndim < 2:
-            raise ValueError(
-                f"codes must be integers (B, ...), got {codes.dtype} {tuple(codes.shape)}"
-            )
-        flat = codes.flatten(1).long()
+        codes = integers("codes", codes)
+        if codes.ndim < 2:
+            raise ValueError(f"codes must be integers (B, ...), got shape {tuple(codes.shape)}")
+        flat = codes.flatten(1)
         bad = (flat < 0) | (flat >= self.codebook_size)
         if bad.any():
             raise ValueError(
@@ -103,6 +104,7 @@ class CodeVocabulary:
             ValueError: if a start has no end, an end no start, something other than codes stands between them,
                 codes stand outside, or their number does not fit the shape; naming row and position.
         """
+        ids = integers("ids", ids)
         rows = ids if ids.ndim == 2 else ids[None]
         # Each start, with the end that must come before the next start of the row.
         starts, ends = (rows == self.start).nonzero(), (rows == self.end).nonzero()
@@ -124,7 +126,7 @@ class CodeVocabulary:
                 f"{found:,} codes and no {_boundaries(self.name)[1]}"
             )
         lengths = ends[:, 1] - starts[:, 1] - 1
-        codes = rows[is_code].long() - self.offset
+        codes = rows[is_code] - self.offset
         if shape is None:
             return list(codes.split(lengths.tolist()))
         wanted = int(torch.Size(shape).numel())
@@ -139,6 +141,7 @@ class CodeVocabulary:
 
     def mask(self, ids: Tensor) -> Tensor:
         """Which ids are codes or their start and end; bool, the shape of ids. The others are text."""
+        ids = integers("ids", ids)
         return self._is_code(ids) | (ids == self.start) | (ids == self.end)
 
     def to_text(self, codes: Tensor) -> list[str]:

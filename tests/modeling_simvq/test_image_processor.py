@@ -92,6 +92,54 @@ def test_grey_arrays_become_rgb(shape, dtype):
     torch.testing.assert_close(ours[:, :50, :60], expected, rtol=0, atol=1e-6)
 
 
+SIDES = [(1, 200), (3, 200), (4, 200), (3, 64), (200, 1), (200, 3), (64, 4), (3, 3), (4, 3), (1, 4)]
+LARGE = {"size": {"height": 16, "width": 24}, "do_center_crop": False}
+
+
+@pytest.mark.parametrize("size", SIDES)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+@pytest.mark.parametrize("scale", [1, 255])
+def test_channels_are_last_in_arrays_and_first_in_tensors_whatever_the_size(size, mode, scale):
+    def prepared(images, **settings):
+        return SimVQImageProcessor()(images, **LARGE, **settings, return_tensors="pt").pixel_values
+
+    image = picture(*size, mode)
+    last = np.array(image).reshape(*size, -1)
+    if scale != 1:
+        last = (last / scale).astype(np.float32)
+    first = np.ascontiguousarray(np.moveaxis(last, -1, 0))
+    same = [last, torch.from_numpy(first)]
+    expected = prepared(last, input_data_format="channels_last")
+    if scale == 1:
+        assert torch.equal(expected, prepared(image))
+    if mode == "L":
+        same += [last[..., 0], torch.from_numpy(first[0])]
+        assert torch.equal(prepared([[last[..., 0]]]), expected)
+    for one in same:
+        assert torch.equal(prepared(one), expected)
+        assert torch.equal(prepared([one, one]), torch.cat([expected] * 2))
+    assert torch.equal(prepared(np.stack([last, last])), torch.cat([expected] * 2))
+    assert torch.equal(prepared(torch.from_numpy(first)[None]), expected)
+    # An explicit order is obeyed, by arrays and by tensors.
+    assert torch.equal(prepared(first, input_data_format="channels_first"), expected)
+    tensor = torch.from_numpy(last)
+    assert torch.equal(prepared(tensor, input_data_format="channels_last"), expected)
+    if mode == "L":
+        for order in ("channels_first", "channels_last"):
+            assert torch.equal(prepared(last[..., 0], input_data_format=order), expected)
+            assert torch.equal(prepared(tensor[..., 0], input_data_format=order), expected)
+
+
+def test_the_other_order_is_read_only_where_the_usual_one_does_not_fit():
+    array = np.array(picture(20, 30))
+    processor = SimVQImageProcessor()
+    expected = processor(array, **OWN_SIZE, return_tensors="pt").pixel_values
+    for other in (np.moveaxis(array, -1, 0), torch.from_numpy(array)):
+        assert torch.equal(processor(other, **OWN_SIZE, return_tensors="pt").pixel_values, expected)
+    with pytest.raises(ValueError, match=r"channels, first, got shape \(20, 30, 3\)"):
+        processor(array, **OWN_SIZE, input_data_format="channels_first")
+
+
 def test_batches_keep_their_order():
     images = [picture(130, 140, seed=seed) for seed in range(3)] + [picture(200, 150, seed=3)]
     processor = SimVQImageProcessor()

@@ -112,8 +112,11 @@ def test_the_folder_holds_every_file_that_its_code_imports(tiny_folder):
     assert names == {
         "config_checks.py",
         "configuration_simvq_image.py",
+        "float32_module.py",
         "float32_product.py",
         "image_processing_simvq.py",
+        "integer_codes.py",
+        "kept_codebook.py",
         "modeling_simvq_image.py",
         "nearest_code.py",
         "nearest_code_triton.py",
