@@ -52,6 +52,11 @@ class Kind:
     extensions: frozenset[str] = frozenset()
     reads: Callable[[BinaryIO], bool] = _reads_nothing
 
+    def count(self, number: int, text: str = "{}") -> str:
+        """Return "1 image", or with the text "training {}" "2,000 training images"."""
+        noun = re.sub(r"s\b", "", self.counted, count=1) if number == 1 else self.counted
+        return f"{number:,} {text.format(noun)}"
+
 
 @dataclass
 class DataSettings:

@@ -36,6 +36,7 @@ from training.evaluation_report import (
 )
 from training.image_data import ImageDataConfig, build_image_dataloader
 from training.image_recipe import picture_figures
+from training.image_sizes import LPIPS, SSIM, check_resolution
 from training.inception import InceptionWeightsError, frechet_distance, load_inception
 from training.perceptual import PerceptualWeightsError, load_lpips
 from training.processes import end_processes, join_processes
@@ -189,6 +190,8 @@ def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: A
     """Evaluate and write the results."""
     if data.validation_split is None:
         raise SettingsError("validation_split: name the split to evaluate on")
+    networks = {f"LPIPS (lpips=[{net}])": LPIPS[net] for net in settings.lpips}
+    check_resolution(data.resolution, networks | {"SSIM": SSIM})
     folder = report_folder(settings.model, settings.output)
     model = AutoModel.from_pretrained(settings.model).eval().to(accelerator.device)
     if model.config.model_type != "simvq_image":

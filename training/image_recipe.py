@@ -16,6 +16,7 @@ from modeling_simvq import SimVQImageConfig, SimVQImageModel, SimVQImageProcesso
 from training.image_data import ImageDataConfig, build_image_dataloader
 from training.image_discriminator import PatchDiscriminator
 from training.image_losses import ImageLoss
+from training.image_sizes import LPIPS, SSIM, check_resolution, smallest_for_discriminator
 from training.perceptual import load_lpips
 from training.quantizer_settings import QuantizerSettings
 from training.recipe import Validation
@@ -145,7 +146,7 @@ def build_image_recipe(
     """Recipe from settings: opens the data set and the perceptual network.
 
     Raises:
-        SettingsError: if the resolution is no multiple of the down-sampling factor.
+        SettingsError: if the resolution is no multiple of the down-sampling factor, or too small.
         PerceptualWeightsError: if LPIPS is asked for and its weights cannot be had.
     """
     config = model.config()
@@ -154,6 +155,7 @@ def build_image_recipe(
             f"resolution must be a multiple of the down-sampling factor {config.downsample_factor}, "
             f"got {data.resolution}"
         )
+    _check_size(data, loss)
     perceptual = None if loss.perceptual == "none" else load_lpips(loss.perceptual)
 
     def loader(split: str | None, train: bool) -> DataLoader | None:
@@ -183,6 +185,18 @@ def build_image_recipe(
         loader(data.validation_split, train=False),
         data.resolution,
     )
+
+
+def _check_size(data: ImageDataConfig, loss: ImageLossSettings) -> None:
+    layers = loss.discriminator_layers
+    smallest = {
+        f"the discriminator (discriminator_layers={layers})": smallest_for_discriminator(layers)
+    }
+    if loss.perceptual != "none":
+        smallest[f"LPIPS (perceptual={loss.perceptual})"] = LPIPS[loss.perceptual]
+    if data.validation_split is not None:
+        smallest["SSIM, a figure of the validation,"] = SSIM
+    check_resolution(data.resolution, smallest)
 
 
 def picture_figures(pixels: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:

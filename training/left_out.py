@@ -11,11 +11,13 @@ _said: set[str] = set()
 
 
 def say_left_out(config, files: list[str], why: str) -> None:
-    """Count and name files that are not taken; once."""
+    """Count and name files that are not taken; once.
+
+    Args:
+        why: such as "not listed in metadata.csv".
+    """
     if files:
-        say_once(
-            f"{config.dataset}: left out: {count_files(files)} that {why} ({list_files(files)})"
-        )
+        say_once(f"{config.dataset}: left out: {count_files(files)} ({list_files(files)}): {why}")
 
 
 def say_once(text: str) -> None:

@@ -63,8 +63,8 @@ def open_local(config, path: Path, split: str, beside: Sequence[str] = ()) -> So
         raise ValueError(f"BuilderConfig {config.config_name!r} not found. Available: ['default']")
     splits = split_files(tables, asked, many=True, folders={})
     beside = [p for p in (*found.media, *found.metadata, *found.left_out) if not is_card(p)]
-    say_left_out(config, beside, f"are not among its {builder_of(tables[0])} files")
-    say_left_out(config, splits.left_out, f"belong to no split ({', '.join(splits.files)})")
+    say_left_out(config, beside, f"beside its {builder_of(tables[0])} files")
+    say_left_out(config, splits.left_out, f"in none of the splits {', '.join(splits.files)}")
     if splits.note:
         say_once(f"{config.dataset}: {splits.note}")
     features = declared_features(path, config.config_name)
@@ -103,10 +103,10 @@ def _open_media(config, found: FolderFiles, asked: set[str], split: str) -> Sour
     if found.archives:
         raise SettingsError(
             f"dataset: {config.dataset} holds both tar archives ({list_files(found.archives)}) and "
-            f"{len(found.media):,} {kind.counted} ({list_files(found.media)}): keep one of them there"
+            f"{kind.count(len(found.media))} ({list_files(found.media)}): keep one of them there"
         )
-    say_left_out(config, left_out, f"are no {kind.counted} that can be read")
-    say_left_out(config, splits.left_out, f"belong to no split ({', '.join(splits.files)})")
+    say_left_out(config, left_out, f"not readable as {kind.counted}")
+    say_left_out(config, splits.left_out, f"in none of the splits {', '.join(splits.files)}")
     if splits.note:
         say_once(f"{config.dataset}: {splits.note}")
     if found.metadata:
@@ -182,7 +182,7 @@ def _open_described(config, found: FolderFiles, splits: Splits, split: str) -> S
     for number, path in enumerate(_paths(described, column)):
         rows.setdefault((path or "").removeprefix(start), []).append(number)
     unlisted = [path for path in found.media if path not in rows]
-    say_left_out(config, unlisted, f"are not listed in {list_files(found.metadata)}")
+    say_left_out(config, unlisted, f"not listed in {list_files(found.metadata)}")
 
     def load(name: str) -> Source:
         if not splits.named:

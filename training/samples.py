@@ -200,11 +200,11 @@ def sample_counts(config: DataSettings, loaders: dict[str, DataLoader | None]) -
     for text, loader in loaders.items():
         if loader is None:
             continue
-        samples = text.format(config.kind.counted)
         total = getattr(loader.dataset, "total", None)
-        parts.append(
-            f"{samples} streamed, length unknown" if total is None else f"{total:,} {samples}"
-        )
+        if total is None:
+            parts.append(f"{text.format(config.kind.counted)} streamed, length unknown")
+        else:
+            parts.append(config.kind.count(total, text))
     return ", ".join(parts)
 
 

@@ -310,7 +310,7 @@ def _counts(splits: list[str], sources: list[Source], data: DataSettings) -> str
     numbers = [
         f"{data.kind.counted} streamed, length unknown"
         if isinstance(source, datasets.IterableDataset)
-        else f"{len(source):,} {data.kind.counted}"
+        else data.kind.count(len(source))
         for source in sources
     ]
     return ", ".join(f"{split}: {n}" for split, n in zip(splits, numbers, strict=True))

@@ -10,13 +10,14 @@ import datasets
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 
 from training import left_out
 from training.audio_data import AudioDataConfig, decode_audio
 from training.data_source import open_split, open_splits
 from training.image_data import ImageDataConfig, build_image_dataloader, decode_image
-from training.samples import open_cell, sample_counts
+from training.samples import Decoder, build_dataloader, open_cell, sample_counts
 from training.settings import SettingsError
 
 
@@ -304,6 +305,19 @@ def test_tar_archives(tmp_path, caplog):
 
 
 # Numbers
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_ranks_without_samples_have_nothing_to_do(streaming, tmp_path):
+    data = config(write(tmp_path, "0.png", "1.png", "2.png"), streaming=streaming)
+    decoder = Decoder("image", "cell", (1,), lambda cell, *_: torch.tensor([len(cell["path"])]))
+    loaders = [
+        build_dataloader(data, "train", decoder, batch_size=1, train=False, seed=0, shard=(r, 5))
+        for r in range(5)
+    ]
+    assert [len(list(loader)) for loader in loaders] == [1, 1, 1, 0, 0]
+    if not streaming:
+        assert sample_counts(data, {"{}": loaders[4]}) == "3 images"
 
 
 def test_numbers_are_told(tmp_path):
