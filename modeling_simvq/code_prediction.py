@@ -129,7 +129,7 @@ def order_by_similarity(vectors: Tensor, cells: int) -> Tensor:
     Returns:
         (K,) int64 on the CPU: which vector comes first, second, ...
     """
-    vectors = vectors.double().cpu()
+    vectors = vectors.cpu().double()  # not every device has float64
     vectors = vectors - vectors.mean(dim=0)
     vectors = vectors @ torch.linalg.eigh(vectors.T @ vectors).eigenvectors[:, -32:]
     places, ordered = len(vectors) // cells, []

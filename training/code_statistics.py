@@ -107,7 +107,7 @@ def effective_rank(rows: Tensor) -> float:
         rows: (N, d). They are centred first. The result lies between 1 and min(N, d), and is 0 if all
             rows are equal or one is not finite. Source: Roy and Vetterli, "The effective rank", EUSIPCO 2007.
     """
-    rows = rows.cpu().double()  # not every device has float64
+    rows = rows.cpu().double()
     rows = rows - rows.mean(dim=0)
     if not rows.isfinite().all():
         return 0.0

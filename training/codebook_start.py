@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from modeling_simvq import SimVQ
+from training.float64 import to_float64
 
 
 @torch.no_grad()
@@ -26,7 +27,7 @@ def match_codes_to_latents(
         latents: (B, d, *spatial) of this process; moments are taken over all processes.
     """
     quantizers = [q for q in quantizers if isinstance(q, SimVQ) and _has_matrix(q)]
-    rows = latents.double().movedim(1, -1).reshape(-1, latents.shape[1])
+    rows = to_float64(latents).movedim(1, -1).reshape(-1, latents.shape[1])
     moments = torch.cat([rows.mean(dim=0, keepdim=True), rows.T @ rows / len(rows)])
     mean, *second = accelerator.reduce(moments, reduction="mean")
     covariance = torch.stack(second) - torch.outer(mean, mean)
@@ -50,7 +51,7 @@ def _has_matrix(quantizer: SimVQ) -> bool:
 
 def _whitening(basis: Tensor, width: int, given: bool) -> tuple[Tensor, Tensor]:
     """A matrix (width, m) that makes a row `width` uncorrelated numbers of variance one; and the rows' mean."""
-    rows = basis.double()
+    rows = to_float64(basis)
     if not given:
         identity = torch.eye(width, rows.shape[1], dtype=rows.dtype, device=rows.device)
         return identity * math.sqrt(rows.shape[1]), torch.zeros_like(rows[0])

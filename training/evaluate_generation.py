@@ -33,6 +33,7 @@ from training.evaluation_report import (
     versions,
     write_report,
 )
+from training.float64 import to_float64
 from training.generated_pictures import Generated, from_files, from_pipeline
 from training.generation_figures import ClassGrid, write_neighbours
 from training.image_data import ImageDataConfig, build_image_dataloader
@@ -179,7 +180,7 @@ def evaluate(
 
     grid, taken = ClassGrid(generated.names), _Taken()
     for figures in passed(generated.loader, generated.pixels, "generated pictures"):
-        fid.update(figures["features"].double(), real=False)
+        fid.update(to_float64(figures["features"]), real=False)
         grid.add(figures["pictures"], figures["label"])
         if classifier is not None:
             taken.logits.append(figures["logits"].cpu())
@@ -193,7 +194,7 @@ def evaluate(
         for figures in passed(real.held_out, plain, "held-out pictures"):
             held_out.keep(figures, neighbours)
             if real.reference == "validation":
-                fid.update(figures["features"].double(), real=True)
+                fid.update(to_float64(figures["features"]), real=True)
     groups = {"sample": taken, "held-out picture": held_out}
     groups = {title: group.nearest() for title, group in groups.items() if group.features}
     if real.train is not None:
@@ -203,7 +204,7 @@ def evaluate(
                 searches["feature"].add(figures["features"], figures["pictures"])
                 searches["pixel"].add(pixel_vectors(figures["pictures"]), figures["pictures"])
             if real.reference == "train":
-                fid.update(figures["features"].double(), real=True)
+                fid.update(to_float64(figures["features"]), real=True)
     reference = train if real.reference == "train" else held_out
     # Every rank has to fail where the main process does.
     counts = torch.tensor([taken.count, reference.count, train.count], device=accelerator.device)

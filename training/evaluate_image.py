@@ -34,6 +34,7 @@ from training.evaluation_report import (
     versions,
     write_report,
 )
+from training.float64 import to_float64
 from training.image_data import ImageDataConfig, build_image_dataloader
 from training.image_recipe import picture_figures
 from training.image_sizes import LPIPS, SSIM, check_resolution
@@ -78,7 +79,7 @@ class BatchPsnr:
 
     def add(self, psnr: Tensor) -> None:
         """Add the PSNR of pictures (B,), in the order of the data set."""
-        self.pending += (10 ** (-psnr.double() / 10)).tolist()
+        self.pending += (10 ** (-to_float64(psnr) / 10)).tolist()
         while len(self.pending) >= self.batch_size:
             self._close(self.pending[: self.batch_size])
             del self.pending[: self.batch_size]
@@ -142,8 +143,8 @@ def evaluate(
             continue
         counter.update(codes)
         if fid is not None:
-            fid.update(figures.pop("real").double(), real=True)
-            fid.update(figures.pop("decoded").double(), real=False)
+            fid.update(to_float64(figures.pop("real")), real=True)
+            fid.update(to_float64(figures.pop("decoded")), real=False)
         fingerprint.add(figures.pop("hash"))
         batch_psnr.add(figures["psnr"])
         for name, values in figures.items():

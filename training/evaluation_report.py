@@ -14,6 +14,7 @@ from torch import Tensor
 import modeling_simvq
 from hub_cards.evaluation import FILE_NAME, Evaluation, metric_name, write_evaluations
 from hub_cards.model_card import is_hub_id
+from training.float64 import float64_device, to_float64
 from training.settings import SettingsError
 
 # The sum of the samples' hashes is kept below this, so that adding two never overflows.
@@ -28,7 +29,7 @@ class Mean:
 
     def add(self, values: Tensor) -> None:
         """Add values (B,)."""
-        values = values.double()
+        values = to_float64(values)
         self.count += len(values)
         self.sum += float(values.sum())
         self.squares += float(values.square().sum())
@@ -47,8 +48,7 @@ class Mean:
 
     def reduce(self, accelerator: Accelerator) -> None:
         """Take in the values of all ranks; a collective call."""
-        # Backends without float64 (MPS) have only one process, which needs no device for this.
-        device = accelerator.device if accelerator.num_processes > 1 else "cpu"
+        device = float64_device(accelerator.device)
         sums = torch.tensor(
             [self.count, self.sum, self.squares], dtype=torch.float64, device=device
         )

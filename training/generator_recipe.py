@@ -19,6 +19,7 @@ from modeling_simvq import (
     SimVQImageGenerationConfig,
     SimVQImageProcessor,
 )
+from training.float64 import float64_device, to_float64
 from training.generator_samples import SampleSettings, sample_pictures, sample_sounds
 from training.recipe import Validation
 from training.samples import build_dataloader
@@ -137,14 +138,15 @@ class GeneratorRecipe:
     def validate(
         self, model: nn.Module, loader: DataLoader, accelerator: Accelerator
     ) -> Validation:
-        sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=float64_device(accelerator.device))
         for batch, counts in each_once(loader, accelerator, "validating"):
-            loss = model(**self.arguments(batch)).loss.double()
+            loss = to_float64(model(**self.arguments(batch)).loss)
             counted = batch.get("audio_codes_mask")
             if counted is None:
                 counted = torch.ones_like(batch["image_codes"])
             if counts:
-                sums += torch.stack([loss * counted.sum(), counted.sum()])
+                number = to_float64(counted.sum())
+                sums += torch.stack([loss * number, number])
         total, count = accelerator.reduce(sums).tolist()
         if not count:
             logger.warning("the validation set has no row that can be read: no figures")

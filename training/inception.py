@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from training.float64 import float64_device
+
 PACKAGE_SHA1 = "a16e4d89c0ecbc17a915dd76ea9e41211aa82562"
 # torch-fidelity's names of what the package calls beta, mean and var; gamma is 1 in this network.
 _NORM = {"beta": "bn.bias", "mean": "bn.running_mean", "var": "bn.running_var"}
@@ -81,7 +83,7 @@ def load_inception_classifier() -> nn.Module:
 
 
 def frechet_distance(device: torch.device, width: int = 2048) -> nn.Module:
-    """torchmetrics' Frechet distance of features (B, width) float64: update(features, real=), then compute().
+    """torchmetrics' Frechet distance of features (B, width) of to_float64: update(features, real=), compute().
 
     Features of all ranks are gathered before they come here: nothing is synchronised.
     """
@@ -89,7 +91,8 @@ def frechet_distance(device: torch.device, width: int = 2048) -> nn.Module:
 
     features = nn.Identity()
     features.num_features = width
-    return FrechetInceptionDistance(feature=features, sync_on_compute=False).to(device)
+    distance = FrechetInceptionDistance(feature=features, sync_on_compute=False)
+    return distance.to(float64_device(device))
 
 
 def inception_score(logits: Tensor) -> float:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modeling_simvq import nearest_code
+from training.float64 import float64_device, to_float64
 
 # Pictures are compared pixel by pixel at this side: finer detail tells noise apart, not pictures.
 PIXEL_SIDE = 32
@@ -22,7 +23,7 @@ class NearestPictures:
     def __init__(self, queries: Tensor, scale: float = 1.0, kept: int = 0):
         self.queries, self.scale, self.kept = queries, scale, kept
         self.nearest = torch.full(
-            (len(queries),), torch.inf, dtype=torch.float64, device=queries.device
+            (len(queries),), torch.inf, dtype=torch.float64, device=float64_device(queries.device)
         )
         self.pictures: Tensor | None = None
 
@@ -32,11 +33,11 @@ class NearestPictures:
             return
         index = nearest_code(self.queries, candidates)
         # From the difference itself, so that a copy lies at exactly 0.
-        difference = self.queries.double() - candidates[index].double()
+        difference = to_float64(self.queries) - to_float64(candidates[index])
         distance = torch.linalg.vector_norm(difference, dim=1)
         nearer = distance < self.nearest
         self.nearest = torch.where(nearer, distance, self.nearest)
-        shown, index = nearer[: self.kept], index[: self.kept]
+        shown, index = nearer[: self.kept].to(index.device), index[: self.kept]
         if self.pictures is None:
             self.pictures = pictures.new_zeros(len(shown), *pictures.shape[1:])
         self.pictures[shown] = pictures[index[shown]]

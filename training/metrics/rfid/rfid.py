@@ -7,6 +7,7 @@ from torch.nn import Identity
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from training.evaluate_image import to_bytes
+from training.float64 import float64_device, to_float64
 from training.inception import load_inception
 from training.metrics import bases
 
@@ -28,9 +29,9 @@ class Rfid(evaluate.Metric):
         network = load_inception().to(device)
         features = Identity()
         features.num_features = 2048
-        distance = FrechetInceptionDistance(feature=features).to(device)
+        distance = FrechetInceptionDistance(feature=features).to(float64_device(device))
         for pictures, real in ((references, True), (predictions, False)):
             for picture in pictures:
                 found = network(to_bytes(bases.pixels(picture)).to(device))
-                distance.update(found.double(), real=real)
+                distance.update(to_float64(found), real=real)
         return {"rfid": float(distance.compute())}
