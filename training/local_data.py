@@ -162,8 +162,9 @@ def _table(
 def _streamed(config, source: datasets.Dataset) -> Source:
     if not config.streaming:
         return source
-    # Workers share a stream by its shards.
-    return source.to_iterable_dataset(num_shards=max(1, min(config.num_workers, len(source))))
+    # One shard, so that order, and which samples are the first so many, do not depend on the workers; files of a
+    # folder are read one by one without streaming too, by all workers.
+    return source.to_iterable_dataset(num_shards=1)
 
 
 def _open_described(config, found: FolderFiles, splits: Splits, split: str) -> Source:

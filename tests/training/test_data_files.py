@@ -331,3 +331,16 @@ def test_numbers_are_told(tmp_path):
     assert sample_counts(data, {"training {}": loader}) == (
         "training images streamed, length unknown"
     )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streams_of_folders_keep_the_order(workers, tmp_path):
+    write(tmp_path, *(f"{i}.png" for i in range(5)))
+    data = config(tmp_path, streaming=True, num_workers=workers, max_validation_samples=3)
+    decoder = Decoder("image", "name", (1,), _number)
+    loader = build_dataloader(data, "train", decoder, batch_size=1, train=False, seed=0)
+    assert [int(batch["name"]) for batch in loader] == [0, 1, 2]
+
+
+def _number(cell: dict, *_) -> torch.Tensor:
+    return torch.tensor([int(Path(cell["path"]).stem)])
