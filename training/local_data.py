@@ -162,8 +162,8 @@ def _table(
 def _streamed(config, source: datasets.Dataset) -> Source:
     if not config.streaming:
         return source
-    # One shard, so that order, and which samples are the first so many, do not depend on the workers; files of a
-    # folder are read one by one without streaming too, by all workers.
+    # One shard, so that the order, and which samples come first, do not depend on the number of workers.
+    # Without streaming, files are opened one by one as well, and by all workers.
     return source.to_iterable_dataset(num_shards=1)
 
 
