@@ -357,6 +357,8 @@ class Trainer:
         # A validation more or less, as at the end of a part of a run, leaves the training as it is.
         random_state = torch.get_rng_state()
         result = self.recipe.validate(self.ema.module, self.validation_loader, self.accelerator)
+        if self.sharded:
+            sharding.reshard(self.ema.module)
         torch.set_rng_state(random_state)
         step = self.progress.step
         self.progress.figures, self.progress.validated = result.figures, step

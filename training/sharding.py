@@ -60,6 +60,15 @@ def call_as_forward(module: nn.Module, *names: str) -> None:
                 register_fsdp_forward_method(part, name)
 
 
+def reshard(module: nn.Module) -> None:
+    """Give up what a forward pass without a backward pass leaves whole, so that parts are parts again."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def own_part(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor."""
     return tensor.to_local() if _in_parts(tensor) else tensor
