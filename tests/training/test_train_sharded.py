@@ -57,7 +57,7 @@ def test_parts_train_what_a_whole_does(codes, tmp_path):
             "tie_word_embeddings": True,
             "gradient_accumulation_steps": 2,
             "samples": 1,
-            "validate_every": 1,  # also where no checkpoint is saved, which puts the average in parts again
+            "validate_every": 1,  # also where no checkpoint is saved, which shards the average again
         }
     )
     train_here(codes, tmp_path / "whole", **settings)
