@@ -61,7 +61,7 @@ def call_as_forward(module: nn.Module, *names: str) -> None:
 
 
 def reshard(module: nn.Module) -> None:
-    """Free the whole weights that a forward pass without a backward pass leaves, so that all is sharded again."""
+    """Free the whole weights that a forward pass without a backward pass leaves: all is sharded again."""
     from torch.distributed.fsdp import FSDPModule
 
     for part in module.modules():

@@ -49,17 +49,14 @@ def test_parts_train_what_a_whole_does(codes, tmp_path):
     config = SimVQImageConfig(codebook_size=40, codebook_dim=8, **small)
     SimVQImageModel(config).save_pretrained(tmp_path / "tokenizer")
     SimVQImageProcessor(size=8).save_pretrained(tmp_path / "tokenizer")
-    settings = (
-        STEPS
-        | {
-            "tokenizer": str(tmp_path / "tokenizer"),
-            "code_factors": [5, 8],
-            "tie_word_embeddings": True,
-            "gradient_accumulation_steps": 2,
-            "samples": 1,
-            "validate_every": 1,  # also where no checkpoint is saved, which shards the average again
-        }
-    )
+    settings = STEPS | {
+        "tokenizer": str(tmp_path / "tokenizer"),
+        "code_factors": [5, 8],
+        "tie_word_embeddings": True,
+        "gradient_accumulation_steps": 2,
+        "samples": 1,
+        "validate_every": 1,  # also where no checkpoint is saved, which shards the average again
+    }
     train_here(codes, tmp_path / "whole", **settings)
     done = train_in_parts(codes, tmp_path / "parts", **settings)
     assert done.returncode == 0, done.stdout + done.stderr
