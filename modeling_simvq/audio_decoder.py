@@ -116,7 +116,7 @@ class InverseSTFT(nn.Module):
     def forward(self, spectrum: Tensor, mask: Tensor | None) -> Tensor:
         """Complex (B, n_fft / 2 + 1, T) to (B, T * hop); mask (B, 1, T)."""
         # The window is made here: transformers loses buffers that a checkpoint does not hold.
-        window = torch.hann_window(self.n_fft, device=spectrum.device)[:, None]
+        window = torch.hann_window(self.n_fft, dtype=torch.float32, device=spectrum.device)[:, None]
         real = window.new_ones(1, 1, spectrum.shape[-1]) if mask is None else mask.float()
         frames = torch.fft.irfft(spectrum, self.n_fft, dim=1) * window * real
         envelope = self._overlap_add(window.square() * real)
