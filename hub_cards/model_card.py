@@ -148,7 +148,25 @@ def public_settings(settings: dict) -> dict:
     for key in ("dataset", "tokenizer"):
         if isinstance(kept.get(key), str) and not is_hub_id(kept[key]):
             kept[key] = "(local files)"
+    if "changes" in kept:
+        kept["changes"] = _public_changes(kept["changes"])
+        if not kept["changes"]:
+            del kept["changes"]
     return kept
+
+
+def _public_changes(changes) -> list[dict]:
+    """What a run's resumes changed, from a step on, each [before, after]; paths of this machine left out."""
+    found = []
+    for change in changes if isinstance(changes, list) else []:
+        if not isinstance(change, dict):
+            continue
+        pairs = {k: v for k, v in change.items() if isinstance(v, list) and len(v) == 2}
+        before, after = (public_settings({k: v[i] for k, v in pairs.items()}) for i in (0, 1))
+        shown = {k: [before.get(k), after.get(k)] for k in pairs if k in before or k in after}
+        if shown:
+            found.append({"step": change.get("step"), **shown})
+    return found
 
 
 def read_settings(model_dir: Path) -> dict:

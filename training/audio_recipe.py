@@ -94,6 +94,8 @@ class AudioLoopSettings(TokenizerLoopSettings):
 class AudioRecipe(TokenizerRecipe):
     """See training.tokenizer_recipe.TokenizerRecipe."""
 
+    headline = ("mel_distance", -1)
+
     def __init__(
         self,
         model: SimVQAudioModel,
@@ -142,11 +144,16 @@ class AudioRecipe(TokenizerRecipe):
         return Validation(figures, pictures, sounds, rate)
 
     def save(self, model: nn.Module, folder: Path) -> Path:
-        model.save_pretrained(folder)
-        SimVQAudioFeatureExtractor(
-            sampling_rate=model.config.sampling_rate, hop_length=model.config.hop_length
-        ).save_pretrained(folder)
-        return folder
+        return save_audio_tokenizer(model, folder)
+
+
+def save_audio_tokenizer(model: SimVQAudioModel, folder: Path) -> Path:
+    """Write the model and its feature extractor, and return the folder."""
+    model.save_pretrained(folder)
+    SimVQAudioFeatureExtractor(
+        sampling_rate=model.config.sampling_rate, hop_length=model.config.hop_length
+    ).save_pretrained(folder)
+    return folder
 
 
 def build_audio_recipe(

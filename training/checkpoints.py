@@ -7,6 +7,8 @@ is handed over as objects with state_dict and load_state_dict.
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils import load as load_random_states
-from accelerate.utils.constants import FSDP_MODEL_NAME
+from accelerate.utils.constants import FSDP_MODEL_NAME, SCALER_NAME
 
 from training.checkpoint_files import (
     DamagedCheckpoint,
@@ -25,6 +27,8 @@ from training.checkpoint_files import (
     unlisted,
     verify,
 )
+from training.checkpoint_fit import check_fit
+from training.run_record import RunRecord
 from training.sharding import is_sharding
 
 logger = get_logger(__name__)
@@ -82,6 +86,7 @@ class CheckpointStore:
         keep: finished checkpoints to keep.
         shared: state that is the same on all ranks, by name.
         per_rank: state that each rank has for itself.
+        record: the settings, which every checkpoint holds too, and which decide what a resume may change.
     """
 
     def __init__(
@@ -91,9 +96,10 @@ class CheckpointStore:
         keep: int,
         shared: dict[str, Stateful],
         per_rank: dict[str, Stateful],
+        record: RunRecord | None = None,
     ):
         self.accelerator, self.output_dir, self.keep = accelerator, output_dir, keep
-        self.shared, self.per_rank = shared, per_rank
+        self.shared, self.per_rank, self.record = shared, per_rank, record
         self.folder = output_dir / "checkpoints"
         self.last: Path | None = None  # the newest one that this process wrote or read
         # Without the names that DistributedDataParallel adds, a checkpoint fits any number of processes.
@@ -215,6 +221,8 @@ class CheckpointStore:
         torch.save(own, partial / RANK_STATE.format(rank))
         if self.accelerator.is_main_process:
             torch.save(shared, partial / SHARED_STATE)
+            if self.record is not None:
+                self.record.write_checkpoint(partial)
 
     def _finish(self, partial: Path, final: Path) -> None:
         seal(partial)
@@ -252,7 +260,12 @@ class CheckpointStore:
             own = load_tensors(checkpoint / RANK_STATE.format(rank))
             # Accelerate goes on without the random states where it cannot read them.
             load_random_states(checkpoint / RANDOM_STATE.format(rank))
-        self.accelerator.load_state(str(checkpoint))
+        if self.record is not None:
+            self.record.resume(checkpoint, state["progress"]["step"])
+        accelerator = self.accelerator
+        check_fit(checkpoint, [accelerator.unwrap_model(m) for m in accelerator._models])
+        with without_scaler(accelerator, unless=(checkpoint / SCALER_NAME).is_file()):
+            accelerator.load_state(str(checkpoint))
         for things, states in ((self.shared, state), (self.per_rank, own)):
             for name, thing in things.items() if states is not None else ():
                 thing.load_state_dict(states[name])
@@ -284,6 +297,18 @@ class CheckpointStore:
 
     def _unwrap_models(self, models: list, folder: str) -> None:
         models[:] = [self.accelerator.unwrap_model(model) for model in models]
+
+
+@contextmanager
+def without_scaler(accelerator: Accelerator, unless: bool) -> Iterator[None]:
+    """Load a checkpoint of a run without gradient scaler into one that has one, which then starts afresh."""
+    scaler = accelerator.scaler
+    if not unless:
+        accelerator.scaler = None
+    try:
+        yield
+    finally:
+        accelerator.scaler = scaler
 
 
 def _reason(error: Exception) -> str:

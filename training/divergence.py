@@ -51,8 +51,13 @@ class BufferKeeper:
     """
 
     def __init__(self, modules: list[nn.Module]):
-        found = (buffer for module in modules for buffer in module.buffers())
-        self._buffers = list({id(buffer): buffer for buffer in found}.values())
+        found = {
+            id(buffer): (f"{number}.{name}", buffer)
+            for number, module in enumerate(modules)
+            for name, buffer in module.named_buffers()
+        }
+        self._names = [name for name, _ in found.values()]
+        self._buffers = [buffer for _, buffer in found.values()]
         self._kept = [buffer.detach().clone() for buffer in self._buffers]
 
     @torch.no_grad()
@@ -68,12 +73,17 @@ class BufferKeeper:
             buffer.copy_(kept)
 
     def state_dict(self) -> dict:
-        return {"buffers": self._buffers}
+        return {"buffers": self._buffers, "names": self._names}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
-        for buffer, saved in zip(self._buffers, state["buffers"], strict=True):
-            buffer.copy_(saved)
+        """Load what is there: a loss with another perceptual network has other constants."""
+        # Earlier versions kept no names; a perceptual network's buffers are the last.
+        names = state.get("names", self._names)
+        saved = dict(zip(names, state["buffers"], strict=False))
+        for name, buffer in zip(self._names, self._buffers, strict=True):
+            if name in saved and saved[name].shape == buffer.shape:
+                buffer.copy_(saved[name])
 
 
 class LayerWatch:

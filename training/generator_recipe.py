@@ -104,6 +104,7 @@ class GeneratorRecipe:
     """
 
     stepper = LossStepper
+    headline = ("loss", -1)
     batch_counts = ("unreadable",)
     companions: tuple = ()
     forward_methods = ("loss", "logits")  # of PlainCodes and FactorizedCodes
@@ -164,15 +165,28 @@ class GeneratorRecipe:
         return result
 
     def save(self, model: nn.Module, folder: Path) -> Path:
-        """The generator and, of pictures and with the tokenizer, the pipeline of both beside it."""
-        model.save_pretrained(folder)
-        if self.processor is None:
-            return folder
-        from modeling_simvq import SimVQImagePipeline  # takes long to import
+        return save_generator(model, folder, self.tokenizer, self.processor)
 
-        pipeline = SimVQImagePipeline(self.tokenizer, model, self.processor)
-        pipeline.save_pretrained(folder.with_name("pipeline"))
-        return folder.with_name("pipeline")
+
+def save_generator(
+    model: nn.Module,
+    folder: Path,
+    tokenizer: PreTrainedModel | None,
+    processor: SimVQImageProcessor | None,
+) -> Path:
+    """Write the generator and, with a processor of pictures, the pipeline of all three beside it.
+
+    Returns:
+        What is to be published: the pipeline's folder if there is one, otherwise the generator's.
+    """
+    model.save_pretrained(folder)
+    if processor is None:
+        return folder
+    from modeling_simvq import SimVQImagePipeline  # takes long to import
+
+    pipeline = SimVQImagePipeline(tokenizer, model, processor)
+    pipeline.save_pretrained(folder.with_name("pipeline"))
+    return folder.with_name("pipeline")
 
 
 def loss_figures(loss: float) -> dict[str, float]:

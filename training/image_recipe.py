@@ -77,6 +77,8 @@ class ImageLossSettings:
 class ImageRecipe(TokenizerRecipe):
     """See training.tokenizer_recipe.TokenizerRecipe."""
 
+    headline = ("psnr", 1)
+
     def __init__(
         self,
         model: SimVQImageModel,
@@ -125,14 +127,18 @@ class ImageRecipe(TokenizerRecipe):
         return Validation(figures, pictures)
 
     def save(self, model: nn.Module, folder: Path) -> Path:
-        model.save_pretrained(folder)
-        side = self.resolution
-        SimVQImageProcessor(
-            size={"shortest_edge": side},
-            crop_size={"height": side, "width": side},
-            size_divisor=model.config.downsample_factor,
-        ).save_pretrained(folder)
-        return folder
+        return save_image_tokenizer(model, folder, self.resolution)
+
+
+def save_image_tokenizer(model: SimVQImageModel, folder: Path, side: int) -> Path:
+    """Write the model and a processor to its resolution, and return the folder."""
+    model.save_pretrained(folder)
+    SimVQImageProcessor(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        size_divisor=model.config.downsample_factor,
+    ).save_pretrained(folder)
+    return folder
 
 
 def build_image_recipe(

@@ -1,7 +1,5 @@
 """From a command line to a finished run; shared by the trainers."""
 
-import dataclasses
-import json
 import logging
 import sys
 import warnings
@@ -22,13 +20,17 @@ from hub_cards.hub_commit import HubError
 from training import publishing, sharding
 from training.checkpoints import CheckpointError, refuse_to_mix
 from training.divergence import DivergedError
+from training.launch_options import follow_launch
 from training.loop import Trainer
-from training.preemption import Stopped
-from training.processes import check_processes, end_processes, refuse_sharding
+from training.preemption import STATUS_INTERRUPTED, Stopped, deaf_to_signals, ignore_signals
+from training.processes import PATIENT, check_processes, end_processes, refuse_sharding
 from training.quiet_logs import error_line, quiet_logs
 from training.recipe import Recipe
+from training.run_record import RunRecord
 from training.samples import sample_counts
 from training.settings import LoopSettings, SettingsError, parse_settings
+from training.shared_folder import check_shared
+from training.worker_memory import check_shared_memory, worker_error
 
 logger = get_logger(__name__)
 
@@ -51,22 +53,34 @@ def run(
         settings = parse_settings(groups, description)
         accelerator = make_accelerator(settings["loop"], may_shard)
         train(settings, build_recipe, accelerator)
+        ignore_signals()  # all is done; only the interpreter has still to end
     except Stopped as stopped:
+        ignore_signals()
         logging.getLogger(__name__).info(str(stopped))
         sys.exit(stopped.status)
+    except KeyboardInterrupt:
+        ignore_signals()
+        logging.getLogger(__name__).info("interrupted: resume=latest continues from the last save")
+        sys.exit(STATUS_INTERRUPTED)
     except (SettingsError, CheckpointError, DivergedError, HubError, ValueError, OSError) as error:
         if logging.getLogger().isEnabledFor(logging.DEBUG):
             raise
         sys.exit(error_line(error))
+    except RuntimeError as error:
+        text = worker_error(error)
+        if text is None:
+            raise
+        sys.exit(f"error: {text}")
 
 
 def make_accelerator(settings: LoopSettings, may_shard: bool = False) -> Accelerator:
-    """Accelerate as every run here needs it.
+    """Accelerate as every run here needs it. What the launch alone says goes into the settings.
 
     Raises:
-        SettingsError: if the launch was meant for more processes than work together, or splits a model that
-            cannot be split, or in a way that cannot be resumed.
+        SettingsError: if the launch was meant for more processes than work together, says other things than
+            the settings, or splits a model that cannot be split, or in a way that cannot be resumed.
     """
+    follow_launch(settings)
     # Accelerate 1.15 knows this option only by the name that torch 2.15 calls old.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     accelerator = Accelerator(
@@ -81,7 +95,7 @@ def make_accelerator(settings: LoopSettings, may_shard: bool = False) -> Acceler
         step_scheduler_with_optimizer=False,
         # The discriminator runs twice before its backward pass, and a broadcast of its batch-norm
         # statistics in between would spoil the gradients of the first.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False), PATIENT],
     )
     check_processes(accelerator)
     if not may_shard:
@@ -98,11 +112,9 @@ def train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Acce
     if loop.push_to_hub and accelerator.is_main_process:
         publishing.check_login()
     output_dir = Path(loop.output_dir)
+    check_shared(accelerator, output_dir)
     refuse_to_mix(output_dir, loop.resume)
-    flat = {k: v for group in settings.values() for k, v in dataclasses.asdict(group).items()}
-    if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "settings.json").write_text(json.dumps(flat, indent=2) + "\n")
+    record = RunRecord(settings)
     groups = {name: group for name, group in settings.items() if name != "loop"}
     recipe = build_recipe(**groups, batch_size=loop.batch_size, seed=loop.seed)
     loaders = {"training {}": recipe.train_loader, "validation {}": recipe.validation_loader}
@@ -111,12 +123,14 @@ def train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Acce
         logger.warning("training without a perceptual loss (perceptual: none)")
     if loop.tracker != "none":
         scalars = {
-            k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in flat.items()
+            k: v if isinstance(v, (int, float, str, bool)) else str(v)
+            for k, v in record.settings.items()
         }
         accelerator.init_trackers(
             "tensorboard" if loop.tracker == "tensorboard" else "simvq", scalars
         )
-    trainer = Trainer(recipe, loop, accelerator)
+    check_shared_memory(recipe.train_loader, recipe.validation_loader)
+    trainer = Trainer(recipe, loop, accelerator, record)
     logger.info(
         f"{recipe.model.num_parameters():,} parameters, {trainer.total_steps:,} steps, "
         f"{accelerator.num_processes} process(es) on {accelerator.device.type}, "
@@ -131,12 +145,13 @@ def train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Acce
             trainer.train()
     except Stopped as signal:
         stopped = signal.with_traceback(None)  # which would keep the trainer alive
-    if stopped is None and accelerator.is_main_process:
-        publishing.write_records(settings, trainer.figures, trainer.saved)
-        if loop.push_to_hub:
-            address = publishing.publish(loop, trainer.saved, evaluated=bool(trainer.figures))
-            logger.info(f"published: {address}")
-    del trainer
-    end_processes(accelerator)
+    if stopped is None and accelerator.is_main_process and loop.push_to_hub:
+        address = publishing.publish(loop, trainer.models.published)
+        logger.info(f"published: {address}")
+    with deaf_to_signals():  # what is left takes no time, and must not be cut off
+        if stopped is None and accelerator.is_main_process:
+            trainer.models.finish(trainer.progress.step)
+        del trainer
+        end_processes(accelerator)
     if stopped is not None:
         raise stopped

@@ -1,6 +1,7 @@
 """The one training loop, of every recipe, through Accelerate."""
 
 import math
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -9,76 +10,34 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 
 from training import sharding
 from training.checkpoints import CheckpointStore
 from training.divergence import BufferKeeper, DivergedError
-from training.optimizer import make_optimizer
+from training.optimizer import follow_settings, make_optimizer
 from training.preemption import Stopped, StopRequest
+from training.progress import Progress
 from training.recipe import Recipe
 from training.reporting import (
     FigureMeans,
     drop_figures_after,
+    loss_line,
     naming,
+    total_loss,
     write_figures,
     write_pictures,
     write_sounds,
 )
-from training.schedule import make_scheduler
+from training.run_record import RunRecord
+from training.saved_models import BEST, MODEL, ModelFolders
+from training.schedule import make_scheduler, set_peak_rate
 from training.settings import LoopSettings, SettingsError
+from training.weight_average import WeightAverage
 
 logger = get_logger(__name__)
-
-
-class Progress:
-    """Where a run is: saved with every checkpoint."""
-
-    def __init__(self):
-        self.step = 0  # optimiser steps of the model
-        self.epoch = 0
-        self.batches = 0  # batches taken from the current epoch
-        self.bad_steps = 0  # steps skipped because something was not finite
-        self.skipped: dict[str, int] = {}  # broken samples, by kind
-        self.validated = 0  # step of the last validation
-        self.figures: dict[str, float] | None = None  # of the last validation
-        self.layout: dict[str, int] = {}  # what the order of the data depends on
-
-    def state_dict(self) -> dict:
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict) -> None:
-        layout, self.layout = self.layout, {}
-        vars(self).update({name: state[name] for name in vars(self)})
-        changed = [
-            f"{k} {self.layout.get(k)} -> {v}" for k, v in layout.items() if v != self.layout.get(k)
-        ]
-        if changed:
-            logger.warning(
-                f"resume: {', '.join(changed)}: the run goes on at the same place in the data, but not with "
-                "the very figures that it would have had"
-            )
-            per_batch, before = (x["batch_size"] * x["processes"] for x in (layout, self.layout))
-            self.batches = self.batches * before // per_batch
-        self.layout = layout
-
-
-class WeightAverage(AveragedModel):
-    """Average of what is trained. The frozen basis, 134 MB at K = 262,144, is not read at every step."""
-
-    @torch.no_grad()
-    def update_parameters(self, model: nn.Module) -> None:
-        """Move the average towards the model's weights; buffers are copied."""
-        pairs = zip(self.module.parameters(), model.parameters(), strict=True)
-        pairs = (map(sharding.own_part, pair) for pair in pairs if pair[1].requires_grad)
-        averaged, current = zip(*pairs, strict=True)
-        self.multi_avg_fn(averaged, current, self.n_averaged)
-        for copy, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
-            copy.copy_(buffer)
-        self.n_averaged += 1
 
 
 class Trainer:
@@ -86,11 +45,22 @@ class Trainer:
 
     Accelerate gives devices, processes, mixed precision and accumulation. The scheduler is stepped here
     and not by Accelerate, which would step it once per process.
+
+    Args:
+        record: the settings of all groups; without it neither checkpoints nor models hold any.
     """
 
-    def __init__(self, recipe: Recipe, settings: LoopSettings, accelerator: Accelerator):
+    def __init__(
+        self,
+        recipe: Recipe,
+        settings: LoopSettings,
+        accelerator: Accelerator,
+        record: RunRecord | None = None,
+    ):
         self.recipe, self.settings, self.accelerator = recipe, settings, accelerator
-        self.output_dir = Path(settings.output_dir)
+        self.output_dir, self.record = Path(settings.output_dir), record
+        if record is not None:
+            record.config = recipe.model.config.to_dict()
         if settings.gradient_checkpointing:
             # The older name is deprecated, the newer one is not in transformers 5.0.
             enable = getattr(recipe.model, "activation_checkpointing_enable", None)
@@ -114,7 +84,9 @@ class Trainer:
         self.total_steps = self._count_steps()
         self.progress = Progress()
         self._prepare()
-        self.saved: Path | None = None  # what the main process has to publish at the end
+        self.models = ModelFolders(recipe, self.output_dir, accelerator, record)
+        # Without a terminal a bar is noise: the figures come as lines of the log.
+        self.plain_log = not sys.stderr.isatty()
         self._waited = 0.0  # seconds for data since the last report
 
     @property
@@ -198,6 +170,7 @@ class Trainer:
             | schedulers
             | companions,
             {"means": self.means, "buffers": self.buffers} | self.stepper.rank_states,
+            self.record,
         )
 
     def train(self) -> None:
@@ -216,7 +189,10 @@ class Trainer:
                 if self.store.last is not None:
                     advice = f"The last good checkpoint is {self.store.last}: resume from it"
                 raise DivergedError(f"{error}. {advice}") from None
-        self._save_model()
+            # A signal that comes now changes nothing any more.
+            if self.models.step_of(MODEL) != self.progress.step:
+                self._save_model(last=True)
+        logger.info(f"the averaged model is in {self.output_dir / MODEL}")
 
     def _train(self, stop: StopRequest) -> None:
         settings, progress = self.settings, self.progress
@@ -229,7 +205,7 @@ class Trainer:
             initial=progress.step,
             desc="training",
             unit="step",
-            disable=not self.accelerator.is_local_main_process,
+            disable=self.plain_log or not self.accelerator.is_local_main_process,
         ) as bar:
             self._clock, self._clock_step = time.perf_counter(), progress.step
             for batch in self._batches():
@@ -238,7 +214,10 @@ class Trainer:
                     continue
                 bar.update()
                 if progress.step % settings.log_every == 0 or progress.step == self.total_steps:
-                    bar.set_postfix_str(self._log())
+                    line = self._log()
+                    bar.set_postfix_str(line)
+                    if self.plain_log:
+                        logger.info(f"step {progress.step} of {self.total_steps}: {line}")
                 number = stop.received()
                 if number:
                     self._save()
@@ -256,6 +235,7 @@ class Trainer:
         states |= {f"{n} optimizer": o.state_dict() for n, o in self.stepper.optimizers.items()}
         self.stepper.guard.check(states | {"average": self.ema.state_dict()})
         self.store.save(self.progress.step)
+        self._save_model()
 
     def _batches(self) -> Iterator[dict]:
         """Training batches over epochs, from where the progress stands, until all steps are done."""
@@ -345,8 +325,8 @@ class Trainer:
             "run/epoch": progress.epoch,
         }
         accelerator.log(figures, step=progress.step)
-        total = figures.get("generator/total", float("nan"))
-        line = f"loss {total:.3f}, {remark}".removesuffix(", ")
+        losses = loss_line(figures) if self.plain_log else f"loss {total_loss(figures):.3f}"
+        line = f"{losses}, {remark}".removesuffix(", ")
         return f"{line}, {waited:.0%} of the time waiting for data"
 
     def validate(self) -> dict[str, float] | None:
@@ -373,17 +353,23 @@ class Trainer:
                 write_sounds(self.output_dir, step, result.sounds, result.sampling_rate, trackers)
             line = ", ".join(f"{name} {value:.4g}" for name, value in result.figures.items())
             tqdm.write(f"step {step}: {line}")
+        if self.models.is_best(result.figures):
+            self._save_model(BEST)
         return result.figures
 
     def _resume(self, resume: str | None) -> None:
         progress, accelerator = self.progress, self.accelerator
         resumed = self.store.start(resume)
         if resumed:
+            for scheduler in self.schedulers:
+                follow_settings(scheduler.optimizer, self.settings)
+                set_peak_rate(scheduler, self.settings.learning_rate)
             logger.info(f"resumed from {self.store.last} at step {progress.step}")
         elif resume is not None:
             logger.info("resume: no checkpoint yet, the run starts from the beginning")
         if accelerator.is_main_process:
             drop_figures_after(self.output_dir, progress.validated)
+        self.models.start(progress.step, resumed=resumed, ends=progress.step >= self.total_steps)
         accelerator.wait_for_everyone()
         if self._validation_due():  # a signal came between the step and its validation
             self.validate()
@@ -393,12 +379,12 @@ class Trainer:
         regular = step % self.settings.validate_every == 0
         return self.progress.validated < step and (regular or step == self.total_steps)
 
-    def _save_model(self) -> None:
-        self.accelerator.wait_for_everyone()
+    def _save_model(self, name: str = MODEL, last: bool = False) -> None:
+        """Save the average as `name` in output_dir; only the last one that cannot be written ends the run."""
+        step = self.progress.step
+        figures = self.figures if self.progress.validated == step else None
+        # A save more or less, as at a stop, leaves the training as it is.
+        random_state = torch.get_rng_state()
         model = sharding.whole_copy(self.ema.module) if self.sharded else self.ema.module
-        if self.accelerator.is_main_process:
-            folder = self.output_dir / "model"
-            with naming(folder):
-                self.saved = self.recipe.save(model, folder)
-            logger.info(f"the averaged model is in {folder}")
-        self.accelerator.wait_for_everyone()
+        self.models.save(name, model, step, figures, last=last)
+        torch.set_rng_state(random_state)

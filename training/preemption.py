@@ -3,6 +3,8 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -64,6 +66,26 @@ class StopRequest:
             return self._received
         number = torch.tensor(self._received, device=self.accelerator.device)
         return int(self.accelerator.gather(number).max())
+
+
+def ignore_signals() -> None:
+    """At the very end of a process: a signal then would only interrupt the interpreter, with a traceback."""
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def deaf_to_signals() -> Iterator[None]:
+    """For what is done in a moment: signals that come meanwhile are ignored."""
+    former = {}
+    if threading.current_thread() is threading.main_thread():
+        former = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def shield_worker(worker: int) -> None:

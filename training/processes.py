@@ -2,14 +2,17 @@
 
 import gc
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
+from training.launch_options import refuse_half_precision
 from training.settings import SettingsError
 from training.sharding import is_sharding
 
@@ -23,10 +26,15 @@ SIZE_VARIABLES = (
     "SLURM_STEP_NUM_TASKS",
 )
 
+# Processes wait for each other while one machine downloads a data set or writes a large file. NCCL gives up
+# after 10 minutes, gloo after 30. A process that dies is noticed by the launcher, not by this.
+PATIENT = InitProcessGroupKwargs(timeout=timedelta(hours=3))
+
 
 def join_processes() -> Accelerator:
     """Accelerate for the commands that do not train: all processes of the launch, or SettingsError."""
-    accelerator = Accelerator()
+    refuse_half_precision()
+    accelerator = Accelerator(kwargs_handlers=[PATIENT])
     check_processes(accelerator)
     refuse_sharding(accelerator)
     return accelerator

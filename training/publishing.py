@@ -1,7 +1,6 @@
 """What a finished run leaves beside its model for readers, and its way to the Hub."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -10,7 +9,6 @@ from hub_cards.evaluation import FILE_NAME, Evaluation, write_evaluations
 from hub_cards.hub_commit import hub_errors
 from hub_cards.model_card import TRAINING_SETTINGS, is_hub_id, public_settings
 from hub_cards.push_to_hub import push_to_hub
-from training.data_source import DataSettings
 from training.settings import LoopSettings
 
 
@@ -24,31 +22,33 @@ def check_login() -> None:
         HfApi().whoami()
 
 
-def write_records(settings: dict, figures: dict[str, float] | None, model_dir: Path) -> None:
-    """Write the run's settings and the last validation's figures beside the model.
+def write_records(
+    settings: dict, figures: dict[str, float] | None, step: int, model_dir: Path
+) -> None:
+    """Write the run's settings and a validation's figures beside the model.
 
     Args:
-        settings: groups of settings, one of them "data".
-        figures: None or empty if there was no validation.
+        settings: all of them, flat, and "changes", those of resumes.
+        figures: of this model; None or empty if it was not validated.
+        step: how far it is trained, which may be less than the settings meant.
     """
-    flat = {k: v for group in settings.values() for k, v in asdict(group).items()}
-    content = json.dumps(public_settings(flat), indent=2)
+    content = json.dumps(public_settings(settings | {"trained_steps": step}), indent=2)
     (model_dir / TRAINING_SETTINGS).write_text(content + "\n")
     if figures:
-        data: DataSettings = settings["data"]
-        on_hub = is_hub_id(data.dataset)
+        dataset, split = settings["dataset"], settings["validation_split"]
+        on_hub = is_hub_id(dataset)
         evaluation = Evaluation(
-            dataset=f"{data.dataset if on_hub else 'local files'}, {data.validation_split}",
+            dataset=f"{dataset if on_hub else 'local files'}, {split}",
             metrics=figures,
-            dataset_id=data.dataset if on_hub else None,
-            config=data.config_name,
-            split=data.validation_split,
+            dataset_id=dataset if on_hub else None,
+            config=settings["config_name"],
+            split=split,
             source="training",
         )
         write_evaluations(model_dir / FILE_NAME, [evaluation])
 
 
-def publish(settings: LoopSettings, model_dir: Path, evaluated: bool) -> str:
+def publish(settings: LoopSettings, model_dir: Path) -> str:
     """Push the final model with its code. Without a validation its card says so.
 
     Returns:
@@ -59,6 +59,6 @@ def publish(settings: LoopSettings, model_dir: Path, evaluated: bool) -> str:
         settings.hub_model_id or Path(settings.output_dir).resolve().name,
         private=settings.hub_private or None,
         with_code=True,
-        without_evaluation=not evaluated,
+        without_evaluation=not (model_dir / FILE_NAME).is_file(),
         card_options={"license": settings.hub_license} if settings.hub_license else None,
     )

@@ -38,6 +38,8 @@ class Recipe(Protocol):
         companions: modules that no optimiser trains, but that belong on the device and in checkpoints.
         stepper: class of the steps; see training.stepping.Stepper.
         train_loader, validation_loader: batches are dicts.
+        headline: the validation figure by which one model is better than another, and 1 or -1 if it should
+            be large or small.
         batch_counts: keys of a batch that hold per-sample counts to be summed and reported.
         forward_methods: names of methods, beside forward, that parts of a model which may be sharded call on
             each other; none if it is never sharded.
@@ -49,6 +51,7 @@ class Recipe(Protocol):
     stepper: type[Stepper]
     train_loader: DataLoader
     validation_loader: DataLoader | None
+    headline: tuple[str, int]
     batch_counts: tuple[str, ...]
     forward_methods: tuple[str, ...]
 

@@ -65,6 +65,29 @@ class FigureMeans:
         self._counts = state["counts"]
 
 
+def total_loss(figures: dict[str, float]) -> float:
+    """The model's loss among a report's figures; NaN if every step was skipped."""
+    return figures.get("generator/total", float("nan"))
+
+
+def loss_line(figures: dict[str, float]) -> str:
+    """All losses of a report, for a plain log: "loss 0.531 (reconstruction 0.21), discriminator 1.9 (...)"."""
+    parts = []
+    for side in ("generator", "discriminator"):
+        terms = {
+            name.removeprefix(f"{side}/"): value
+            for name, value in figures.items()
+            if name.startswith(f"{side}/")
+        }
+        if not terms and side == "discriminator":
+            continue
+        total = terms.pop("total", float("nan"))
+        rest = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+        name = "loss" if side == "generator" else side
+        parts.append(f"{name} {total:.4g}" + (f" ({rest})" if rest else ""))
+    return ", ".join([*parts, f"learning rate {figures['run/learning_rate']:.3g}"])
+
+
 @contextmanager
 def naming(folder: Path) -> Iterator[None]:
     """A full disk and the like end in a message that says where; writers themselves often do not.

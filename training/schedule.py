@@ -29,3 +29,15 @@ def make_scheduler(
         optimizer,
         lambda step: rate_factor(step, warmup_steps=warmup_steps, total_steps=horizon, floor=floor),
     )
+
+
+def set_peak_rate(scheduler: LambdaLR, learning_rate: float) -> None:
+    """Let a loaded scheduler lead to this peak: its state brings that of the checkpoint along."""
+    scheduler.base_lrs = [learning_rate] * len(scheduler.base_lrs)
+    rates = [
+        base * factor(scheduler.last_epoch)
+        for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["initial_lr"], group["lr"] = learning_rate, rate
+    scheduler._last_lr = rates

@@ -144,7 +144,11 @@ def build_settings(groups: dict[str, type], values: dict) -> dict:
         group, spec = fields[name]
         hints = typing.get_type_hints(groups[group])
         sorted_values[group][name] = _convert(name, value, hints[name])
-    return {group: cls(**sorted_values[group]) for group, cls in groups.items()}
+    built = {group: cls(**sorted_values[group]) for group, cls in groups.items()}
+    for group, settings in built.items():
+        # No field: which settings somebody has chosen, as against defaults of the same value.
+        settings.given = frozenset(sorted_values[group])
+    return built
 
 
 def _read_yaml(path: str) -> dict:

@@ -50,6 +50,7 @@ from training.processes import end_processes, join_processes
 from training.quiet_logs import error_line, quiet_logs
 from training.samples import MOST_UNREADABLE_IN_A_ROW, UnreadableSample
 from training.settings import SettingsError, at_least, parse_overrides, parse_settings, setting
+from training.shared_folder import check_shared
 from training.tokens import AudioTokens, ImageTokens, Variant, weights_hash
 
 
@@ -269,11 +270,12 @@ def run(settings: TokenizeSettings, data: DataSettings, accelerator: Accelerator
     )
     if isinstance(tokens, AudioTokens) and (settings.flips or settings.crops):
         raise SettingsError("flips and crops are of pictures: sound is taken whole, as it is")
+    folder = Path(settings.output)
+    check_shared(accelerator, folder, "output")
     # All of them, before hours go into the first.
     sources = [_limited(source, data) for source in open_splits(data, settings.splits, "splits")]
     if accelerator.is_main_process:
         logging.info(_counts(settings.splits, sources, data))
-    folder = Path(settings.output)
     plan = make_plan(settings, data, weights_hash(model))
     if accelerator.is_main_process:
         check_manifest(folder, plan)

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from tests.training.test_checkpoints import equal, everything
+from training import launch
 from training.checkpoints import list_checkpoints
-from training.preemption import Stopped, StopRequest, shield_worker
+from training.preemption import Stopped, StopRequest, deaf_to_signals, shield_worker
+from training.settings import LoopSettings
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -26,6 +28,23 @@ def test_a_signal_is_noted_and_handlers_come_back(number, capfd):
                 time.sleep(1)
     assert signal.getsignal(number) == former
     assert f"{number.name}: finishing the step" in capfd.readouterr().err
+
+
+def test_an_interrupt_outside_the_training_is_one_line(monkeypatch, caplog):
+    """While data are opened, or the second one while a step is finished."""
+
+    def interrupted(settings, *args):
+        with deaf_to_signals():
+            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+    monkeypatch.setattr(launch, "train", interrupted)
+    monkeypatch.setattr(launch, "ignore_signals", lambda: None)
+    monkeypatch.setattr("sys.argv", ["train.py", "tracker=none"])
+    with caplog.at_level("INFO"), pytest.raises(SystemExit) as end:
+        launch.run({"loop": LoopSettings}, lambda: None, "")
+    assert end.value.code == 130 and "interrupted: resume=latest" in caplog.text
 
 
 def test_a_worker_ends_for_its_parent_and_for_nobody_else():

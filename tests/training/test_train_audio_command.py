@@ -23,6 +23,7 @@ from training.audio_recipe import (
     build_audio_recipe,
     si_sdr,
 )
+from training.export_checkpoint import export_checkpoint
 from training.settings import SettingsError, parse_settings
 from training.spectrogram_picture import draw_spectrograms
 from training.weight_norm_start import start_from_data
@@ -86,6 +87,9 @@ def test_train_resume_publish_and_load(tmp_path, hub):
     assert "at step 4" in again.stderr and f"published: {hub.url}/org/voices" in again.stderr
     assert {"modeling_simvq_audio.py", "samples/original.wav"} <= set(hub.files("org/voices"))
 
+    exported = export_checkpoint(run / "checkpoints" / "step-00000006", tmp_path / "exported")
+    for name in ("model.safetensors", "preprocessor_config.json"):
+        assert (exported / name).read_bytes() == (run / "model" / name).read_bytes()
     model = AutoModelForAudioTokenization.from_pretrained(run / "model")
     extractor = AutoFeatureExtractor.from_pretrained(run / "model")
     assert isinstance(model, SimVQAudioModel) and not model.quantizer.basis.requires_grad

@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 import modeling_simvq  # noqa: F401  (registers the Auto classes)
+from training.export_checkpoint import export_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = """
@@ -79,6 +80,19 @@ def test_train_with_lpips_resume_and_load(photos, tmp_path):
     run = tmp_path / "run"
     output = launch(photos, "perceptual=vgg", "max_steps=4", "seed=4", "--resume", "latest")
     assert "at step 2" in output
+    # What was changed is said and kept; figures are in the plain log; the run is marked as finished.
+    assert "resume: from step 2 on: max_steps 2 -> 4" in output
+    record = json.loads((run / "settings.json").read_text())
+    assert record["max_steps"] == 4 and record["changes"][0]["max_steps"] == [2, 4]
+    assert "step 3 of 4: loss " in output and "perceptual" in output
+    assert json.loads((run / "finished.json").read_text()) == {"step": 4}
+    shown = json.loads((run / "model" / "training_settings.json").read_text())
+    assert shown["trained_steps"] == 4 and str(photos) not in json.dumps(shown)
+    assert (run / "best_model" / "model.safetensors").is_file()
+    assert not [path for path in run.iterdir() if path.name.startswith((".", "aside"))]
+    exported = export_checkpoint(run, tmp_path / "exported")
+    for name in ("model.safetensors", "config.json", "preprocessor_config.json", "evaluation.json"):
+        assert (exported / name).read_bytes() == (run / "model" / name).read_bytes(), name
     lines = [json.loads(line) for line in (run / "figures.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4]
     assert lines[0]["lpips"] > 0
