@@ -1,4 +1,4 @@
-"""What a finished run leaves beside its model for readers, and its way to the Hub."""
+"""What a run leaves beside its models for readers, and the way of the last one to the Hub."""
 
 import json
 from pathlib import Path
