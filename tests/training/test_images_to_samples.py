@@ -1,5 +1,6 @@
 """The README's way from images to samples, its very commands, at toy size."""
 
+import contextlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from PIL import Image
 from transformers import AutoModel
 
 import modeling_simvq  # noqa: F401  (registers the models)
+from training.export_checkpoint import export_checkpoint
 from training.image_data import decode_image, image_to_pixels
 
 REPOSITORY = Path(__file__).parents[2]
@@ -124,6 +126,13 @@ def test_images_to_samples(photos, tmp_path, hub, monkeypatch):
     assert figures[-1]["loss"] == pytest.approx(float(loss), rel=1e-5)
     sheet = Image.open(run_folder / "samples/step-00000006.png")
     assert sheet.size == (2 * 34 + 2, 3 * 34 + 2)
+
+    with contextlib.chdir(tmp_path):  # the tokenizer was named from there
+        exported = export_checkpoint(run_folder, tmp_path / "exported")
+    assert exported.name == "pipeline"
+    for part in ("tokenizer", "transformer"):
+        weights = f"{part}/model.safetensors"
+        assert (exported / weights).read_bytes() == (run_folder / "pipeline" / weights).read_bytes()
 
     assert f"published: {hub.url}/org/made" in output
     files = hub.files("org/made")

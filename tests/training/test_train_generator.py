@@ -23,6 +23,8 @@ from modeling_simvq import (
     SimVQImageModel,
 )
 from tests.training.generator_runs import GROUPS, train_here, write_picture_codes, write_split
+from training.checkpoints import CheckpointError
+from training.export_checkpoint import export_checkpoint
 from training.generator_recipe import (
     GeneratorLoopSettings,
 )
@@ -83,6 +85,13 @@ def test_resume_goes_on_bit_for_bit(run, picture_codes, tmp_path):
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
     averages = [tmp_path / folder / "model/model.safetensors" for folder in ("whole", "run")]
     assert averages[0].read_bytes() == averages[1].read_bytes()
+    exported = export_checkpoint(tmp_path / "run", tmp_path / "exported")
+    assert (exported / "model.safetensors").read_bytes() == averages[0].read_bytes()
+    assert (exported / "config.json").read_bytes() == averages[1].with_name(
+        "config.json"
+    ).read_bytes()
+    with pytest.raises(CheckpointError, match="hidden_size was 32 and is now 64 "):
+        run(picture_codes, max_steps=7, resume="latest", hidden_size=64, **same)
 
 
 def test_weight_decay_spares_vectors(run, picture_codes):
