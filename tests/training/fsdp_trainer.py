@@ -24,7 +24,7 @@ _save_model, _backward = Trainer._save_model, LossStepper._backward
 _losses = 0
 
 
-def say_shares(trainer: Trainer) -> None:
+def say_shares(trainer: Trainer, *args, **options) -> None:
     """Before the model is saved: how much of everything this rank has held."""
     state = trainer.stepper.optimizers["generator"].state_dict()["state"]
     moments = [values["exp_avg"] for values in state.values()]
@@ -36,7 +36,7 @@ def say_shares(trainer: Trainer) -> None:
     ]
     # A file each: lines of two ranks on one pipe may run into each other.
     (trainer.output_dir / f"shares-{dist.get_rank()}.json").write_text(json.dumps(shares))
-    _save_model(trainer)
+    _save_model(trainer, *args, **options)
 
 
 def make_trouble(stepper: LossStepper, loss) -> None:
