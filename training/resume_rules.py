@@ -12,7 +12,7 @@ APPLIED = {
     *("gradient_checkpointing", "epochs", "max_steps", "learning_rate", "adam_betas"),
     *("weight_decay", "lr_schedule", "warmup_steps", "min_learning_rate", "max_grad_norm"),
     *("ema_decay", "log_every", "validate_every", "save_every", "keep_checkpoints", "resume"),
-    *("tracker", "max_bad_steps", "push_to_hub", "hub_model_id", "hub_private"),
+    *("tracker", "max_bad_steps", "push_to_hub", "hub_model_id", "hub_private", "hub_license"),
     # The data: the run continues with them at the same place of its epoch.
     *("dataset", "config_name", "revision", "train_split", "validation_split", "streaming"),
     *("shuffle_buffer", "num_workers", "max_train_samples", "max_validation_samples"),

@@ -182,7 +182,12 @@ def test_mixed_precision_may_change(make_trainer):
     fp16 = torch.amp.GradScaler("cpu", init_scale=4.0)
     for step, scaler in enumerate((None, fp16, None), 1):
         trainer = make_trainer(
-            {"validation": 0}, scaler=scaler, max_steps=step, resume="latest", keep_checkpoints=1
+            {"validation": 0},
+            scaler=scaler,
+            mixed_precision="fp16" if scaler else "no",
+            max_steps=step,
+            resume="latest",
+            keep_checkpoints=1,
         )
         trainer.train()
         assert trainer.progress.step == step and trainer.accelerator.scaler is scaler
