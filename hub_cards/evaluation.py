@@ -52,6 +52,14 @@ METRICS = {
     "bits_per_code": ("bits for a code", 3, -1),
     "code_perplexity": ("perplexity of a code", 1, -1),
 }
+# Distances between distributions of Inception's 2,048 features are biased upwards with few samples, about as
+# 1 / N: below some thousands the bias is as large as what systems differ by (Chong and Forsyth 2020), and below
+# 2,049 a covariance is not even of full rank. The Inception Score is biased downwards for the same reason.
+FEWEST_SAMPLES = 5_000
+OF_DISTRIBUTIONS = {"rfid", "gfid", "inception_score"}
+# Utilisation and perplexity say something of the codebook where the tokens could reach nearly all of it.
+LEAST_REACHABLE = 0.99
+OF_CODES = {"utilisation", "perplexity"}
 SOURCES = {
     "measured": "measured with this repository's code",
     "training": "measured by the training run's own validation",
@@ -86,15 +94,62 @@ class Evaluation:
     source: str = "measured"
     extra: dict = field(default_factory=dict, repr=False)
 
+    @property
+    def too_few(self) -> dict[str, str]:
+        """Metrics that so few samples do not settle, with the reason; nothing of the authors' figures."""
+        if self.source == "authors":
+            return {}
+        found = {}
+        counts = [self.samples, self.extra.get("reference_samples")]
+        count = min((n for n in counts if isinstance(n, int)), default=FEWEST_SAMPLES)
+        if count < FEWEST_SAMPLES:
+            reason = (
+                f"of {count:,} samples it is biased, to be compared with the same samples alone"
+            )
+            found |= {key: reason for key in self.metrics if key in OF_DISTRIBUTIONS}
+        reachable = self.metrics.get("reachable_utilisation", 1)
+        if reachable < LEAST_REACHABLE:
+            reason = (
+                f"so many tokens could reach {format_value('utilisation', reachable)} of the codes"
+            )
+            found |= {key: reason for key in self.metrics if key in OF_CODES}
+        return found
+
+    @property
+    def indexed(self) -> dict[str, float]:
+        """The metrics that may stand beside those of other systems, in a card's model-index."""
+        left_out = {
+            *self.too_few,
+            "reachable_utilisation",
+        }  # the latter is the data's, not the model's
+        return {key: value for key, value in self.metrics.items() if key not in left_out}
+
+    def warnings(self) -> list[str]:
+        """Sentences about the metrics that too few samples do not settle."""
+        reasons: dict[str, list[str]] = {}
+        for key, reason in self.too_few.items():
+            reasons.setdefault(reason, []).append(METRICS[key][0])
+        return [f"{' and '.join(names)}: {reason}." for reason, names in reasons.items()]
+
     def ordered_keys(self) -> list[str]:
         """Keys of the metrics in the order of METRICS, unknown ones at the end."""
         order = list(METRICS)
         return sorted(self.metrics, key=lambda k: (order.index(k) if k in order else len(order), k))
 
-    def rows(self) -> list[tuple[str, str]]:
-        """Metric names and values as text, in the order of METRICS."""
-        keys = self.ordered_keys()
-        return [(metric_name(key), format_value(key, self.metrics[key])) for key in keys]
+    def rows(self, intervals: bool = False) -> list[tuple[str, str]]:
+        """Metric names and values as text, in the order of METRICS.
+
+        Args:
+            intervals: with the half width of the 95 % interval, where there is one.
+        """
+        rows, halves = [], self.extra.get("intervals") if intervals else None
+        for key in self.ordered_keys():
+            value = format_value(key, self.metrics[key])
+            half = halves.get(key) if isinstance(halves, dict) else None
+            if isinstance(half, (int, float)) and not isinstance(half, bool):
+                value += f" ± {half:.2g}"
+            rows.append((metric_name(key), value))
+        return rows
 
 
 def metric_name(key: str) -> str:
@@ -146,6 +201,7 @@ def write_evaluations(path: Path, evaluations: list[Evaluation]) -> None:
                 "metrics": evaluation.metrics,
                 "protocol": evaluation.protocol,
                 "source": evaluation.source,
+                **({"too_few_samples": evaluation.too_few} if evaluation.too_few else {}),
                 **evaluation.extra,
             }
         )
@@ -182,6 +238,8 @@ def _parse(item, path: Path) -> Evaluation:
         protocol=str(item.get("protocol", "")),
         source=source,
         extra={
-            k: v for k, v in item.items() if k not in ("dataset", "metrics", "protocol", "source")
+            key: value
+            for key, value in item.items()
+            if key not in ("dataset", "metrics", "protocol", "source", "too_few_samples")
         },
     )

@@ -212,7 +212,7 @@ def eval_results(evaluations: list[Evaluation], task_type: str, task_name: str) 
             source_url=PAPER if evaluation.source == "authors" else None,
         )
         for evaluation in evaluations
-        for key, value in evaluation.metrics.items()
+        for key, value in evaluation.indexed.items()
     ]
 
 

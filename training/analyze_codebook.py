@@ -32,7 +32,13 @@ from training.audio_data import AudioDataConfig, build_audio_dataloader
 from training.code_statistics import CodeCounter, latent_statistics
 from training.codebook_figures import CodebookFindings, write_results
 from training.data_source import DataSettings
-from training.image_data import ImageDataConfig, build_image_dataloader
+from training.evaluated_data import (
+    EvaluatedImages,
+    at_trained_resolution,
+    data_name,
+    evaluated_split,
+)
+from training.image_data import build_image_dataloader
 from training.processes import end_processes, join_processes
 from training.quiet_logs import quiet_logs
 from training.samples import sample_counts
@@ -61,8 +67,8 @@ class AnalysisSettings:
 
 
 @dataclass
-class AnalysedImages(ImageDataConfig):
-    """The pictures."""
+class AnalysedImages(EvaluatedImages):
+    """The images."""
 
     dataset: str = setting("", "Hub id, folder, parquet or arrow file or folder; none by default")
 
@@ -284,10 +290,12 @@ def run(settings: AnalysisSettings, data: DataSettings, accelerator: Accelerator
     models = [find_model(name) for name in given]
     if settings.output is None and (len(models) > 1 or not Path(models[0]).is_dir()):
         raise SettingsError("output: name a folder for the results, output=...")
+    if data.dataset:
+        data.validation_split = evaluated_split(data)
     if data.dataset and data.validation_split is None:
         raise SettingsError("validation_split: name the split to encode")
     kind = "simvq_audio" if isinstance(data, AudioDataConfig) else "simvq_image"
-    findings = []
+    findings, notes = [], []
     for folder, name in zip(models, names_of(models), strict=True):
         model = AutoModel.from_pretrained(folder).eval().to(accelerator.device)
         if model.config.model_type != kind:
@@ -296,7 +304,10 @@ def run(settings: AnalysisSettings, data: DataSettings, accelerator: Accelerator
             )
         tokens = None
         if data.dataset:
-            loader = _loader(data, model, settings.batch_size)
+            used, note = _data_of(data, model, folder)
+            if note:
+                notes.append(f"{name} at {note}")
+            loader = _loader(used, settings.batch_size)
             if accelerator.is_main_process and not findings:
                 logging.info(
                     sample_counts(data, {f"{{}} of split {data.validation_split}": loader})
@@ -306,21 +317,26 @@ def run(settings: AnalysisSettings, data: DataSettings, accelerator: Accelerator
             findings.append(analyse(model, name, tokens, read_history(folder)))
     if accelerator.is_main_process:
         folder = Path(settings.output or Path(models[0]) / "codebook_analysis")
-        # Of a local folder the name alone: a page that is shared need not tell where it lay.
-        place = data.dataset if is_hub_id(data.dataset) else Path(data.dataset).name
-        source = f"{place}, {data.validation_split}" if data.dataset else None
+        source = None
+        if data.dataset:
+            source = ", ".join([data_name(data, data.validation_split)[0], *notes])
         print(write_results(folder, findings, source))
         print(f"codebook.md, codebook.json and the figures are in {folder}")
     end_processes(accelerator)
 
 
-def _loader(data: DataSettings, model: nn.Module, batch_size: int) -> DataLoader:
-    build = build_image_dataloader
+def _data_of(data: DataSettings, model: nn.Module, folder: str) -> tuple[DataSettings, str]:
+    """The data at the model's sampling rate, or at its resolution; and words for the latter."""
     if isinstance(data, AudioDataConfig):
-        data, build = (
-            dataclasses.replace(data, sampling_rate=model.config.sampling_rate),
-            build_audio_dataloader,
-        )
+        return dataclasses.replace(data, sampling_rate=model.config.sampling_rate), ""
+    data = dataclasses.replace(data)  # each model has its own
+    trained, used = at_trained_resolution(data, folder), data.resolution
+    note = f" (trained at {trained} x {trained})" if trained not in (None, used) else ""
+    return data, f"{used} x {used} pixels{note}"
+
+
+def _loader(data: DataSettings, batch_size: int) -> DataLoader:
+    build = build_audio_dataloader if isinstance(data, AudioDataConfig) else build_image_dataloader
     return build(data, data.validation_split, batch_size=batch_size, train=False, seed=0)
 
 

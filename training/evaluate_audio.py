@@ -2,7 +2,7 @@
 
 accelerate launch training/evaluate_audio.py model=me/my-tokenizer output=results
 accelerate launch training/evaluate_audio.py model=runs/mine/model dataset=path/to/recordings \\
-    config_name=null validation_split=train
+    config_name=null
 
 Recordings are taken whole, one at a time. The figures go to evaluation.json and evaluation.md, for a local
 model beside it, where hub_cards/push_to_hub.py finds them.
@@ -30,6 +30,12 @@ from hub_cards.evaluation import Evaluation, metric_name
 from hub_cards.model_card import is_hub_id
 from training.audio_data import AudioDataConfig, decode_audio
 from training.code_statistics import CodeCounter
+from training.evaluated_data import (
+    data_name,
+    evaluated_split,
+    join_sentences,
+    measured_on,
+)
 from training.evaluation_report import (
     Findings,
     Fingerprint,
@@ -57,6 +63,9 @@ class AudioEvaluationSettings:
         list(LOADERS), f"of {', '.join(LOADERS)}; vuv_f1 takes longest without a GPU"
     )
     utmos_weights: str | None = setting(None, "file of UTMOS's weights; downloaded by default")
+    data_name: str | None = setting(
+        None, "what to call the evaluated data; by default their Hub id, or their folder's name"
+    )
     output: str | None = setting(
         None, "folder of evaluation.json and evaluation.md; a local model's own by default"
     )
@@ -184,6 +193,7 @@ def main() -> None:
 
 def run(settings: AudioEvaluationSettings, data: AudioDataConfig, accelerator: Accelerator) -> None:
     """Evaluate and write the results."""
+    data.validation_split = evaluated_split(data)
     if data.validation_split is None:
         raise SettingsError("validation_split: name the split to evaluate on")
     folder = report_folder(settings.model, settings.output)
@@ -207,19 +217,22 @@ def run(settings: AudioEvaluationSettings, data: AudioDataConfig, accelerator: A
     findings = evaluate(model, recordings, accelerator, metrics)
     if findings is not None:
         on_hub = is_hub_id(data.dataset)
-        protocol = (
+        name, split = data_name(data, data.validation_split, settings.data_name)
+        where = (data, data.validation_split, findings.samples, "recording", settings.model)
+        protocol = join_sentences(
+            measured_on(*where, settings.data_name),
             f"Whole recordings at {rate:,} Hz, mono. Reconstructions clipped at 0.99 and rounded to 16 bits. "
             "At 16 kHz (soxr HQ), except STOI; all but the MOS predictors on both signals cut to the "
             "shorter. PESQ: wide band, of the package pesq. STOI: pystoi, not extended. V/UV F1: CREPE "
             "(full), 50 to 550 Hz, periodicity 0.21, silence -60 dB, a mean over recordings. UTMOS: strong "
-            "learner. Bitrate: tokens a second times log2 K."
+            "learner. Bitrate: tokens a second times log2 K.",
         )
         evaluation = Evaluation(
-            dataset=f"{data.dataset if on_hub else 'local files'}, {data.validation_split}",
+            dataset=name,
             metrics=findings.metrics,
             dataset_id=data.dataset if on_hub else None,
             config=data.config_name if on_hub else None,
-            split=data.validation_split,
+            split=split,
             samples=findings.samples,
             protocol=protocol,
             extra={

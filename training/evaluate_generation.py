@@ -25,6 +25,14 @@ from torch.utils.data import DataLoader
 from hub_cards.evaluation import Evaluation
 from hub_cards.model_card import is_hub_id
 from training.evaluate_image import to_bytes
+from training.evaluated_data import (
+    EvaluatedImages,
+    data_name,
+    join_sentences,
+    resolution_note,
+    set_resolution,
+    trained_resolution,
+)
 from training.evaluation_report import (
     Findings,
     Fingerprint,
@@ -34,7 +42,7 @@ from training.evaluation_report import (
     write_report,
 )
 from training.float64 import to_float64
-from training.generated_pictures import Generated, from_files, from_pipeline
+from training.generated_pictures import Generated, first_side, from_files, from_pipeline
 from training.generation_figures import ClassGrid, write_neighbours
 from training.image_data import ImageDataConfig, build_image_dataloader
 from training.inception import (
@@ -72,6 +80,9 @@ class GenerationEvaluationSettings:
     top_k: int = setting(0, "sample among so many codes; 0 among all")
     top_p: float = setting(1.0, "sample among the likeliest codes of this probability")
     seed: int = setting(0, "seed of sampling")
+    data_name: str | None = setting(
+        None, "what to call the real pictures; by default their Hub id, or their folder's name"
+    )
     reference: str = setting("train", "split that gFID compares with: train or validation")
     neighbours: int = setting(500, "samples whose nearest training pictures are sought; 0 for none")
     inception_score: bool = setting(True, "Inception Score, if its classifier can be downloaded")
@@ -229,13 +240,15 @@ def evaluate(
             for title, searches in groups.items():
                 rows[title] |= {n: (s.pictures, s.distances) for n, s in searches.items()}
             write_neighbours(folder / "neighbours.png", rows)
-    return Findings(metrics, {}, taken.count, str(reference.fingerprint))
+    return Findings(
+        metrics, {}, taken.count, str(reference.fingerprint), reference_samples=reference.count
+    )
 
 
 def main() -> None:
     """Command line."""
     quiet_logs()
-    groups = {"evaluation": GenerationEvaluationSettings, "data": ImageDataConfig}
+    groups = {"evaluation": GenerationEvaluationSettings, "data": EvaluatedImages}
     try:
         groups = parse_settings(groups, __doc__)
         run(groups["evaluation"], groups["data"], join_processes())
@@ -254,11 +267,17 @@ def run(
             folder = report_folder(settings.pipeline, settings.output)
         except SettingsError as error:
             raise SettingsError(str(error).replace("model: ", "pipeline: ")) from error
+    pipe = _pipeline(settings, accelerator)
+    if pipe is not None:
+        own = trained_resolution(pipe.processor)
+    else:
+        own = first_side(data, settings.pictures, settings.pictures_split)
+    set_resolution(data, own, settings.pipeline or settings.pictures)
     real = _real_pictures(settings, data, accelerator)
     if accelerator.is_main_process:
         loaders = {"training {}": real.train, "held-out {}": real.held_out}
         logging.info(sample_counts(data, loaders))
-    generated = _generated(settings, data, accelerator)
+    generated = _generated(settings, data, accelerator, pipe)
     classifier, notes = _classifier(accelerator) if settings.inception_score else (None, [])
     if accelerator.is_main_process:
         logging.info(f"{accelerator.num_processes} process(es) on {accelerator.device.type}")
@@ -274,7 +293,7 @@ def run(
     )
     if findings is not None:
         extra = {"device": accelerator.device.type, "notes": notes}
-        report = _report(settings, data, findings, **extra)
+        report = _report(settings, data, findings, own, **extra)
         write_report(folder, report, "picture")
         print(f"Pictures: {folder / 'samples.png'}", end="")
         print(f", {folder / 'neighbours.png'}" if settings.neighbours else "")
@@ -297,17 +316,26 @@ def _classifier(accelerator: Accelerator) -> tuple[nn.Module | None, list[str]]:
     return None, [note]
 
 
-def _generated(
-    settings: GenerationEvaluationSettings, data: ImageDataConfig, accelerator: Accelerator
-) -> Generated:
-    if settings.pictures is not None:
-        return from_files(
-            data, settings.pictures, settings.pictures_split, settings.samples, settings.batch_size
-        )
+def _pipeline(settings: GenerationEvaluationSettings, accelerator: Accelerator):
+    if settings.pipeline is None:
+        return None
     from modeling_simvq import SimVQImagePipeline  # needs diffusers
 
     pipe = SimVQImagePipeline.from_pretrained(settings.pipeline).to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _generated(
+    settings: GenerationEvaluationSettings,
+    data: ImageDataConfig,
+    accelerator: Accelerator,
+    pipe=None,
+) -> Generated:
+    if pipe is None:
+        return from_files(
+            data, settings.pictures, settings.pictures_split, settings.samples, settings.batch_size
+        )
     return from_pipeline(
         pipe,
         settings.samples,
@@ -355,32 +383,41 @@ def _real_pictures(
 
 
 def _report(
-    settings: GenerationEvaluationSettings, data: ImageDataConfig, findings: Findings, **extra
+    settings: GenerationEvaluationSettings,
+    data: ImageDataConfig,
+    findings: Findings,
+    own: int | None,
+    **extra,
 ) -> Evaluation:
     on_hub = is_hub_id(data.dataset)
     split = data.train_split if settings.reference == "train" else data.validation_split
-    protocol = (
+    name, named_split = data_name(data, split, settings.data_name)
+    protocol = join_sentences(
+        resolution_note(data.resolution, own),
         f"Real pictures: short side to {data.resolution} pixels (bilinear, antialiased), centre crop; "
         "generated ones likewise where they are larger or smaller; all rounded to 8 bits. gFID: "
         f"torch-fidelity's Inception (2015-12-05, 2048 features), generated pictures against {split} of the "
         "data set. Inception Score: mean over ten parts. Nearest training pictures: Euclidean distance of "
         "those features, and root mean square difference in grey levels (0 to 255) of pictures averaged to at "
         f"most 32 x 32; medians over {min(settings.neighbours, findings.samples):,} samples, and over held-out "
-        "real pictures as the yardstick. Of new pictures about 0.05 lie nearer than 95 % of held-out ones do."
+        "real pictures as the yardstick. Of new pictures about 0.05 lie nearer than 95 % of held-out ones do.",
     )
     made = {"pictures": "made before, from files"}
     if settings.pipeline is not None:
         made = _sampling(settings) | {"seed": settings.seed, "classes": "each in turn"}
     return Evaluation(
-        dataset=f"{data.dataset if on_hub else 'local files'}, {split}",
+        dataset=name,
         metrics=findings.metrics,
         dataset_id=data.dataset if on_hub else None,
-        config=data.config_name,
-        split=split,
+        config=data.config_name if on_hub else None,
+        split=named_split,
         samples=findings.samples,
         protocol=protocol,
         extra={
             "fingerprint": findings.fingerprint,
+            "reference_samples": findings.reference_samples,
+            "evaluated_at": data.resolution,
+            "trained_at": own,
             "notes": extra.pop("notes"),
             "settings": made
             | {

@@ -1,7 +1,7 @@
 """Evaluate an image tokenizer by the paper's protocol: rFID, LPIPS, PSNR, SSIM, utilisation.
 
 accelerate launch training/evaluate_image.py model=me/my-tokenizer
-accelerate launch training/evaluate_image.py model=runs/mine/model dataset=path/to/photos validation_split=train
+accelerate launch training/evaluate_image.py model=runs/mine/model dataset=path/to/held_out
 
 The figures go to evaluation.json and evaluation.md, for a local model beside it, where hub_cards/push_to_hub.py
 finds them.
@@ -24,6 +24,15 @@ from transformers import AutoModel
 from hub_cards.evaluation import Evaluation
 from hub_cards.model_card import is_hub_id
 from training.code_statistics import CodeCounter
+from training.evaluated_data import (
+    EvaluatedImages,
+    at_trained_resolution,
+    data_name,
+    evaluated_split,
+    join_sentences,
+    measured_on,
+    resolution_note,
+)
 from training.evaluation_report import (
     Findings,
     Fingerprint,
@@ -55,6 +64,9 @@ class ImageEvaluationSettings:
     batch_size: int = setting(64, "pictures at a time, per process")
     fid: bool = setting(True, "rFID (needs the Inception network's weights)")
     lpips: list[str] = setting(["alex", "vgg"], "networks of LPIPS; [] for none")
+    data_name: str | None = setting(
+        None, "what to call the evaluated data; by default their Hub id, or their folder's name"
+    )
     output: str | None = setting(
         None, "folder of evaluation.json and evaluation.md; a local model's own by default"
     )
@@ -173,7 +185,7 @@ def to_bytes(pixels: Tensor) -> Tensor:
 def main() -> None:
     """Command line."""
     quiet_logs()
-    groups = {"evaluation": ImageEvaluationSettings, "data": ImageDataConfig}
+    groups = {"evaluation": ImageEvaluationSettings, "data": EvaluatedImages}
     try:
         groups = parse_settings(groups, __doc__)
         run(groups["evaluation"], groups["data"], join_processes())
@@ -189,6 +201,7 @@ def main() -> None:
 
 def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: Accelerator) -> None:
     """Evaluate and write the results."""
+    data.validation_split = evaluated_split(data)
     if data.validation_split is None:
         raise SettingsError("validation_split: name the split to evaluate on")
     networks = {f"LPIPS (lpips=[{net}])": LPIPS[net] for net in settings.lpips}
@@ -199,6 +212,7 @@ def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: A
         raise SettingsError(f"model: {settings.model} is no image tokenizer")
     if accelerator.is_main_process:
         logging.info(f"{accelerator.num_processes} process(es) on {accelerator.device.type}")
+    trained = at_trained_resolution(data, settings.model)
     loader = build_image_dataloader(
         data, data.validation_split, batch_size=settings.batch_size, train=False, seed=0
     )
@@ -211,24 +225,31 @@ def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: A
     )
     if findings is not None:
         on_hub = is_hub_id(data.dataset)
-        protocol = (
-            f"Short side to {data.resolution} pixels (bilinear, antialiased), centre crop. PSNR, SSIM "
+        name, split = data_name(data, data.validation_split, settings.data_name)
+        where = (data, data.validation_split, findings.samples, "image", settings.model)
+        protocol = join_sentences(
+            measured_on(*where, settings.data_name),
+            f"Short side to {data.resolution} pixels (bilinear, antialiased), centre crop.",
+            resolution_note(data.resolution, trained),
+            "PSNR, SSIM "
             "(skimage, 7 x 7 uniform window) and rFID on pictures rounded to 8 bits. PSNR, SSIM and LPIPS are "
             "means over pictures, PSNR also over batches of 64, as the paper's script has it. rFID: "
-            "torch-fidelity's Inception (2015-12-05, 2048 features) against the same pictures."
+            "torch-fidelity's Inception (2015-12-05, 2048 features) against the same pictures.",
         )
         evaluation = Evaluation(
-            dataset=f"{data.dataset if on_hub else 'local files'}, {data.validation_split}",
+            dataset=name,
             metrics=findings.metrics,
             dataset_id=data.dataset if on_hub else None,
-            config=data.config_name,
-            split=data.validation_split,
+            config=data.config_name if on_hub else None,
+            split=split,
             samples=findings.samples,
             protocol=protocol,
             extra={
                 "intervals": findings.intervals,
                 "unreadable": findings.unreadable,
                 "fingerprint": findings.fingerprint,
+                "evaluated_at": data.resolution,
+                "trained_at": trained,
                 "settings": {
                     "resolution": data.resolution,
                     "batch_size": settings.batch_size,

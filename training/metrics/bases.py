@@ -16,13 +16,18 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
+from training.evaluate_image import to_bytes
 from training.speech_metrics import KEYS, LOADERS, SpeechPair, as_written
 
+# Decoders give a little more than [-1, 1]; pixels in [0, 255] are a mistake.
+MOST_OVERSHOOT = 1.0
 PICTURES = """
-    predictions, references: reconstructions and originals, 8-bit RGB as PIL pictures or arrays (H, W, 3).
+    predictions, references: reconstructions and originals, RGB: tensors (B, 3, H, W) in [-1, 1] as models give
+        them, which are rounded to 8 bits, or lists of PIL images, 8-bit arrays (H, W, 3) or tensors (3, H, W).
 """
 SPEECH = """
-    predictions, references: reconstructions and originals, mono waveforms in [-1, 1].
+    predictions, references: reconstructions and originals, mono, in [-1, 1]: tensors (B, 1, L) as models give
+        them, or lists of waveforms (L,).
     sampling_rate: of all of them, in Hz.
 """
 
@@ -48,11 +53,76 @@ def pixels(picture: Image.Image) -> Tensor:
     return values.permute(2, 0, 1)[None] / 127.5 - 1
 
 
-class PictureMetric(evaluate.Metric):
-    """A mean over pictures."""
+class TakesTensors:
+    """Gives evaluate.Metric what its features can hold: `row` of each sample, whatever it came as."""
+
+    row: Callable
+
+    def add_batch(self, **batch) -> None:
+        """As evaluate.Metric has it, which calls this from compute."""
+        rows = {
+            name: values if values is None else [self.row(value) for value in values]
+            for name, values in batch.items()
+        }
+        super().add_batch(**rows)
+
+    def add(self, **samples) -> None:
+        """As evaluate.Metric has it."""
+        super().add(**{name: self.row(value) for name, value in samples.items()})
+
+
+def image_row(image):
+    """An image for datasets.Image: a PIL image or an 8-bit array as it is, of a tensor (3, H, W) the array.
+
+    Raises:
+        ValueError: if it is none of these, or a tensor is not in [-1, 1].
+    """
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or len(image) != 3:
+            raise ValueError(
+                f"a tensor must be (3, H, W), or (B, 3, H, W) in all, got {tuple(image.shape)}"
+            )
+        if image.is_floating_point():
+            if not image.detach().abs().max() <= 1 + MOST_OVERSHOOT:
+                raise ValueError("tensors of floating point must lie in [-1, 1]")
+            image = to_bytes(image.detach().clamp(-1, 1))
+        elif image.dtype != torch.uint8:
+            raise ValueError(
+                f"tensors must be uint8, or floating point in [-1, 1], got {image.dtype}"
+            )
+        return image.permute(1, 2, 0).cpu().numpy()
+    if isinstance(image, np.ndarray) and image.dtype != np.uint8:
+        raise ValueError(
+            f"arrays must be uint8 (H, W, 3), got {image.dtype}: others as tensors in [-1, 1]"
+        )
+    return image
+
+
+def waveform_row(waveform) -> np.ndarray:
+    """A mono waveform (L,), from one with a dimension for the channel or without.
+
+    Raises:
+        ValueError: if it has several channels.
+    """
+    if isinstance(waveform, Tensor):
+        waveform = waveform.detach().float().cpu().numpy()
+    waveform = np.asarray(waveform, dtype=np.float32)
+    if waveform.size != waveform.shape[-1]:
+        raise ValueError(f"a waveform must be mono, (L,) or (1, L), got {waveform.shape}")
+    return waveform.reshape(-1)
+
+
+class ImageMetric(TakesTensors, evaluate.Metric):
+    """A metric of images."""
+
+    row = staticmethod(image_row)
 
     def _info(self) -> evaluate.MetricInfo:
         return metric_info(type(self).__doc__, PICTURES, datasets.Image())
+
+
+class PictureMetric(ImageMetric):
+    """A mean over pictures."""
 
     def _compute(self, predictions, references, **options) -> dict[str, float]:
         measure = self.prepare(**options)
@@ -66,8 +136,10 @@ class PictureMetric(evaluate.Metric):
         """A function of original and reconstruction, (1, 3, H, W) in [-1, 1]."""
 
 
-class SpeechMetric(evaluate.Metric):
+class SpeechMetric(TakesTensors, evaluate.Metric):
     """A mean over recordings, of those that have the metric; `failures` counts the others."""
+
+    row = staticmethod(waveform_row)
 
     def _info(self) -> evaluate.MetricInfo:
         feature = datasets.List(datasets.Value("float32"))

@@ -1,7 +1,5 @@
 """FID of reconstructions."""
 
-import datasets
-import evaluate
 import torch
 from torch.nn import Identity
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -12,14 +10,11 @@ from training.inception import load_inception
 from training.metrics import bases
 
 
-class Rfid(evaluate.Metric):
+class Rfid(bases.ImageMetric):
     """rFID: Frechet distance of Inception's features (2015-12-05, 2048) of reconstructions and their originals.
 
     Not gFID, which compares generated pictures with a data set.
     """
-
-    def _info(self) -> evaluate.MetricInfo:
-        return bases.metric_info(type(self).__doc__, bases.PICTURES, datasets.Image())
 
     @torch.no_grad()
     def _compute(self, predictions, references) -> dict[str, float]:
