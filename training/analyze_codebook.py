@@ -32,12 +32,7 @@ from training.audio_data import AudioDataConfig, build_audio_dataloader
 from training.code_statistics import CodeCounter, latent_statistics
 from training.codebook_figures import CodebookFindings, write_results
 from training.data_source import DataSettings
-from training.evaluated_data import (
-    EvaluatedImages,
-    at_trained_resolution,
-    data_name,
-    evaluated_split,
-)
+from training.evaluated_data import EvaluatedImages, at_trained_resolution, evaluated_on
 from training.image_data import build_image_dataloader
 from training.processes import end_processes, join_processes
 from training.quiet_logs import quiet_logs
@@ -290,9 +285,10 @@ def run(settings: AnalysisSettings, data: DataSettings, accelerator: Accelerator
     models = [find_model(name) for name in given]
     if settings.output is None and (len(models) > 1 or not Path(models[0]).is_dir()):
         raise SettingsError("output: name a folder for the results, output=...")
-    if data.dataset:
-        data.validation_split = evaluated_split(data)
-    if data.dataset and data.validation_split is None:
+    on = evaluated_on(data) if data.dataset else None
+    if on is not None:
+        data.validation_split = on.split
+    if on is not None and data.validation_split is None:
         raise SettingsError("validation_split: name the split to encode")
     kind = "simvq_audio" if isinstance(data, AudioDataConfig) else "simvq_image"
     findings, notes = [], []
@@ -317,9 +313,7 @@ def run(settings: AnalysisSettings, data: DataSettings, accelerator: Accelerator
             findings.append(analyse(model, name, tokens, read_history(folder)))
     if accelerator.is_main_process:
         folder = Path(settings.output or Path(models[0]) / "codebook_analysis")
-        source = None
-        if data.dataset:
-            source = ", ".join([data_name(data, data.validation_split)[0], *notes])
+        source = ", ".join([on.name, *notes]) if on is not None else None
         print(write_results(folder, findings, source))
         print(f"codebook.md, codebook.json and the figures are in {folder}")
     end_processes(accelerator)

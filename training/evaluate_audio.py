@@ -31,8 +31,7 @@ from hub_cards.model_card import is_hub_id
 from training.audio_data import AudioDataConfig, decode_audio
 from training.code_statistics import CodeCounter
 from training.evaluated_data import (
-    data_name,
-    evaluated_split,
+    evaluated_on,
     join_sentences,
     measured_on,
 )
@@ -193,7 +192,8 @@ def main() -> None:
 
 def run(settings: AudioEvaluationSettings, data: AudioDataConfig, accelerator: Accelerator) -> None:
     """Evaluate and write the results."""
-    data.validation_split = evaluated_split(data)
+    on = evaluated_on(data, settings.data_name)
+    data.validation_split = on.split
     if data.validation_split is None:
         raise SettingsError("validation_split: name the split to evaluate on")
     folder = report_folder(settings.model, settings.output)
@@ -217,10 +217,8 @@ def run(settings: AudioEvaluationSettings, data: AudioDataConfig, accelerator: A
     findings = evaluate(model, recordings, accelerator, metrics)
     if findings is not None:
         on_hub = is_hub_id(data.dataset)
-        name, split = data_name(data, data.validation_split, settings.data_name)
-        where = (data, data.validation_split, findings.samples, "recording", settings.model)
         protocol = join_sentences(
-            measured_on(*where, settings.data_name),
+            measured_on(on, data, findings.samples, "recording", settings.model),
             f"Whole recordings at {rate:,} Hz, mono. Reconstructions clipped at 0.99 and rounded to 16 bits. "
             "At 16 kHz (soxr HQ), except STOI; all but the MOS predictors on both signals cut to the "
             "shorter. PESQ: wide band, of the package pesq. STOI: pystoi, not extended. V/UV F1: CREPE "
@@ -228,11 +226,11 @@ def run(settings: AudioEvaluationSettings, data: AudioDataConfig, accelerator: A
             "learner. Bitrate: tokens a second times log2 K.",
         )
         evaluation = Evaluation(
-            dataset=name,
+            dataset=on.name,
             metrics=findings.metrics,
             dataset_id=data.dataset if on_hub else None,
             config=data.config_name if on_hub else None,
-            split=split,
+            split=on.named_split,
             samples=findings.samples,
             protocol=protocol,
             extra={

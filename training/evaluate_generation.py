@@ -27,7 +27,7 @@ from hub_cards.model_card import is_hub_id
 from training.evaluate_image import to_bytes
 from training.evaluated_data import (
     EvaluatedImages,
-    data_name,
+    evaluated_on,
     join_sentences,
     resolution_note,
     set_resolution,
@@ -391,7 +391,7 @@ def _report(
 ) -> Evaluation:
     on_hub = is_hub_id(data.dataset)
     split = data.train_split if settings.reference == "train" else data.validation_split
-    name, named_split = data_name(data, split, settings.data_name)
+    on = evaluated_on(data, settings.data_name, split)
     protocol = join_sentences(
         resolution_note(data.resolution, own),
         f"Real pictures: short side to {data.resolution} pixels (bilinear, antialiased), centre crop; "
@@ -406,11 +406,11 @@ def _report(
     if settings.pipeline is not None:
         made = _sampling(settings) | {"seed": settings.seed, "classes": "each in turn"}
     return Evaluation(
-        dataset=name,
+        dataset=on.name,
         metrics=findings.metrics,
         dataset_id=data.dataset if on_hub else None,
         config=data.config_name if on_hub else None,
-        split=named_split,
+        split=on.named_split,
         samples=findings.samples,
         protocol=protocol,
         extra={

@@ -27,8 +27,7 @@ from training.code_statistics import CodeCounter
 from training.evaluated_data import (
     EvaluatedImages,
     at_trained_resolution,
-    data_name,
-    evaluated_split,
+    evaluated_on,
     join_sentences,
     measured_on,
     resolution_note,
@@ -201,9 +200,11 @@ def main() -> None:
 
 def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: Accelerator) -> None:
     """Evaluate and write the results."""
-    data.validation_split = evaluated_split(data)
+    on = evaluated_on(data, settings.data_name)
+    data.validation_split = on.split
     if data.validation_split is None:
         raise SettingsError("validation_split: name the split to evaluate on")
+    trained = at_trained_resolution(data, settings.model)
     networks = {f"LPIPS (lpips=[{net}])": LPIPS[net] for net in settings.lpips}
     check_resolution(data.resolution, networks | {"SSIM": SSIM})
     folder = report_folder(settings.model, settings.output)
@@ -212,7 +213,6 @@ def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: A
         raise SettingsError(f"model: {settings.model} is no image tokenizer")
     if accelerator.is_main_process:
         logging.info(f"{accelerator.num_processes} process(es) on {accelerator.device.type}")
-    trained = at_trained_resolution(data, settings.model)
     loader = build_image_dataloader(
         data, data.validation_split, batch_size=settings.batch_size, train=False, seed=0
     )
@@ -225,10 +225,8 @@ def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: A
     )
     if findings is not None:
         on_hub = is_hub_id(data.dataset)
-        name, split = data_name(data, data.validation_split, settings.data_name)
-        where = (data, data.validation_split, findings.samples, "image", settings.model)
         protocol = join_sentences(
-            measured_on(*where, settings.data_name),
+            measured_on(on, data, findings.samples, "image", settings.model),
             f"Short side to {data.resolution} pixels (bilinear, antialiased), centre crop.",
             resolution_note(data.resolution, trained),
             "PSNR, SSIM "
@@ -237,11 +235,11 @@ def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: A
             "torch-fidelity's Inception (2015-12-05, 2048 features) against the same pictures.",
         )
         evaluation = Evaluation(
-            dataset=name,
+            dataset=on.name,
             metrics=findings.metrics,
             dataset_id=data.dataset if on_hub else None,
             config=data.config_name if on_hub else None,
-            split=split,
+            split=on.named_split,
             samples=findings.samples,
             protocol=protocol,
             extra={

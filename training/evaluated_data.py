@@ -10,20 +10,8 @@ from transformers import AutoImageProcessor
 from hub_cards.model_card import TRAINING_SETTINGS, is_hub_id
 from training.data_source import DataSettings
 from training.image_data import ImageDataConfig
+from training.local_data import only_split
 from training.settings import SettingsError, at_least, setting
-
-# A folder that holds one of these is several splits.
-SPLIT_FOLDERS = {
-    "train",
-    "training",
-    "validation",
-    "valid",
-    "val",
-    "dev",
-    "test",
-    "testing",
-    "eval",
-}
 
 
 @dataclass
@@ -84,46 +72,64 @@ def resolution_note(used: int, trained: int | None) -> str:
     return f"Images of {used} x {used} pixels; the model was trained at {trained} x {trained}."
 
 
-def data_name(data: DataSettings, split: str, given: str | None = None) -> tuple[str, str | None]:
-    """What to call a data set for people, and its split; None if it is a folder or file without splits.
+@dataclass(frozen=True)
+class EvaluatedOn:
+    """The data of an evaluation, in words.
+
+    Attributes:
+        split: to open.
+        name: of the data, for people: the user's own, or the Hub id or the folder's name, with the split.
+        named_split: the split, where the data have several; otherwise None.
+        place: what they are, whatever they are called.
+    """
+
+    split: str | None
+    name: str
+    named_split: str | None
+    place: str
+
+
+def evaluated_on(
+    data: DataSettings, given: str | None = None, split: str | None = None
+) -> EvaluatedOn:
+    """Find out what a split of the data is to be called.
+
+    A local folder or file without splits is taken whole where no split was named, and called by its name: that
+    Datasets calls it train says nothing about the model.
 
     Args:
-        given: the user's own name for it.
+        given: the user's own name for the data.
+        split: data.validation_split by default.
     """
-    whole = is_whole(data, split)
-    name = given or (data.dataset if is_hub_id(data.dataset) else _local_name(data))
-    return (name if given or whole else f"{name}, {split}"), None if whole else split
-
-
-def is_whole(data: DataSettings, split: str) -> bool:
-    """Whether `split` is all of a local folder or file without splits: that is called train."""
     path = Path(data.dataset).expanduser()
-    if split != "train" or data.train_split != "train" or not path.exists():
-        return False
-    if path.is_file():
-        return True
-    if (path / "dataset_dict.json").is_file():
-        return False
-    folders = {child.name.lower() for child in path.iterdir() if child.is_dir()}
-    if (path / "data").is_dir():
-        folders |= {child.name.lower() for child in (path / "data").iterdir()}
-    files = {child.name.split("-")[0].lower() for child in path.glob("**/*.parquet")}
-    return not (folders | files) & SPLIT_FOLDERS
-
-
-def evaluated_split(data: DataSettings) -> str | None:
-    """data.validation_split; of a folder or file without splits all there is, unless a split was named."""
+    split = split or data.validation_split
     default = type(data).__dataclass_fields__["validation_split"].default
-    return (
-        "train"
-        if data.validation_split == default and is_whole(data, "train")
-        else data.validation_split
-    )
+    only = _only_split(data, path)
+    undivided = only is not None and split in (only, default)
+    split = only if undivided else split
+    if is_hub_id(data.dataset):
+        name, place = f"{data.dataset}, {split}", f"{data.dataset} ({split})"
+    elif undivided:
+        # Of a local folder the name alone: a page that is shared need not tell where it lay.
+        name = path.resolve().name
+        place = f"the local files {name!r}, which have no splits"
+    else:
+        name = f"{path.resolve().name}, {split}"
+        place = f"the local files {path.resolve().name!r} ({split})"
+    if given:
+        name, place = given, f"{given}: {place}"
+    return EvaluatedOn(split, name, None if undivided else split, place)
 
 
-def measured_on(
-    data: DataSettings, split: str, count: int, noun: str, model: str, given: str | None = None
-) -> str:
+def _only_split(data: DataSettings, path: Path) -> str | None:
+    if not path.exists() or (path / "dataset_dict.json").is_file():
+        return None
+    if (path / "state.json").is_file():  # of save_to_disk, without splits
+        return data.train_split
+    return only_split(data, path)
+
+
+def measured_on(on: EvaluatedOn, data: DataSettings, count: int, noun: str, model: str) -> str:
     """A sentence: on how many samples of what was measured, and what the model was trained on.
 
     Args:
@@ -131,15 +137,7 @@ def measured_on(
         model: folder, or name on the Hub; a run's settings lie beside a folder.
     """
     number = f"{count:,} {noun}{'' if count == 1 else 's'}"
-    if is_hub_id(data.dataset):
-        place = f"{data.dataset} ({split})"
-    elif is_whole(data, split):
-        place = f"the local files {_local_name(data)!r}, which have no splits"
-    else:
-        place = f"the local files {_local_name(data)!r} ({split})"
-    if given:
-        place = f"{given}: {place}"
-    return f"Measured on {number} of {place}; {_trained_on(data, split, model)}."
+    return f"Measured on {number} of {on.place}; {_trained_on(data, on.split, model)}."
 
 
 def _trained_on(data: DataSettings, split: str, model: str) -> str:
@@ -175,11 +173,6 @@ def _same(one: str, other: str) -> bool:
     if all(path.exists() for path in paths):
         return paths[0].resolve() == paths[1].resolve()
     return one == other
-
-
-def _local_name(data: DataSettings) -> str:
-    """Of a local folder the name alone: a page that is shared need not tell where it lay."""
-    return Path(data.dataset).expanduser().resolve().name
 
 
 def join_sentences(*sentences: str) -> str:

@@ -75,8 +75,28 @@ def open_local(config, path: Path, split: str, beside: Sequence[str] = ()) -> So
     return take_split(splits, split, load)
 
 
+def only_split(config, path: Path) -> str | None:
+    """What all of a local folder or file is called that has no splits; None if it has some."""
+    path = path.resolve()
+    if path.is_file():
+        return _split_of_file(config)
+    if declares_files(path):
+        return None
+    found = list_folder(path, config.kind.extensions, config.kind.reads)
+    asked = asked_names(config.train_split, config.validation_split)
+    if tables := chosen_tables(config, found):
+        splits = split_files(tables, asked, many=True, folders={})
+    else:
+        splits, _ = _split_media(found, asked)
+    return None if splits.named else "train"
+
+
+def _split_of_file(config) -> str:
+    # A file is one split, the training split, of which the settings may take parts.
+    return re.match(r"[\w.]*", config.train_split).group()
+
+
 def _open_file(config, path: Path, split: str) -> Source:
-    name = re.match(r"[\w.]*", config.train_split).group()
     if path.suffix.lower() == ".zip":
         raise SettingsError(f"dataset: {path} is an archive: name the folder that holds it")
     if path.suffix.lower() not in BUILDERS:
@@ -84,8 +104,7 @@ def _open_file(config, path: Path, split: str) -> Source:
         raise SettingsError(
             f"dataset: {path} is no folder, and no file that holds samples ({known})"
         )
-    # A file is one split, the training split, of which the settings may take parts.
-    splits = Splits({name: [path.name]}, "", False, [])
+    splits = Splits({_split_of_file(config): [path.name]}, "", False, [])
     return take_split(splits, split, lambda _: load_files(config, path.parent, [path.name], None))
 
 
@@ -94,8 +113,7 @@ def _open_file(config, path: Path, split: str) -> Source:
 
 def _open_media(config, found: FolderFiles, asked: set[str], split: str) -> Source:
     kind = config.kind
-    folders = {p: p.rpartition("/")[2][: -len(".zip")] for p in _archives_of(found)}
-    splits = split_files(found.media, asked, many=False, folders=folders)
+    splits, folders = _split_media(found, asked)
     left_out = [*found.left_out, *found.text_tables, *found.tables, *found.archives]
     if not found.media:
         there = f" ({count_files(left_out)}: {list_files(left_out)})" if left_out else ""
@@ -133,6 +151,12 @@ def _open_media(config, found: FolderFiles, asked: set[str], split: str) -> Sour
         return source
 
     return _streamed(config, take_split(splits, split, load))
+
+
+def _split_media(found: FolderFiles, asked: set[str]) -> tuple[Splits, dict[str, str]]:
+    """Files by split, and what folders are called that are archives."""
+    folders = {p: p.rpartition("/")[2][: -len(".zip")] for p in _archives_of(found)}
+    return split_files(found.media, asked, many=False, folders=folders), folders
 
 
 def _archives_of(found: FolderFiles) -> set[str]:

@@ -4,21 +4,22 @@ import json
 import logging
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from recordings import encoded, noise
 
 from hub_cards.evaluation import read_evaluations
 from modeling_simvq import SimVQImageConfig, SimVQImageModel, SimVQImageProcessor
 from training import analyze_codebook, evaluate_image, tokenize_dataset
-from training.audio_data import AudioDataConfig
+from training.evaluate_audio import EvaluatedAudio
 from training.evaluated_data import (
     EvaluatedImages,
     at_trained_resolution,
-    data_name,
-    evaluated_split,
+    evaluated_on,
     measured_on,
 )
 from training.generated_pictures import first_side
@@ -123,13 +124,13 @@ def test_a_held_out_folder_is_called_by_its_name(model, tmp_path, accelerator):
 )
 def test_what_the_model_was_trained_on_is_said(trained, part, words, tmp_path, caplog):
     for name in ("held_out", "other"):
-        (tmp_path / name).mkdir()
+        save_images(tmp_path / name, 1)
     (tmp_path / "run" / "model").mkdir(parents=True)
     content = {"dataset": trained.format(here=tmp_path), "train_split": part}
     (tmp_path / "run" / "settings.json").write_text(json.dumps(content))
     data = EvaluatedImages(dataset=str(tmp_path / "held_out"))
     with caplog.at_level(logging.WARNING):
-        text = measured_on(data, "train", 1, "image", str(tmp_path / "run" / "model"))
+        text = measured_on(evaluated_on(data), data, 1, "image", str(tmp_path / "run" / "model"))
     assert (
         text == f"Measured on 1 image of the local files 'held_out', which have no splits; {words}."
     )
@@ -137,22 +138,30 @@ def test_what_the_model_was_trained_on_is_said(trained, part, words, tmp_path, c
 
 
 def test_splits_keep_their_names(tmp_path):
-    (tmp_path / "photos" / "validation").mkdir(parents=True)
-    (tmp_path / "classes" / "cat").mkdir(parents=True)
+    for folder in ("photos/validation", "photos/train", "classes/cat", "classes/dog"):
+        save_images(tmp_path / folder, 1)
     photos, classes = (EvaluatedImages(dataset=str(tmp_path / n)) for n in ("photos", "classes"))
-    assert evaluated_split(photos) == "validation" and evaluated_split(classes) == "train"
-    assert data_name(photos, "validation") == ("photos, validation", "validation")
-    assert data_name(photos, "train") == ("photos, train", "train")
-    assert data_name(classes, "train") == ("classes", None)
+
+    def found(data, *options):
+        on = evaluated_on(data, *options)
+        return on.split, on.name, on.named_split
+
+    assert found(photos) == ("validation", "photos, validation", "validation")
+    assert found(photos, None, "train") == ("train", "photos, train", "train")
+    assert found(classes) == ("train", "classes", None)
+    part = EvaluatedImages(dataset=str(tmp_path / "classes"), validation_split="train[:50%]")
+    assert found(part)[1:] == ("classes, train[:50%]", "train[:50%]")
     hub = EvaluatedImages(dataset="org/photographs")
-    assert data_name(hub, "test") == ("org/photographs, test", "test")
-    assert data_name(hub, "test", "Photographs") == ("Photographs", "test")
-    assert (
-        evaluated_split(EvaluatedImages(dataset=str(tmp_path / "classes"), validation_split=None))
-        is None
-    )
-    speech = AudioDataConfig(dataset=str(tmp_path / "classes"))
-    assert evaluated_split(speech) == "train"
+    assert found(hub, None, "test") == ("test", "org/photographs, test", "test")
+    assert found(hub, "Photographs", "test") == ("test", "Photographs", "test")
+    datasets.Dataset.from_dict({"image": [b"x"]}).save_to_disk(str(tmp_path / "saved"))
+    assert found(EvaluatedImages(dataset=str(tmp_path / "saved"))) == ("train", "saved", None)
+    off = EvaluatedImages(dataset=str(tmp_path / "classes"), validation_split=None)
+    assert found(off)[0] is None
+    speech = EvaluatedAudio(dataset=str(tmp_path / "voices"))
+    (tmp_path / "voices").mkdir()
+    (tmp_path / "voices" / "a.wav").write_bytes(encoded(noise(100)))
+    assert found(speech) == ("train", "voices", None)
 
 
 def test_without_a_processor_the_size_must_be_given(tmp_path):
@@ -179,7 +188,10 @@ def test_codes_and_the_analysis_have_the_size_of_the_training(model, tmp_path, a
     ):
         data = analyze_codebook.AnalysedImages(dataset=str(images), num_workers=0, **options)
         analyze_codebook.run(settings, data, accelerator)
-        assert said.replace("model", "run") in (tmp_path / "page" / "codebook.md").read_text()
+        assert (
+            said.replace("model", model.parent.name)
+            in (tmp_path / "page" / "codebook.md").read_text()
+        )
 
 
 def test_made_images_tell_their_size(tmp_path):
