@@ -37,6 +37,7 @@ from training.image_data import build_image_dataloader
 from training.processes import end_processes, join_processes
 from training.quiet_logs import quiet_logs
 from training.samples import sample_counts
+from training.setting_values import convert
 from training.settings import SettingsError, at_least, parse_overrides, parse_settings, setting
 from training.spectra import spectra, spectrum
 from training.validation import measured_batches
@@ -273,7 +274,8 @@ def command_line(words: list[str]) -> tuple[list[str], type[DataSettings]]:
         takewhile(lambda w: not w.startswith("-") and ("=" not in w or Path(w).is_dir()), words)
     )
     words = ([f"model={json.dumps(named)}"] if named else []) + words[len(named) :]
-    models = parse_overrides([word for word in words if word != "-h"]).get("model") or []
+    given = parse_overrides([word for word in words if word != "-h"]).get("model")
+    models = convert("model", given, AnalysisSettings.__annotations__["model"]) if given else []
     first = models[0] if isinstance(models, list) and models else models
     audio = first and AutoConfig.from_pretrained(find_model(str(first))).model_type == "simvq_audio"
     return words, AnalysedAudio if audio else AnalysedImages

@@ -8,16 +8,10 @@ import argparse
 import dataclasses
 import difflib
 import re
-import types
 import typing
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import yaml
-
-
-class SettingsError(ValueError):
-    """A setting is unknown or impossible. The message names it."""
+from training.setting_values import SettingsError, Word, convert, read_yaml
 
 
 def setting(default, text: str):
@@ -127,48 +121,44 @@ def parse_settings(
         "--config", metavar="FILE", help="YAML file with settings, all at top level"
     )
     known, words = parser.parse_known_args(arguments)
-    values = _read_yaml(known.config) if known.config else {}
+    values = read_yaml(known.config) if known.config else {}
     return build_settings(groups, values | parse_overrides(words))
 
 
 def build_settings(groups: dict[str, type], values: dict) -> dict:
     """Sort flat values into the groups, convert them to the fields' types and check them."""
-    fields = {f.name: (group, f) for group, cls in groups.items() for f in dataclasses.fields(cls)}
-    sorted_values: dict[str, dict] = {group: {} for group in groups}
-    for name, value in values.items():
-        if name not in fields:
-            # YAML takes `on` and `1` for no strings.
-            close = difflib.get_close_matches(str(name), fields, n=1)
-            hint = f": did you mean {close[0]!r}?" if close else "; --help lists all settings"
-            raise SettingsError(f"unknown setting {name!r}{hint}")
-        group, spec = fields[name]
-        hints = typing.get_type_hints(groups[group])
-        sorted_values[group][name] = _convert(name, value, hints[name])
-    built = {group: cls(**sorted_values[group]) for group, cls in groups.items()}
-    for group, settings in built.items():
+    typed = convert_values(groups, values)
+    built = {}
+    for group, cls in groups.items():
+        own = {f.name: typed[f.name] for f in dataclasses.fields(cls) if f.name in typed}
+        built[group] = cls(**own)
         # No field: which settings somebody has chosen, as against defaults of the same value.
-        settings.given = frozenset(sorted_values[group])
+        built[group].given = frozenset(own)
     return built
 
 
-def _read_yaml(path: str) -> dict:
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise SettingsError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid YAML: {error}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise SettingsError(
-            f"{path} must hold `setting: value` lines, got a {type(values).__name__}"
-        )
-    return values
+def convert_values(groups: dict[str, type], values: dict) -> dict:
+    """The same flat values, each of the type of its field.
+
+    Raises:
+        SettingsError: naming the setting that is unknown, or whose value is of another type.
+    """
+    hints = {name: hint for cls in groups.values() for name, hint in _hints(cls).items()}
+    for name in values:
+        if name not in hints:
+            close = difflib.get_close_matches(str(name), hints, n=1)
+            hint = f": did you mean {close[0]!r}?" if close else "; --help lists all settings"
+            raise SettingsError(f"unknown setting {str(name)!r}{hint}")
+    return {str(name): convert(name, value, hints[name]) for name, value in values.items()}
+
+
+def _hints(cls: type) -> dict[str, type]:
+    hints = typing.get_type_hints(cls)
+    return {spec.name: hints[spec.name] for spec in dataclasses.fields(cls)}
 
 
 def parse_overrides(words: list[str]) -> dict:
-    """`key=value`, `--key=value` and `--key value` to a dict; values are read as YAML."""
+    """`key=value`, `--key=value` and `--key value` to a dict; values wait for the type of their setting."""
     values, index = {}, 0
     while index < len(words):
         word = words[index]
@@ -183,46 +173,9 @@ def parse_overrides(words: list[str]) -> dict:
             else:
                 index += 1
                 value = following
-        try:
-            values[name.replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise SettingsError(f"{name}: {value!r} is not a valid value") from error
+        values[name.replace("-", "_")] = Word(value)
         index += 1
     return values
-
-
-def _convert(name: str, value, hint):
-    """Check a value against its type; numbers written like 1e-4 come out of YAML as strings."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None:
-        if type(None) in options:
-            return None
-        raise SettingsError(f"{name} must not be null")
-    options = tuple(option for option in options if option is not type(None))
-    for option in options:
-        origin = typing.get_origin(option) or option
-        if origin in (list, tuple) and isinstance(value, (list, tuple)):
-            (inner,) = set(typing.get_args(option)) - {Ellipsis}
-            return [_convert(name, item, inner) for item in value]
-        if origin is dict and isinstance(value, dict):
-            return value
-        if origin is bool and isinstance(value, bool):
-            return value
-        if origin is int and isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if origin is str and isinstance(value, str):
-            return value
-        if origin is float and not isinstance(value, (bool, list, dict)):
-            try:
-                return float(value)
-            except (ValueError, OverflowError):
-                continue
-    if str in options and isinstance(value, bool):  # what YAML makes of mixed_precision: no
-        return "yes" if value else "no"
-    if str in options and isinstance(value, (int, float)):
-        return str(value)
-    wanted = " or ".join(getattr(option, "__name__", str(option)) for option in options)
-    raise SettingsError(f"{name} must be {wanted}, got {value!r}")
 
 
 def _help(groups: dict[str, type]) -> str:

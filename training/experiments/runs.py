@@ -16,12 +16,12 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-import yaml
 from tqdm.auto import tqdm
 
 from training.image_data import ImageDataConfig
 from training.image_recipe import ImageLossSettings, ImageModelSettings
-from training.settings import SettingsError, build_settings, parse_overrides
+from training.setting_values import read_yaml
+from training.settings import SettingsError, build_settings, convert_values, parse_overrides
 from training.tokenizer_recipe import TokenizerLoopSettings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -82,7 +82,7 @@ def parse_plan(name: str, description: str, sizes: list[int], arguments=None) ->
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, on as many cores")
     known, words = parser.parse_known_args(arguments)
     try:
-        base = yaml.safe_load(Path(known.config).read_text()) | parse_overrides(words)
+        base = convert_values(GROUPS, read_yaml(known.config) | parse_overrides(words))
         build_settings(GROUPS, base)
         if "dataset" not in base:
             raise SettingsError("dataset: name the pictures, dataset=PATH or a Hub id")
