@@ -8,7 +8,7 @@ from datasets import Dataset, Features, List, Value
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from hub_cards.hub_commit import commit_files, full_name
-from hub_cards.model_card import PROJECT_TAGS, in_code, load_templates
+from hub_cards.model_card import HUB_ID, PROJECT_TAGS, in_code, load_templates
 
 CODE_COLUMNS = ("image_codes", "audio_codes")
 SHARD_BYTES = 500_000_000
@@ -34,7 +34,8 @@ def make_dataset_card(
 
     Args:
         files: split to the paths of its files in the repository; by default all data/SPLIT-*.parquet.
-        tokenizer: Hub id of the model that made the codes.
+        repo_id: Hub id; another name is that of a local folder, where the card's example is to be run.
+        tokenizer: Hub id of the model that made the codes; another name is not shown.
         splits: name to number of rows.
         columns: of which one is image_codes or audio_codes.
         source: Hub id of the data set that was tokenised.
@@ -63,8 +64,8 @@ def make_dataset_card(
         .render(
             card_data=data.to_yaml(),
             title=repo_id.split("/")[-1],
-            repo_id=repo_id,
-            tokenizer=tokenizer,
+            place=repo_id if HUB_ID.fullmatch(repo_id) else ".",
+            tokenizer=tokenizer if HUB_ID.fullmatch(tokenizer) else None,
             source=source,
             codebook_size=codebook_size,
             column=column,

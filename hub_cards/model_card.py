@@ -18,6 +18,14 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 PAPER = "https://arxiv.org/abs/2411.02038"
 TRAINING_SETTINGS = "training_settings.json"
+QUANTIZER_NAMES = {
+    "vq": "that of VQGAN (a codebook trained by gradients)",
+    "vq_ema": "that of VQGAN-EMA (codes are running means of latents)",
+    "fc": "that of VQGAN-FC (few dimensions, l2-normalised)",
+    "fsq": "FSQ (finite scalar quantization)",
+    "lfq": "LFQ (lookup-free quantization)",
+    "lc": "that of VQGAN-LC (frozen features of another network behind a trained linear layer)",
+}
 PROJECT_TAGS = ["simvq", "vector-quantization", "tokenizer", "arxiv:2411.02038"]
 # Settings that say something about the machine or its owner and nothing about the model.
 PRIVATE_SETTINGS = {
@@ -30,6 +38,12 @@ PRIVATE_SETTINGS = {
     "hub_private",
     "hub_license",
 }
+# Settings whose value is a name on the Hub or a path here, and those whose value is always a path.
+SOURCE_SETTINGS = {"dataset", "tokenizer", "init_from"}
+FILE_SETTINGS = {"codebook_features"}
+LOCAL_FILES = "(local files)"
+# What only a path or a local address has: a home or parent folder, a drive, file:// or two separators.
+PATH = re.compile(r"^(~|\.{1,2}[/\\])|^[A-Za-z]:[/\\]|^file:|[/\\].*[/\\]")
 
 
 def make_model_card(
@@ -94,6 +108,7 @@ def make_model_card(
             title=title,
             repo_id=repo_id,
             config=config,
+            quantizer_name=QUANTIZER_NAMES.get(config.quantizer, config.quantizer),
             parameters=model.num_parameters(),
             codebook=codebook_statistics(model, evaluations),
             evaluations=evaluations,
@@ -119,7 +134,7 @@ def codebook_statistics(
     for evaluation in evaluations:
         used = evaluation.metrics.get("utilisation")
         if used is not None:
-            rows.append((f"in use on {evaluation.dataset}", f"{used:.1%}"))
+            rows.append((f"in use on {evaluation.dataset}", _use(used, evaluation)))
         perplexity = evaluation.metrics.get("perplexity")
         if perplexity is not None:
             rows.append((f"perplexity on {evaluation.dataset}", f"{perplexity:,.0f}"))
@@ -132,6 +147,13 @@ def codebook_statistics(
     return rows
 
 
+def _use(used: float, evaluation: Evaluation) -> str:
+    """Share of codes in use, beside the share that so many tokens could have reached where that is less."""
+    reachable = evaluation.metrics.get("reachable_utilisation", 1.0)
+    beside = "" if reachable >= 0.9995 else f" (so many tokens could reach {reachable:.1%})"
+    return f"{used:.1%}{beside}"
+
+
 def _effective_rank(spectrum: torch.Tensor) -> float:
     """exp of the entropy of the normalised singular values (Roy and Vetterli, 2007)."""
     share = spectrum / spectrum.sum()
@@ -141,18 +163,33 @@ def _effective_rank(spectrum: torch.Tensor) -> float:
 def public_settings(settings: dict) -> dict:
     """Settings without paths of this machine, nulls and what does not concern the model."""
     kept = {
-        key: value
+        key: _without_paths(key, value)
         for key, value in settings.items()
         if key not in PRIVATE_SETTINGS and value is not None
     }
-    for key in ("dataset", "tokenizer"):
-        if isinstance(kept.get(key), str) and not is_hub_id(kept[key]):
-            kept[key] = "(local files)"
     if "changes" in kept:
         kept["changes"] = _public_changes(kept["changes"])
         if not kept["changes"]:
             del kept["changes"]
     return kept
+
+
+def _without_paths(key: str, value):
+    """The value of a setting, whatever names files of this machine replaced, inside lists and mappings too."""
+    if isinstance(value, dict):
+        return {
+            _without_paths("", name): _without_paths(str(name), inner)
+            for name, inner in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_without_paths(key, item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if key in FILE_SETTINGS or (key in SOURCE_SETTINGS and not is_hub_id(value)):
+        return LOCAL_FILES
+    if key not in SOURCE_SETTINGS and (PATH.search(value) or Path(value).is_absolute()):
+        return LOCAL_FILES
+    return value
 
 
 def _public_changes(changes) -> list[dict]:
@@ -195,12 +232,23 @@ def training_datasets(settings: dict, evaluations: list[Evaluation]) -> list[str
 
 
 def eval_results(evaluations: list[Evaluation], task_type: str, task_name: str) -> list[EvalResult]:
-    """The figures as a card's model-index has them."""
+    """The figures as a card's model-index has them.
+
+    There, data are told apart by type, configuration and split alone: local data get a type from their name,
+    and of several evaluations of the same Hub data the first stands for them.
+    """
+    kinds: list[str | None] = []
+    seen: set[tuple] = set()
+    for evaluation in evaluations:
+        kind = evaluation.dataset_id or _local_kind(evaluation.dataset, kinds)
+        place = (kind, evaluation.config, evaluation.split)
+        kinds.append(None if place in seen else kind)
+        seen.add(place)
     return [
         EvalResult(
             task_type=task_type,
             task_name=task_name,
-            dataset_type=evaluation.dataset_id or "custom",
+            dataset_type=kind,
             dataset_name=evaluation.dataset,
             dataset_config=evaluation.config,
             dataset_split=evaluation.split,
@@ -211,9 +259,21 @@ def eval_results(evaluations: list[Evaluation], task_type: str, task_name: str) 
             source_name="authors" if evaluation.source == "authors" else None,
             source_url=PAPER if evaluation.source == "authors" else None,
         )
-        for evaluation in evaluations
+        for evaluation, kind in zip(evaluations, kinds, strict=True)
+        if kind is not None
         for key, value in evaluation.indexed.items()
     ]
+
+
+def _local_kind(name: str, taken: list[str | None]) -> str:
+    """A type for data that are not on the Hub: letters and digits of their name, different from those taken."""
+    words = re.findall(r"[a-z0-9]+", name.casefold())
+    kind = unique = "-".join(["local", *words])
+    number = 1
+    while unique in taken:
+        number += 1
+        unique = f"{kind}-{number}"
+    return unique
 
 
 def plain(text) -> str:

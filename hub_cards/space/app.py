@@ -121,7 +121,7 @@ def reconstruct(names: list[str], name: str, picture: str | None, sound: str | N
             raise ValueError(f"First give a {'picture' if image else 'sound'}.")
         model, processor = tokenizer.load(name)
         if image:
-            read, note = tokenizer.read_picture(picture)
+            read, note = tokenizer.read_picture(picture, processor)
             encoded = tokenizer.encode_picture(model, processor, read)
         else:
             read, note = tokenizer.read_sound(sound, config.sampling_rate)

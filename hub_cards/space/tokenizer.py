@@ -1,6 +1,7 @@
 """A SimVQ checkpoint at work: pictures and sounds to codes, and codes back."""
 
 import math
+import sys
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -8,7 +9,7 @@ import numpy as np
 import soundfile
 import soxr
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel
 
 try:
@@ -94,12 +95,17 @@ class _told:
             ) from error
 
 
-def read_picture(path: str) -> tuple[Image.Image, str]:
-    """A picture file as RGB, upright, its long side at most LONGEST_SIDE; and a note if it was scaled.
+def read_picture(path: str, processor) -> tuple[Image.Image, str]:
+    """An image file as RGB, upright, its long side at most LONGEST_SIDE; and a note if it was scaled.
+
+    Args:
+        processor: the checkpoint's image processor, whose own reading of bit depths, palettes and orientation
+            this is.
 
     Raises:
-        ValueError: if the file is no picture, is damaged, or has more than MOST_PIXELS.
+        ValueError: if the file is no image, is damaged, has more than MOST_PIXELS, or pixels of no known range.
     """
+    reading = sys.modules[type(processor).__module__]
     try:
         with Image.open(path, formats=sorted(PICTURE_FORMATS)) as picture:
             width, height = picture.size
@@ -108,22 +114,21 @@ def read_picture(path: str) -> tuple[Image.Image, str]:
                     f"The picture has {width} x {height} pixels, more than {MOST_PIXELS:,}."
                 )
             picture.draft("RGB", (2 * LONGEST_SIDE, 2 * LONGEST_SIDE))
-            picture = _rgb(ImageOps.exif_transpose(picture))
+            picture.load()
+            upright = reading.upright(picture)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(
             "The upload is not a picture that can be read: it is damaged, or of another format."
         ) from error
+    try:
+        picture = reading.pil_to_rgb(upright)
+    except ValueError as error:  # in words
+        raise ValueError(f"The image cannot be used: {error}.") from error
     if max(picture.size) <= LONGEST_SIDE:
         return picture, ""
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     new = "{} x {}".format(*picture.size)
     return picture, f"The picture was scaled from {width} x {height} down to {new} pixels."
-
-
-def _rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16"):  # convert("RGB") would clip 16 bits to white
-        picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
-    return picture.convert("RGB")
 
 
 @torch.inference_mode()

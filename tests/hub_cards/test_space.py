@@ -11,6 +11,8 @@ import soundfile
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from modeling_simvq import SimVQImageProcessor
+
 SPACE = Path(__file__).parents[2] / "hub_cards" / "space"
 
 pytest.importorskip("soxr", reason="the Space needs soxr")
@@ -110,29 +112,47 @@ def test_a_whole_picture_to_codes_and_back(checkpoints, waves):
 def test_pictures_as_uploaded(tmp_path, waves):
     path = tmp_path / "picture.png"
     waves(2000, 500).save(path)
-    picture, note = tokenizer.read_picture(path)
+    picture, note = tokenizer.read_picture(path, SimVQImageProcessor())
     assert picture.size == (512, 128) and "from 2000 x 500 down to 512 x 128" in note
     photograph = tmp_path / "photograph.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
     waves(60, 40).save(photograph, exif=exif)
-    picture, note = tokenizer.read_picture(photograph)
+    picture, note = tokenizer.read_picture(photograph, SimVQImageProcessor())
     assert picture.size == (40, 60) and note == ""
     Image.fromarray(np.full((8, 8), 32768, np.uint16)).save(path)
-    picture, _ = tokenizer.read_picture(path)
+    picture, _ = tokenizer.read_picture(path, SimVQImageProcessor())
     assert picture.mode == "RGB" and np.asarray(picture)[0, 0].tolist() == [127, 127, 127]
     waves(64, 64).save(path)
     for content in (b"", b"no picture", path.read_bytes()[:300]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="not a picture that can be read"):
-            tokenizer.read_picture(path)
+            tokenizer.read_picture(path, SimVQImageProcessor())
+
+
+def test_pictures_are_read_as_the_processor_reads_them(tmp_path):
+    ramp = np.linspace(0, 65_535, 64).reshape(8, 8)
+    processor = SimVQImageProcessor(do_resize=False, do_center_crop=False)
+    for pixels, name in (
+        (ramp.astype(np.int32), "32.tif"),
+        (ramp.astype(np.uint16), "16.tif"),
+        (ramp.astype(np.uint16), "16.png"),
+        ((ramp // 257).astype(np.uint8), "8.bmp"),
+    ):
+        Image.fromarray(pixels).save(tmp_path / name)
+        shown = np.asarray(tokenizer.read_picture(tmp_path / name, processor)[0])
+        assert (shown[..., 0] == (ramp.astype(int) // 257)).all(), name
+    for pixels, name in ((ramp.astype(np.float32), "f.tif"), (ramp.astype(np.int32) * 9, "i.tif")):
+        Image.fromarray(pixels).save(tmp_path / name)
+        with pytest.raises(ValueError, match="no known range"):
+            tokenizer.read_picture(tmp_path / name, processor)
 
 
 def test_enormous_pictures_are_refused(tmp_path, monkeypatch, waves):
     monkeypatch.setattr(tokenizer, "MOST_PIXELS", 99)
     waves(10, 10).save(tmp_path / "picture.png")
     with pytest.raises(ValueError, match="10 x 10 pixels, more than 99"):
-        tokenizer.read_picture(tmp_path / "picture.png")
+        tokenizer.read_picture(tmp_path / "picture.png", SimVQImageProcessor())
 
 
 def test_a_sound_to_codes_and_back(checkpoints, tmp_path):
@@ -226,7 +246,7 @@ def test_only_parsers_of_common_pictures_see_an_upload(tmp_path):
     path = tmp_path / "picture.eps"
     Image.new("RGB", (64, 64)).save(path)
     with pytest.raises(ValueError, match="not a picture that can be read"):
-        tokenizer.read_picture(str(path))
+        tokenizer.read_picture(str(path), SimVQImageProcessor())
 
 
 def test_checkpoints_named_by_the_environment(app, monkeypatch):
