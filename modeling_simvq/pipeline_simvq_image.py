@@ -4,18 +4,20 @@ With this package: ``SimVQImagePipeline.from_pretrained(repository)``. Without i
 ``DiffusionPipeline.from_pretrained(repository, trust_remote_code=True)``.
 """
 
-import difflib
 import inspect
 import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
+from .class_names import class_label, class_labels
+from .config_checks import refuse_unknown
 from .simvq_component import SimVQModelComponent, SimVQProcessorComponent
 
 if TYPE_CHECKING:
@@ -29,7 +31,19 @@ COMPONENTS = {
     "transformer": SimVQModelComponent,
     "processor": SimVQProcessorComponent,
 }
-_OF_MODELS_ALONE = ("dtype", "torch_dtype", "device_map", "attn_implementation")
+# What this file imports and no component does.
+_OWN_FILES = ("class_names.py",)
+# What says where to load from, for processors too.
+_WHERE = (
+    "cache_dir",
+    "code_revision",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "token",
+    "trust_remote_code",
+)
 
 
 class SimVQImagePipeline(DiffusionPipeline):
@@ -41,7 +55,7 @@ class SimVQImagePipeline(DiffusionPipeline):
         processor: SimVQImageProcessor, which makes PIL images of pixels.
 
     Raises:
-        ValueError: if tokenizer and transformer do not have the same number of codes.
+        ValueError: if one is of another kind, or the numbers of codes of tokenizer and transformer differ.
     """
 
     model_cpu_offload_seq = "transformer->tokenizer"
@@ -53,6 +67,20 @@ class SimVQImagePipeline(DiffusionPipeline):
         processor: BaseImageProcessor,
     ):
         super().__init__()
+        for name, model, kind in (
+            ("tokenizer", tokenizer, "simvq_image"),
+            ("transformer", transformer, "simvq_image_generation"),
+        ):
+            found = getattr(getattr(model, "config", None), "model_type", None)
+            if found != kind:
+                raise ValueError(
+                    f"{name} must be a model of type {kind}, got {type(model).__name__}"
+                    + (f" of type {found}" if found else "")
+                )
+        if not callable(getattr(processor, "post_process", None)):
+            raise ValueError(
+                f"processor must be a SimVQImageProcessor, got {type(processor).__name__}"
+            )
         here, there = tokenizer.config.codebook_size, transformer.config.codebook_size
         if here != there:
             raise ValueError(
@@ -65,14 +93,39 @@ class SimVQImagePipeline(DiffusionPipeline):
         """Load from a folder or the Hub, with the code of this package.
 
         Args:
-            kwargs: as of AutoModel.from_pretrained: dtype, revision, token, cache_dir, ...
+            kwargs: tokenizer, transformer, processor: components to take instead of the repository's; dtype,
+                for all or as {"transformer": ..., "default": ...}; else as of AutoModel.from_pretrained:
+                device_map, revision, token, cache_dir, ...
         """
-        place = {key: value for key, value in kwargs.items() if key not in _OF_MODELS_ALONE}
-        return cls(
-            AutoModel.from_pretrained(repository, subfolder="tokenizer", **kwargs),
-            AutoModel.from_pretrained(repository, subfolder="transformer", **kwargs),
-            AutoImageProcessor.from_pretrained(repository, subfolder="processor", **place),
-        )
+        parts = {name: kwargs.pop(name) for name in COMPONENTS if name in kwargs}
+        place = {key: value for key, value in kwargs.items() if key in _WHERE}
+        for name in ("tokenizer", "transformer"):
+            if name not in parts:
+                own = kwargs | {
+                    key: _of_component(kwargs[key], name)
+                    for key in ("dtype", "torch_dtype")
+                    if key in kwargs
+                }
+                parts[name] = AutoModel.from_pretrained(repository, subfolder=name, **own)
+        if "processor" not in parts:
+            parts["processor"] = AutoImageProcessor.from_pretrained(
+                repository, subfolder="processor", **place
+            )
+        return cls(**parts)
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict, **kwargs) -> tuple:
+        """As of DiffusionPipeline, whose from_pretrained finds by it what loads each component.
+
+        model_index.json names a file in the component's folder. diffusers cannot open that where a component is
+        passed or device_map is "balanced"; the same code, which came with the pipeline and is trusted as it is,
+        can be found by the name of its module.
+        """
+        init_dict, *rest = super().extract_init_dict(config_dict, **kwargs)
+        for name, loader in COMPONENTS.items():
+            if isinstance(init_dict.get(name), (list, tuple)) and init_dict[name][0] is not None:
+                init_dict[name] = (loader.__module__, loader.__name__)
+        return init_dict, *rest
 
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
         """Write the repository: weights as safetensors, and the code for trust_remote_code.
@@ -88,7 +141,7 @@ class SimVQImagePipeline(DiffusionPipeline):
             for code in (root / name).glob("*.py"):  # one copy for all, where transformers looks
                 code.replace(root / code.name)
             shutil.copyfile(component, root / name / component.name)
-        for file in (source, component):
+        for file in (source, component, *map(source.with_name, _OWN_FILES)):
             shutil.copyfile(file, root / file.name)
         index = json.loads((root / self.config_name).read_text())
         index["_class_name"] = [source.stem, type(self).__name__]
@@ -104,81 +157,109 @@ class SimVQImagePipeline(DiffusionPipeline):
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         batch_size: int = 16,
         output_type: str = "pil",
         return_dict: bool = True,
+        **unknown,
     ) -> ImagePipelineOutput | tuple:
         """Make pictures.
 
         Args:
-            classes: name or number of a class, or several; None for pictures of no class in particular.
+            classes: name or number of a class, or several, also as an array or tensor; None for pictures of no
+                class in particular.
             num_images: pictures of each class.
-            guidance_scale, temperature, top_k, top_p, generator: as of
-                SimVQForImageGeneration.generate_images.
+            guidance_scale, temperature, top_k, top_p: as of SimVQForImageGeneration.generate_images.
+            generator: gives the seed, and moves on; or one for each picture, which is then made by itself and
+                does not depend on the others.
             batch_size: pictures that are made at the same time.
-            output_type: "pil" for PIL images; "pt" for a tensor (N, 3, H, W) in about [-1, 1].
+            output_type: "pil" for PIL images; "np" for an array (N, H, W, 3) in [0, 1]; "pt" for a tensor
+                (N, 3, H, W) in about [-1, 1]; "latent" for the codes (N, h, w), for the tokenizer's decode.
 
         Returns:
             Output whose ``images`` are the pictures, class by class.
 
         Raises:
             ValueError: naming the argument that is impossible.
+            TypeError: naming an argument that there is not.
         """
-        if output_type not in ("pil", "pt"):
-            raise ValueError(f"output_type must be pil or pt, got {output_type!r}")
+        refuse_unknown("the pipeline", unknown, [*inspect.signature(self.__call__).parameters])
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type must be pil, np, pt or latent, got {output_type!r}")
         for name, value in (("num_images", num_images), ("batch_size", batch_size)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        chosen = classes if isinstance(classes, (list, tuple)) else [classes]
-        labels = [self.class_label(one) for one in chosen for _ in range(num_images)]
-        if not labels:
-            raise ValueError("classes is an empty list")
-        batches = torch.tensor(labels).split(batch_size)
+        chosen = class_labels(self.transformer.config, classes)
+        labels = torch.tensor(chosen).repeat_interleave(num_images)
+        batches, generators = _batches(labels, generator, batch_size)
         height, width = self.transformer.config.grid_size
         pictures = []
         with self.progress_bar(total=len(batches) * height * width) as bar:
-            for batch in batches:
+            for batch, one in zip(batches, generators, strict=True):
+                _load_offloaded(self.transformer)
                 codes = self.transformer.generate_images(
                     batch,
                     guidance_scale=guidance_scale,
                     temperature=temperature,
                     top_k=top_k,
                     top_p=top_p,
-                    generator=generator,
+                    generator=one,
                     streamer=_Progress(bar),
                 )
-                codes = codes.to(self.tokenizer.device)
-                pixels = self.tokenizer.decode(image_codes=codes).pixel_values
-                pictures.extend(
-                    self.processor.post_process(pixels) if output_type == "pil" else pixels
-                )
-        images = pictures if output_type == "pil" else torch.stack(pictures)
+                pictures.extend(self._finished(codes, output_type))
+        self.maybe_free_model_hooks()
+        if output_type in ("pt", "latent"):
+            images = torch.stack(pictures)
+        else:
+            images = np.stack(pictures) if output_type == "np" else pictures
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def class_label(self, wanted: str | int | None) -> int:
         """Number of a class, from its number or name. Of "tench, Tinca tinca" each part is a name.
 
         Raises:
-            ValueError: if there is no such class.
+            ValueError: if there is no such class, or several have this name.
         """
-        config = self.transformer.config
-        if wanted is None:
-            return config.null_class
-        if isinstance(wanted, int) and not isinstance(wanted, bool):
-            if not 0 <= wanted <= config.null_class:
-                raise ValueError(f"class {wanted} is not one of 0 to {config.num_classes - 1}")
-            return wanted
-        names = {}
-        for label, name in config.id2label.items():
-            for part in (name, *name.split(",")):
-                names.setdefault(part.strip().lower(), label)
-        found = names.get(str(wanted).strip().lower())
-        if found is None:
-            close = difflib.get_close_matches(str(wanted).lower(), names, n=1)
-            hint = f": did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"there is no class {wanted!r}{hint}")
-        return found
+        return class_label(self.transformer.config, wanted)
+
+    def _finished(self, codes: torch.Tensor, output_type: str):
+        """Codes (B, h, w) as what is asked for, B of them."""
+        if output_type == "latent":
+            return codes
+        _load_offloaded(self.tokenizer)
+        pixels = self.tokenizer.decode(image_codes=codes.to(self.tokenizer.device)).pixel_values
+        if output_type == "pil":
+            return self.processor.post_process(pixels)
+        if output_type == "np":
+            pixels = pixels.float().cpu().permute(0, 2, 3, 1).numpy()
+            scaled = pixels * self.processor.image_std + self.processor.image_mean
+            return scaled.clip(0, 1).astype(np.float32)
+        return pixels
+
+
+def _batches(labels: torch.Tensor, generator, batch_size: int) -> tuple[list, list]:
+    """Labels (N,) in batches, and the generator of each."""
+    if not isinstance(generator, (list, tuple)):
+        batches = labels.split(batch_size)
+        return batches, [generator] * len(batches)
+    if len(generator) != len(labels):
+        raise ValueError(
+            f"generator is a list of {len(generator)} for {len(labels)} images: give one for each image"
+        )
+    return labels.split(1), list(generator)
+
+
+def _load_offloaded(model: PreTrainedModel) -> None:
+    # enable_model_cpu_offload brings a model to its device in forward, which is not what is called here.
+    hook = getattr(model, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(model)
+
+
+def _of_component(dtype, name: str):
+    return (
+        dtype.get(name, dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype
+    )
 
 
 class _Progress(BaseStreamer):

@@ -7,11 +7,32 @@ trust_remote_code to diffusers.
 
 import os
 
-from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+# diffusers looks for these two names here, to know what may be passed instead of a component.
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    ImageProcessingMixin,
+    PreTrainedModel,
+)
+
+
+class SimVQComponentConfig:
+    """Stands for a model's configuration; from_pretrained returns it. device_map="balanced" needs it."""
+
+    @classmethod
+    def from_pretrained(cls, repository: str | os.PathLike, subfolder: str, **kwargs):
+        """The configuration in a folder of a repository, with the code at its root."""
+        return AutoConfig.from_pretrained(repository, subfolder=subfolder, trust_remote_code=True)
 
 
 class SimVQModelComponent(PreTrainedModel):
-    """Stands for a model; from_pretrained returns the model."""
+    """Stands for a model: from_pretrained returns the model, and so does a call with its configuration."""
+
+    config_class = SimVQComponentConfig
+
+    def __new__(cls, config):
+        return AutoModel.from_config(config, trust_remote_code=True)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike, **kwargs) -> PreTrainedModel:
@@ -20,7 +41,7 @@ class SimVQModelComponent(PreTrainedModel):
         return AutoModel.from_pretrained(root, subfolder=name, trust_remote_code=True, **kwargs)
 
 
-class SimVQProcessorComponent:
+class SimVQProcessorComponent(ImageProcessingMixin):
     """Stands for an image processor; from_pretrained returns it."""
 
     @classmethod

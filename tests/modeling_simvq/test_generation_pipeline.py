@@ -106,7 +106,7 @@ def test_impossible_wishes_are_named(pipe, tiny_model):
         ({"classes": []}, "empty"),
         ({"num_images": 0}, "num_images .* 0"),
         ({"batch_size": -1}, "batch_size .* -1"),
-        ({"output_type": "np"}, "output_type .*'np'"),
+        ({"output_type": "jpg"}, "output_type .*'jpg'"),
         ({"temperature": -1.0}, "temperature .* -1"),
     ):
         with pytest.raises(ValueError, match=words):
