@@ -129,7 +129,8 @@ class SimVQAudioModel(SimVQAudioPreTrainedModel):
 
     Any length from one sample upwards works; a length that is no multiple of ``config.hop_length`` comes
     back rounded up. Clips of a right-padded batch give exactly what they give alone (up to rounding), at
-    every frame, if encode is told the padding_mask and decode the audio_codes_mask.
+    every frame, if encode is told the padding_mask and decode the audio_codes_mask. In half precision the
+    quantizer stays in float32, but the encoder's rounding changes some codes.
     """
 
     def __init__(self, config: SimVQAudioConfig):
