@@ -48,7 +48,7 @@ class SimVQAudioFeatureExtractor(SequenceFeatureExtractor):
         for key in kwargs:  # what is misspelt would be kept and do nothing
             close = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
             if close and key not in known:
-                raise TypeError(f"unknown field {key!r}: did you mean {close[0]!r}?")
+                raise TypeError(f"unexpected keyword argument {key!r}: did you mean {close[0]!r}?")
         super().__init__(
             feature_size=feature_size,
             sampling_rate=sampling_rate,

@@ -136,6 +136,8 @@ def convert(name: str, value, hint):
 
 def _read(name: str, word: Word, options: tuple):
     """A word: for a setting that is a text, literally; else as in a YAML file."""
+    if word.startswith("!!"):  # a tag of YAML, which asks for an object: nobody means it as text
+        raise SettingsError(f"{name}: {word!r} is not a valid value")
     only_text = all(option in (str, type(None)) for option in options)
     quoted = len(word) > 1 and word[0] == word[-1] and word[0] in "'\""
     if (only_text and not quoted) or (str in options and not word.startswith(("[", "'", '"'))):
