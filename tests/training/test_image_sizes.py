@@ -63,7 +63,7 @@ def test_training_refuses_small_images(resolution, options, words, tmp_path):
 
 
 def test_evaluation_refuses_small_images(tmp_path):
-    settings = evaluate_image.ImageEvaluationSettings(model="unused")
+    settings = evaluate_image.ImageEvaluationSettings(model=str(tmp_path))
     data = ImageDataConfig(dataset=str(tmp_path), resolution=24)
     with pytest.raises(SettingsError, match=r"^resolution is 24, but LPIPS \(lpips=\[alex\]\)"):
         evaluate_image.run(settings, data, None)
