@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import PreTrainedModel
+
+from modeling_simvq.image_processing_simvq import pil_to_rgb, upright
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 SOUND_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
@@ -72,8 +74,10 @@ def _pictures(given: Path | None) -> dict[str, Image.Image]:
     pictures = {}
     for path in _files(given, PICTURE_SUFFIXES, MOST_PICTURES):
         try:
-            with Image.open(path) as picture:
-                pictures[path.name] = ImageOps.exif_transpose(picture).convert("RGB")
+            # Formats that suffixes promise, and no others: Pillow hands PostScript to another program.
+            with Image.open(path, formats=("PNG", "JPEG", "MPO", "WEBP", "BMP")) as picture:
+                picture.load()
+                pictures[path.name] = pil_to_rgb(upright(picture))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise SamplesError(f"cannot read the picture {path}: {error}") from error
     return pictures

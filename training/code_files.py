@@ -10,6 +10,7 @@ from pathlib import Path
 
 import datasets
 import pyarrow.parquet
+from datasets.table import embed_table_storage
 
 RECORD_KEY = (
     b"simvq_rows"  # in the metadata of a Parquet file, so that it comes and goes with the codes
@@ -34,6 +35,18 @@ class Record:
     unreadable: int
     names: str
     contents: str
+
+
+def relative_texts(row: dict, dataset: str) -> dict:
+    """A row whose texts that are paths below a local data set, as of its tar files, count from there."""
+    folder = Path(dataset).expanduser().absolute()
+    if not folder.exists():
+        return row
+    start = f"{folder if folder.is_dir() else folder.parent}{os.sep}"
+    return {
+        key: value.removeprefix(start) if isinstance(value, str) else value
+        for key, value in row.items()
+    }
 
 
 class RowDigests:
@@ -140,7 +153,8 @@ def write_code_file(table: datasets.Dataset, path: Path, record: Record) -> None
     rows = table.with_format("arrow")[:]
     about = table.features.arrow_schema.metadata | {RECORD_KEY: json.dumps(asdict(record)).encode()}
     unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
-    rows = rows.replace_schema_metadata(about)
+    # Media that were passed on become part of the file: their own files lie on this machine.
+    rows = embed_table_storage(rows).replace_schema_metadata(about)
     with pyarrow.parquet.ParquetWriter(unfinished, rows.schema) as writer:
         if rows.num_rows:  # Datasets cannot read a row group of none
             writer.write_table(rows)

@@ -41,7 +41,7 @@ def write_records(
             dataset=f"{dataset if on_hub else 'local files'}, {split}",
             metrics=figures,
             dataset_id=dataset if on_hub else None,
-            config=settings["config_name"],
+            config=settings["config_name"] if on_hub else None,
             split=split,
             source="training",
         )

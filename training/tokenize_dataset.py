@@ -41,6 +41,7 @@ from training.code_files import (
     code_path,
     list_code_files,
     read_record,
+    relative_texts,
     write_code_file,
 )
 from training.codes_manifest import account_for, check_manifest, make_plan, write_manifest
@@ -174,9 +175,17 @@ class FileWriter:
 
 
 def tokenize_split(
-    source: Source, split: str, writer: FileWriter, folder: Path, accelerator: Accelerator
+    source: Source,
+    split: str,
+    writer: FileWriter,
+    folder: Path,
+    accelerator: Accelerator,
+    dataset: str,
 ) -> int:
     """Write the files of this process's share of a split that are not there yet; process r takes every n-th.
+
+    Args:
+        dataset: folder or name of the source.
 
     Returns:
         Rows of the source.
@@ -201,7 +210,7 @@ def tokenize_split(
         for index, number, rows in _portions(source, size):
             count += number
             if index % accelerator.num_processes == accelerator.process_index:
-                taken = list(rows())
+                taken = [relative_texts(row, dataset) for row in rows()]
                 if index not in there or _has_grown(taken, there[index], split, writer.digests):
                     writer.write(taken, index * size, code_path(folder, split, index), features)
             bar.update(number)
@@ -288,7 +297,7 @@ def run(settings: TokenizeSettings, data: DataSettings, accelerator: Accelerator
     writer = FileWriter(tokens, settings, digests, data.num_workers)
     start = time.perf_counter()
     for split, source in zip(settings.splits, sources, strict=True):
-        counts[split] = tokenize_split(source, split, writer, folder, accelerator)
+        counts[split] = tokenize_split(source, split, writer, folder, accelerator, data.dataset)
     made = torch.tensor([writer.samples, writer.codes], device=accelerator.device)
     samples, codes = accelerator.reduce(made).tolist()
     if accelerator.is_main_process:

@@ -3,13 +3,16 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+from PIL import Image
 
 from hub_cards.dataset_card import make_dataset_card
 from hub_cards.evaluation import Evaluation
 from hub_cards.model_card import eval_results, make_model_card, public_settings
-from modeling_simvq import SimVQImageConfig, SimVQImageModel
+from hub_cards.samples import SamplesError, write_samples
+from modeling_simvq import SimVQImageConfig, SimVQImageModel, SimVQImageProcessor
 
 SPACE = Path(__file__).parents[2] / "hub_cards" / "space"
 
@@ -103,3 +106,17 @@ def test_the_page_of_the_space_names_its_limits():
     (side,) = re.findall(r"^LONGEST_SIDE = (\d+)", tokenizer, re.MULTILINE)
     (seconds,) = re.findall(r"^LONGEST_SECONDS = (\d+)", tokenizer, re.MULTILINE)
     assert f"above {side} pixels" in page and f"above {seconds} seconds" in page
+
+
+def test_samples_of_a_card_are_read_as_the_processor_reads_them(tmp_path):
+    """A 16-bit image is no white one; what is no common image is refused, whatever its name."""
+    level = np.full((16, 16), 32_896, np.uint16)
+    Image.fromarray(level).save(tmp_path / "deep.png")
+    processor = SimVQImageProcessor(size_divisor=2, do_resize=False, do_center_crop=False)
+    write_samples(tiny(), processor, tmp_path / "deep.png", tmp_path / "made")
+    sheet = np.asarray(Image.open(tmp_path / "made/reconstructions.png"))
+    assert sheet[0, 0].tolist() == [128, 128, 128]
+    Image.new("RGB", (16, 16)).save(tmp_path / "other.eps")
+    (tmp_path / "other.eps").rename(tmp_path / "other.png")
+    with pytest.raises(SamplesError, match=r"other\.png"):
+        write_samples(tiny(), processor, tmp_path / "other.png", tmp_path / "made")

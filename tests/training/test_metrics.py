@@ -10,7 +10,9 @@ import skimage.data
 import skimage.metrics
 import soundfile
 import torch
+from PIL import Image
 
+from training.metrics.bases import pixels
 from training.perceptual import load_lpips
 
 REPOSITORY = Path(__file__).parents[2]
@@ -157,3 +159,10 @@ def test_what_has_no_score_is_counted(speech):
         load("pesq").compute(
             predictions=[np.stack([clean, clean])], references=[clean], sampling_rate=rate
         )
+
+
+def test_a_16_bit_image_is_the_same_to_metric_and_processor():
+    """Pillow's own conversion to RGB makes it white."""
+    deep = Image.fromarray(np.full((16, 16), 32_896, np.uint16))
+    same = Image.fromarray(np.full((16, 16, 3), 128, np.uint8))
+    assert torch.equal(pixels(deep), pixels(same))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -209,3 +210,21 @@ def test_rows_that_vanish_meanwhile_are_an_error(tokenize, tmp_path, monkeypatch
     monkeypatch.setattr(tokenize_dataset.FileWriter, "write", lossy)
     with pytest.raises(SystemExit, match="account for 19 rows of the source, which has 20"):
         tokenize(source)
+
+
+def test_what_is_passed_on_names_no_folder_of_this_machine(tokenize, tmp_path):
+    """Other media of a row go into the file of codes; texts that are paths count from the data set."""
+    source = write_parquet(tmp_path / "source", list(range(3)))
+    rows = datasets.Dataset.from_parquet(str(source), cache_dir=str(tmp_path / "cache"))
+    (tmp_path / "source/depth.png").write_bytes(png(7))
+    rows = rows.add_column("depth", [str(tmp_path / "source/depth.png")] * 3)
+    rows = rows.cast_column("depth", datasets.Image())
+    rows = rows.add_column("__url__", [str(tmp_path / "source/a.tar")] * 3)
+    table = rows.with_format("arrow")[:]  # as it is: to_parquet would read the files
+    pyarrow.parquet.write_table(table, source)
+    tokenize(source)
+    (path,) = (tmp_path / "codes/data").iterdir()
+    made = datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache"))
+    assert made["__url__"] == ["a.tar"] * 3
+    assert np.array_equal(np.asarray(made[0]["depth"]), np.asarray(Image.open(io.BytesIO(png(7)))))
+    assert str(tmp_path).encode() not in path.read_bytes()

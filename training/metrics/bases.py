@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
+from modeling_simvq.image_processing_simvq import pil_to_rgb
 from training.evaluate_image import to_bytes
 from training.speech_metrics import KEYS, LOADERS, SpeechPair, as_written
 
@@ -49,7 +50,7 @@ def default_device() -> torch.device:
 
 def pixels(picture: Image.Image) -> Tensor:
     """(1, 3, H, W) in [-1, 1]."""
-    values = torch.from_numpy(np.asarray(picture.convert("RGB")).copy())
+    values = torch.from_numpy(np.array(pil_to_rgb(picture)))
     return values.permute(2, 0, 1)[None] / 127.5 - 1
 
 
