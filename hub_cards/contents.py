@@ -68,6 +68,7 @@ def tokenizer_contents(
         evaluations=evaluations,
         settings=settings,
         resolution=_resolution(processor),
+        short_side=_short_side(processor),
         sample_names=names,
         with_code=with_code,
         **card_options,
@@ -139,8 +140,15 @@ def load_model(
 
 
 def _resolution(processor) -> int | None:
+    """Side that an image processor crops to; None if it leaves images whole, or is none."""
     crop = getattr(processor, "crop_size", None)
-    return int(crop["height"]) if crop else None
+    return int(crop["height"]) if crop and processor.do_center_crop else None
+
+
+def _short_side(processor) -> int | None:
+    """What an image processor resizes the short side to; None if it does not."""
+    size = getattr(processor, "size", None)
+    return size.get("shortest_edge") if size and processor.do_resize else None
 
 
 def with_or_without_code(path: Path, made: Path, with_code: bool) -> Path:

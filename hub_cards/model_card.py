@@ -53,6 +53,7 @@ def make_model_card(
     evaluations: list[Evaluation] = (),
     settings: dict | None = None,
     resolution: int | None = None,
+    short_side: int | None = None,
     sample_names: list[str] | None = None,
     with_code: bool = False,
     license: str = "other",
@@ -66,7 +67,8 @@ def make_model_card(
         repo_id: where it will live.
         evaluations: figures, which also become the card's model-index.
         settings: the training run's settings. Paths and machine settings are left out.
-        resolution: for pictures, the side that the processor crops to.
+        resolution: of images, the side that the processor crops to; None if it does not.
+        short_side: of images, what the processor resizes the short side to before; None if it does not.
         sample_names: what samples/ shows; None if there are no samples.
         with_code: the repository holds the model's code.
         license: of the weights, by its name on the Hub; "other" says that none was named.
@@ -76,14 +78,15 @@ def make_model_card(
     config = model.config
     is_image = config.model_type == "simvq_image"
     bits = math.log2(config.codebook_size)
-    numbers = {"bits": bits, "resolution": resolution or 128}
+    settings = public_settings(settings or {})
+    numbers = {"bits": bits, "resolution": resolution, "short_side": short_side}
     if is_image:
-        numbers["tokens"] = numbers["resolution"] // config.downsample_factor
+        numbers["trained_at"] = settings.get("resolution")
+        numbers["tokens"] = (resolution or 0) // config.downsample_factor
         numbers["bits_per_pixel"] = bits / config.downsample_factor**2
     else:
         numbers["tokens_per_second"] = config.sampling_rate / config.hop_length
         numbers["kilobits_per_second"] = bits * numbers["tokens_per_second"] / 1000
-    settings = public_settings(settings or {})
     modality = "image" if is_image else "audio"
     title = repo_id.split("/")[-1]
     # In the order of first mention, each once.
@@ -149,8 +152,11 @@ def codebook_statistics(
 
 def _use(used: float, evaluation: Evaluation) -> str:
     """Share of codes in use, beside the share that so many tokens could have reached where that is less."""
-    reachable = evaluation.metrics.get("reachable_utilisation", 1.0)
-    beside = "" if reachable >= 0.9995 else f" (so many tokens could reach {reachable:.1%})"
+    reachable = evaluation.metrics.get("reachable_utilisation")
+    if reachable is None:  # of the authors' data there are tokens enough
+        beside = "" if evaluation.source == "authors" else " (of how many tokens is not recorded)"
+    else:
+        beside = "" if reachable >= 0.9995 else f" (so many tokens could reach {reachable:.1%})"
     return f"{used:.1%}{beside}"
 
 

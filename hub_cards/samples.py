@@ -75,7 +75,7 @@ def _pictures(given: Path | None) -> dict[str, Image.Image]:
     for path in _files(given, PICTURE_SUFFIXES, MOST_PICTURES):
         try:
             # Formats that suffixes promise, and no others: Pillow hands PostScript to another program.
-            with Image.open(path, formats=("PNG", "JPEG", "MPO", "WEBP", "BMP")) as picture:
+            with Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP")) as picture:
                 picture.load()
                 pictures[path.name] = pil_to_rgb(upright(picture))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -120,3 +120,19 @@ def test_samples_of_a_card_are_read_as_the_processor_reads_them(tmp_path):
     (tmp_path / "other.eps").rename(tmp_path / "other.png")
     with pytest.raises(SamplesError, match=r"other\.png"):
         write_samples(tiny(), processor, tmp_path / "other.png", tmp_path / "made")
+
+
+def test_sizes_on_a_card_are_those_of_the_processor_and_of_the_training():
+    settings = {"resolution": 64, "dataset": "a/b"}
+    text = str(make_model_card(tiny(), "me/x", resolution=32, short_side=40, settings=settings))
+    assert "image of 32 x 32 pixels becomes 16 x 16 codes" in text
+    assert "short side to 40 pixels and crops the centre of 32 x 32" in text
+    assert "Trained at 64 x 64 pixels" in text
+    text = str(make_model_card(tiny(), "me/x"))  # nobody says
+    assert "Trained at" not in text and "128" not in text and "crops" not in text
+
+
+def test_use_of_how_many_tokens_is_said_to_be_unknown_where_it_is():
+    evaluations = [Evaluation("Photos", {"utilisation": 0.119})]
+    text = str(make_model_card(tiny(), "me/x", evaluations=evaluations))
+    assert "| in use on Photos | 11.9% (of how many tokens is not recorded) |" in text
