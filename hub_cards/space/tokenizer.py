@@ -21,6 +21,7 @@ except ImportError:
 
 LONGEST_SIDE = 512  # at the published size a CPU takes seconds for it, and a minute for 1024
 LONGEST_SECONDS = 30
+LONGEST_MENTIONED = 1e6  # seconds; what was written to a pipe declares more
 MOST_PIXELS = 100_000_000
 # Only these parsers see an upload: Pillow would hand EPS files to Ghostscript, for one.
 Image.init()
@@ -164,8 +165,8 @@ def read_sound(path: str, sampling_rate: int) -> tuple[np.ndarray, str]:
     """
     try:
         with soundfile.SoundFile(path) as file:
-            seconds = file.frames / file.samplerate
-            rate = file.samplerate
+            rate, seconds = file.samplerate, file.frames / file.samplerate
+            guessed = "MPEG" in file.subtype and not _tells_length(path)
             samples = file.read(LONGEST_SECONDS * rate, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         raise ValueError(
@@ -176,9 +177,24 @@ def read_sound(path: str, sampling_rate: int) -> tuple[np.ndarray, str]:
     if not np.isfinite(samples).all():
         raise ValueError("The sound holds samples that are not finite numbers.")
     note = ""
-    if seconds > LONGEST_SECONDS:
+    if len(samples) == LONGEST_SECONDS * rate and (guessed or seconds > LONGEST_MENTIONED):
+        note = f"The sound was cut to its first {LONGEST_SECONDS} seconds."
+    elif guessed:
+        note = "This MP3 does not tell how long it is: the end may be missing."
+    elif seconds > LONGEST_SECONDS:
         note = f"The sound was cut from {seconds:.1f} to its first {LONGEST_SECONDS} seconds."
     return to_mono(samples, rate, sampling_rate), note
+
+
+def _tells_length(path: str) -> bool:
+    """Whether an MP3 begins with a header that counts its frames; else libsndfile guesses their number."""
+    with open(path, "rb") as file:
+        head = file.read(10)
+        if head.startswith(b"ID3") and len(head) == 10:
+            a, b, c, d = head[6:]
+            file.seek(10 + (a << 21 | b << 14 | c << 7 | d))
+        first = file.read(4096)
+    return any(mark in first for mark in (b"Xing", b"Info", b"VBRI"))
 
 
 def to_mono(samples: np.ndarray, rate: int, sampling_rate: int) -> np.ndarray:

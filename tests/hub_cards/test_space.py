@@ -189,6 +189,16 @@ def test_sounds_as_uploaded(tmp_path):
         tokenizer.read_sound(path, 16_000)
 
 
+def test_an_mp3_whose_length_is_guessed_is_said_to_be_one(tmp_path):
+    path, noise = tmp_path / "sound.mp3", np.random.default_rng(0).uniform(-0.5, 0.5, 48_000)
+    soundfile.write(path, noise, 24_000, format="MP3")
+    assert tokenizer.read_sound(path, 24_000)[1] == ""
+    content = path.read_bytes()
+    mark = next(m for m in (b"Xing", b"Info") if m in content[:4096])
+    path.write_bytes(content.replace(mark, b"\0" * 4, 1))
+    assert "does not tell how long it is" in tokenizer.read_sound(path, 24_000)[1]
+
+
 def test_checkpoints_that_do_not_load(checkpoints, tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(tokenizer.CheckpointError, match=f"{tmp_path} could not be loaded: "):
