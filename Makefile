@@ -18,8 +18,8 @@ setup: .venv/ready
 # Train small tokenizers, on photographs that come with installed packages and on speech that comes with the
 # project, and show what they do.
 demo: setup
-	$(BIN)/python training/demo_image.py demo_output/image
-	$(BIN)/python training/demo_audio.py demo_output/audio
+	$(BIN)/python -m training.demo.image demo_output/image
+	$(BIN)/python -m training.demo.audio demo_output/audio
 
 test: setup
 	$(BIN)/ruff check .

@@ -107,7 +107,7 @@ def encode_images(count: int, folder: str) -> None:
 
 def clips(seconds: int, rate: int) -> Iterator[np.ndarray]:
     """Speech of the demo, repeated to clips of 1 to 30 seconds, of `seconds` in all."""
-    files = sorted((REPOSITORY / "training" / "demo_speech" / "train").glob("*.flac"))
+    files = sorted((REPOSITORY / "training" / "demo" / "speech" / "train").glob("*.flac"))
     speech = np.concatenate([soundfile.read(file, dtype="float32")[0] for file in files])
     draw, left = random.Random(0), seconds
     while left:

@@ -24,13 +24,13 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from modeling_simvq import SimVQImageConfig, SimVQImageModel, SimVQImageProcessor
-from training.demo_image import load_photo, write_training_folder
-from training.image_data import ImageDataConfig
-from training.image_recipe import ImageLossSettings, ImageModelSettings, build_image_recipe
-from training.launch import make_accelerator
-from training.loop import Trainer
-from training.settings import parse_settings
-from training.tokenizer_recipe import TokenizerLoopSettings
+from training.data.images import ImageDataConfig
+from training.demo.image import load_photo, write_training_folder
+from training.loop.trainer import Trainer
+from training.recipes.image import ImageLossSettings, ImageModelSettings, build_image_recipe
+from training.recipes.run import make_accelerator
+from training.recipes.tokenizer import TokenizerLoopSettings
+from training.runtime.settings import parse_settings
 
 CONFIG = (
     Path(__file__).resolve().parent.parent / "training" / "configs" / "imagenet128_k262144.yaml"

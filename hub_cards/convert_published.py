@@ -23,10 +23,10 @@ import transformers
 import yaml
 from tqdm import tqdm
 
+from hub_cards.card_samples import SamplesError
 from hub_cards.evaluation import FILE_NAME, Evaluation, write_evaluations
 from hub_cards.hub_commit import HubError
 from hub_cards.push_to_hub import PushError, prepare_push, push_to_hub
-from hub_cards.samples import SamplesError
 from modeling_simvq.convert_simvq_checkpoint import convert_simvq_checkpoint
 
 MANIFEST = Path(__file__).resolve().parent / "published_checkpoints.yaml"

@@ -8,7 +8,7 @@ from datasets import Dataset, Features, List, Value
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from hub_cards.hub_commit import commit_files, full_name
-from hub_cards.model_card import HUB_ID, PROJECT_TAGS, in_code, load_templates
+from hub_cards.tokenizer_card import HUB_ID, PROJECT_TAGS, in_code, load_templates
 
 CODE_COLUMNS = ("image_codes", "audio_codes")
 SHARD_BYTES = 500_000_000

@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import transformers
 
-from hub_cards.contents import Contents, PushError, tokenizer_contents
+from hub_cards.card_samples import SamplesError
 from hub_cards.evaluation import FILE_NAME, EvaluationError, read_evaluations
-from hub_cards.generator import generator_contents, is_generator
+from hub_cards.generator_card import generator_contents, is_generator
 from hub_cards.hub_commit import (
     HubError,
     commit_files,
@@ -32,9 +32,9 @@ from hub_cards.hub_commit import (
     is_hidden,
     preview_commit,
 )
-from hub_cards.model_card import TRAINING_SETTINGS, public_settings, read_settings
-from hub_cards.samples import SamplesError
+from hub_cards.push_contents import Contents, PushError, tokenizer_contents
 from hub_cards.space_files import space_files
+from hub_cards.tokenizer_card import TRAINING_SETTINGS, public_settings, read_settings
 
 
 def push_to_hub(

@@ -8,6 +8,7 @@ from transformers import (
     AutoModelForAudioTokenization,
 )
 
+from .code_tokens import CodeLogitsProcessor, CodeVocabulary, add_code_tokens
 from .configuration_simvq_audio import SimVQAudioConfig
 from .configuration_simvq_generation import SimVQAudioGenerationConfig, SimVQImageGenerationConfig
 from .configuration_simvq_image import SimVQImageConfig
@@ -18,7 +19,6 @@ from .modeling_simvq_generation import SimVQForAudioGeneration, SimVQForImageGen
 from .modeling_simvq_image import SimVQImageModel
 from .nearest_code import nearest_code
 from .quantization_simvq import SimVQ
-from .vocabulary import CodeLogitsProcessor, CodeVocabulary, add_code_tokens
 
 __version__ = "0.1.0"
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .chunked_cross_entropy import chunked_cross_entropy
+from .code_cross_entropy import chunked_cross_entropy
 from .configuration_simvq_generation import SimVQGenerationConfig
 
 

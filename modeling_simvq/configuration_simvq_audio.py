@@ -4,7 +4,7 @@ import math
 
 from transformers import PreTrainedConfig
 
-from .config_checks import (
+from .configuration_checks import (
     check_layers,
     check_parameters,
     codebook_parameters,
@@ -14,7 +14,7 @@ from .config_checks import (
     truth,
     whole_number,
 )
-from .quantizers import QUANTIZERS
+from .quantization_baselines import QUANTIZERS
 
 
 class SimVQAudioConfig(PreTrainedConfig):

@@ -2,7 +2,7 @@
 
 from transformers import LlamaConfig, PreTrainedConfig
 
-from .config_checks import (
+from .configuration_checks import (
     check_layers,
     check_parameters,
     codebook_parameters,

@@ -2,7 +2,7 @@
 
 from transformers import PretrainedConfig
 
-from .config_checks import (
+from .configuration_checks import (
     check_layers,
     check_parameters,
     codebook_parameters,
@@ -11,7 +11,7 @@ from .config_checks import (
     set_other_fields,
     whole_number,
 )
-from .quantizers import QUANTIZERS
+from .quantization_baselines import QUANTIZERS
 
 
 class SimVQImageConfig(PretrainedConfig):

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from . import original_audio, original_image
+from . import convert_simvq_audio, convert_simvq_image
 from .modeling_simvq_audio import SimVQAudioModel
 from .modeling_simvq_image import SimVQImageModel
 
 # A marker in the checkpoint, and the module that knows the modality's layout.
-_MODALITIES = {"encoder.conv_in.weight": original_image, "backbone.embed.weight": original_audio}
+_MODALITIES = {
+    "encoder.conv_in.weight": convert_simvq_image,
+    "backbone.embed.weight": convert_simvq_audio,
+}
 
 
 def convert_simvq_checkpoint(

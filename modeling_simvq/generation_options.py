@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
-from .config_checks import refuse_unknown
+from .configuration_checks import refuse_unknown
 
 PASSED_ON = frozenset(
     [

@@ -13,7 +13,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import ChannelDimension
 from transformers.processing_utils import ImagesKwargs
 
-from .config_checks import refuse_misspelt, refuse_unknown
+from .configuration_checks import refuse_misspelt, refuse_unknown
 
 CHANNELS = (1, 3, 4)
 # Settings of transformers' processors that mean nothing here, with the values that are no wish.

@@ -18,11 +18,11 @@ from transformers.utils import ModelOutput
 from .audio_decoder import AudioDecoder, ConvNeXtBlock
 from .audio_encoder import AudioEncoder
 from .clip_lengths import clip_lengths, mask_of_clips
-from .config_checks import truth
+from .configuration_checks import truth
 from .configuration_simvq_audio import SimVQAudioConfig
 from .integer_codes import integers
+from .quantization_baselines import make_quantizer
 from .quantization_simvq import SimVQ
-from .quantizers import make_quantizer
 from .verified_download import VerifiedDownload
 from .weight_norm_conv1d import (
     LengthAndDirection,

@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 
 from .clip_lengths import clip_lengths, mask_of_clips
 from .code_prediction import FactorizedCodes, make_codes
-from .config_checks import number, whole_number
+from .configuration_checks import number, whole_number
 from .configuration_simvq_generation import (
     SimVQAudioGenerationConfig,
     SimVQGenerationConfig,

@@ -16,8 +16,8 @@ from transformers.utils import ModelOutput
 
 from .configuration_simvq_image import SimVQImageConfig
 from .integer_codes import integers
+from .quantization_baselines import make_quantizer
 from .quantization_simvq import SimVQ
-from .quantizers import make_quantizer
 from .tiling import run_tiled
 from .verified_download import VerifiedDownload
 

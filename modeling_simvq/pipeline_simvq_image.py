@@ -17,8 +17,8 @@ from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, PreT
 from transformers.generation.streamers import BaseStreamer
 
 from .class_names import class_label, class_labels
-from .config_checks import refuse_unknown
-from .simvq_component import SimVQModelComponent, SimVQProcessorComponent
+from .configuration_checks import refuse_unknown
+from .pipeline_component import SimVQModelComponent, SimVQProcessorComponent
 
 if TYPE_CHECKING:
     # diffusers fetches what a pipeline's file imports relatively: that is how this code reaches the machine.

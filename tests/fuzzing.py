@@ -108,7 +108,7 @@ def _clean(error: Exception) -> bool:
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     ours = raised_in.is_relative_to(REPOSITORY) and ".venv" not in raised_in.parts
     if isinstance(error, TypeError):  # of a misspelt field or option
-        return raised_in.name == "config_checks.py" or "unexpected keyword" in str(error)
+        return raised_in.name == "configuration_checks.py" or "unexpected keyword" in str(error)
     if isinstance(error, RuntimeError):  # what transformers says of weights of another shape
         return "ignore_mismatched_sizes" in str(error)
     # Its checks come before ours, and name what is wrong.

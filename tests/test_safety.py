@@ -18,14 +18,16 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from hub_cards.model_card import is_hub_id
+from hub_cards.tokenizer_card import is_hub_id
 from modeling_simvq import SimVQImageConfig, SimVQImageModel
 from modeling_simvq.convert_simvq_checkpoint import convert_simvq_checkpoint
-from training import external_features, pitch, speech_metrics
-from training.image_data import ImageDataConfig, build_image_dataloader
-from training.inception import InceptionWeightsError, load_inception
-from training.quantizer_settings import QuantizerSettings
-from training.settings import SettingsError, parse_settings
+from training import external_features
+from training.codebook.settings import QuantizerSettings
+from training.data.images import ImageDataConfig, build_image_dataloader
+from training.metrics import pitch
+from training.metrics import speech as speech_metrics
+from training.metrics.inception import InceptionWeightsError, load_inception
+from training.runtime.settings import SettingsError, parse_settings
 from training.tokenize_dataset import TokenizeSettings
 
 REPOSITORY = Path(__file__).parents[1]

@@ -26,21 +26,27 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModel
 
 import modeling_simvq  # noqa: F401  (registers the models)
-from hub_cards.model_card import is_hub_id
+from hub_cards.tokenizer_card import is_hub_id
 from modeling_simvq.nearest_code import nearest_code
-from training.audio_data import AudioDataConfig, build_audio_dataloader
-from training.code_statistics import CodeCounter, latent_statistics
-from training.codebook_figures import CodebookFindings, write_results
-from training.data_source import DataSettings
-from training.evaluated_data import EvaluatedImages, at_trained_resolution, evaluated_on
-from training.image_data import build_image_dataloader
-from training.processes import end_processes, join_processes
-from training.quiet_logs import quiet_logs
-from training.samples import sample_counts
-from training.setting_values import convert
-from training.settings import SettingsError, at_least, parse_overrides, parse_settings, setting
-from training.spectra import spectra, spectrum
-from training.validation import measured_batches
+from training.codebook.figures import CodebookFindings, write_results
+from training.codebook.spectra import spectra, spectrum
+from training.codebook.usage import CodeCounter, latent_statistics
+from training.data.images import build_image_dataloader
+from training.data.loader import sample_counts
+from training.data.recordings import AudioDataConfig, build_audio_dataloader
+from training.data.source import DataSettings
+from training.evaluation.evaluated_data import EvaluatedImages, at_trained_resolution, evaluated_on
+from training.loop.validation import measured_batches
+from training.runtime.console import quiet_logs
+from training.runtime.processes import end_processes, join_processes
+from training.runtime.setting_values import convert
+from training.runtime.settings import (
+    SettingsError,
+    at_least,
+    parse_overrides,
+    parse_settings,
+    setting,
+)
 
 # Distances and the spectrum of the latents are those of so many tokens, drawn at random.
 SAMPLED_TOKENS = 16_384

@@ -27,15 +27,16 @@ from transformers import AutoModel
 
 import modeling_simvq  # noqa: F401  (registers the models)
 from hub_cards.evaluation import Evaluation, metric_name
-from hub_cards.model_card import is_hub_id
-from training.audio_data import AudioDataConfig, decode_audio
-from training.code_statistics import CodeCounter
-from training.evaluated_data import (
+from hub_cards.tokenizer_card import is_hub_id
+from training.codebook.usage import CodeCounter
+from training.data.loader import Decoder, build_dataloader, sample_counts
+from training.data.recordings import AudioDataConfig, decode_audio
+from training.evaluation.evaluated_data import (
     evaluated_on,
     join_sentences,
     measured_on,
 )
-from training.evaluation_report import (
+from training.evaluation.report import (
     Findings,
     Fingerprint,
     Mean,
@@ -45,12 +46,11 @@ from training.evaluation_report import (
     versions,
     write_report,
 )
-from training.pitch import PitchWeightsError
-from training.processes import end_processes, join_processes
-from training.quiet_logs import error_line, quiet_logs
-from training.samples import Decoder, build_dataloader, sample_counts
-from training.settings import SettingsError, parse_settings, setting
-from training.speech_metrics import KEYS, LOADERS, MetricWeightsError, SpeechPair, as_written
+from training.metrics.pitch import PitchWeightsError
+from training.metrics.speech import KEYS, LOADERS, MetricWeightsError, SpeechPair, as_written
+from training.runtime.console import error_line, quiet_logs
+from training.runtime.processes import end_processes, join_processes
+from training.runtime.settings import SettingsError, parse_settings, setting
 
 
 @dataclass

@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hub_cards.evaluation import Evaluation
-from hub_cards.model_card import is_hub_id
+from hub_cards.tokenizer_card import is_hub_id
+from training.data.images import ImageDataConfig, build_image_dataloader
+from training.data.loader import sample_counts
 from training.evaluate_image import to_bytes
-from training.evaluated_data import (
+from training.evaluation.evaluated_data import (
     EvaluatedImages,
     evaluated_on,
     join_sentences,
@@ -33,7 +35,8 @@ from training.evaluated_data import (
     set_resolution,
     trained_resolution,
 )
-from training.evaluation_report import (
+from training.evaluation.generated_pictures import Generated, first_side, from_files, from_pipeline
+from training.evaluation.report import (
     Findings,
     Fingerprint,
     report_folder,
@@ -41,23 +44,20 @@ from training.evaluation_report import (
     versions,
     write_report,
 )
-from training.float64 import to_float64
-from training.generated_pictures import Generated, first_side, from_files, from_pipeline
-from training.generation_figures import ClassGrid, write_neighbours
-from training.image_data import ImageDataConfig, build_image_dataloader
-from training.inception import (
+from training.evaluation.sheets import ClassGrid, write_neighbours
+from training.loop.validation import measured_batches
+from training.metrics.inception import (
     InceptionWeightsError,
     frechet_distance,
     inception_score,
     load_inception,
     load_inception_classifier,
 )
-from training.neighbours import NearestPictures, neighbour_metrics, pixel_vectors
-from training.processes import end_processes, join_processes
-from training.quiet_logs import error_line, quiet_logs
-from training.samples import sample_counts
-from training.settings import SettingsError, at_least, one_of, parse_settings, setting
-from training.validation import measured_batches
+from training.metrics.neighbours import NearestPictures, neighbour_metrics, pixel_vectors
+from training.runtime.console import error_line, quiet_logs
+from training.runtime.float64 import to_float64
+from training.runtime.processes import end_processes, join_processes
+from training.runtime.settings import SettingsError, at_least, one_of, parse_settings, setting
 
 # Rows of neighbours.png.
 SHOWN = 12

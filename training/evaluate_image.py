@@ -22,9 +22,12 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from hub_cards.evaluation import Evaluation
-from hub_cards.model_card import is_hub_id
-from training.code_statistics import CodeCounter
-from training.evaluated_data import (
+from hub_cards.tokenizer_card import is_hub_id
+from training.codebook.usage import CodeCounter
+from training.data.image_sizes import LPIPS, SSIM, check_resolution
+from training.data.images import ImageDataConfig, build_image_dataloader
+from training.data.loader import sample_counts
+from training.evaluation.evaluated_data import (
     EvaluatedImages,
     at_trained_resolution,
     evaluated_on,
@@ -32,7 +35,7 @@ from training.evaluated_data import (
     measured_on,
     resolution_note,
 )
-from training.evaluation_report import (
+from training.evaluation.report import (
     Findings,
     Fingerprint,
     Mean,
@@ -42,17 +45,14 @@ from training.evaluation_report import (
     versions,
     write_report,
 )
-from training.float64 import to_float64
-from training.image_data import ImageDataConfig, build_image_dataloader
-from training.image_recipe import picture_figures
-from training.image_sizes import LPIPS, SSIM, check_resolution
-from training.inception import InceptionWeightsError, frechet_distance, load_inception
-from training.perceptual import PerceptualWeightsError, load_lpips
-from training.processes import end_processes, join_processes
-from training.quiet_logs import error_line, quiet_logs
-from training.samples import sample_counts
-from training.settings import SettingsError, at_least, parse_settings, setting
-from training.validation import measured_batches
+from training.loop.validation import measured_batches
+from training.losses.perceptual import PerceptualWeightsError, load_lpips
+from training.metrics.inception import InceptionWeightsError, frechet_distance, load_inception
+from training.recipes.image import picture_figures
+from training.runtime.console import error_line, quiet_logs
+from training.runtime.float64 import to_float64
+from training.runtime.processes import end_processes, join_processes
+from training.runtime.settings import SettingsError, at_least, parse_settings, setting
 
 
 @dataclass

@@ -29,16 +29,16 @@ from modeling_simvq import (
     SimVQImageGenerationConfig,
     SimVQImageModel,
 )
-from training.audio_recipe import AudioModelSettings, save_audio_tokenizer
-from training.checkpoint_files import DamagedCheckpoint, load_tensors, verify
-from training.checkpoints import SHARED_STATE, list_checkpoints
-from training.generator_recipe import save_generator
-from training.image_recipe import ImageModelSettings, save_image_tokenizer
-from training.publishing import write_records
-from training.quiet_logs import error_line, quiet_logs
-from training.run_record import MODEL_CONFIG, read_json, read_record
-from training.saved_models import MODEL
-from training.settings import SettingsError, build_settings, parse_settings, setting
+from training.loop.checkpoint_files import DamagedCheckpoint, load_tensors, verify
+from training.loop.checkpoints import SHARED_STATE, list_checkpoints
+from training.loop.publishing import write_records
+from training.loop.run_record import MODEL_CONFIG, read_json, read_record
+from training.loop.saved_models import MODEL
+from training.recipes.audio import AudioModelSettings, save_audio_tokenizer
+from training.recipes.generator import save_generator
+from training.recipes.image import ImageModelSettings, save_image_tokenizer
+from training.runtime.console import error_line, quiet_logs
+from training.runtime.settings import SettingsError, build_settings, parse_settings, setting
 
 logger = logging.getLogger(__name__)
 

@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from training.image_data import ImageDataConfig, build_image_dataloader
-from training.quiet_logs import quiet_logs
-from training.samples import sample_counts
-from training.settings import SettingsError, at_least, parse_settings, setting
+from training.data.images import ImageDataConfig, build_image_dataloader
+from training.data.loader import sample_counts
+from training.runtime.console import quiet_logs
+from training.runtime.settings import SettingsError, at_least, parse_settings, setting
 
 PACKAGED = "efficientnet_lite0"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -32,9 +32,23 @@ from transformers import AutoConfig, AutoModel
 import modeling_simvq  # noqa: F401  (registers the models)
 from hub_cards.dataset_card import make_dataset_card, push_tokens
 from hub_cards.hub_commit import HubError
-from hub_cards.model_card import is_hub_id
-from training.audio_data import AudioDataConfig
-from training.code_files import (
+from hub_cards.tokenizer_card import is_hub_id
+from training.data.images import ImageDataConfig
+from training.data.loader import MOST_UNREADABLE_IN_A_ROW, UnreadableSample
+from training.data.recordings import AudioDataConfig
+from training.data.source import DataSettings, Source, open_splits
+from training.evaluation.evaluated_data import EvaluatedImages, at_trained_resolution
+from training.runtime.console import error_line, quiet_logs
+from training.runtime.processes import end_processes, join_processes
+from training.runtime.settings import (
+    SettingsError,
+    at_least,
+    parse_overrides,
+    parse_settings,
+    setting,
+)
+from training.runtime.shared_folder import check_shared
+from training.tokenization.code_files import (
     Record,
     RowDigests,
     clear_unfinished,
@@ -44,16 +58,8 @@ from training.code_files import (
     relative_texts,
     write_code_file,
 )
-from training.codes_manifest import account_for, check_manifest, make_plan, write_manifest
-from training.data_source import DataSettings, Source, open_splits
-from training.evaluated_data import EvaluatedImages, at_trained_resolution
-from training.image_data import ImageDataConfig
-from training.processes import end_processes, join_processes
-from training.quiet_logs import error_line, quiet_logs
-from training.samples import MOST_UNREADABLE_IN_A_ROW, UnreadableSample
-from training.settings import SettingsError, at_least, parse_overrides, parse_settings, setting
-from training.shared_folder import check_shared
-from training.tokens import AudioTokens, ImageTokens, Variant, weights_hash
+from training.tokenization.encoders import AudioTokens, ImageTokens, Variant, weights_hash
+from training.tokenization.manifest import account_for, check_manifest, make_plan, write_manifest
 
 
 @dataclass

@@ -11,14 +11,14 @@ from pathlib import Path
 # `accelerate launch` puts this file's folder on the path, but training is imported from the one above.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.audio_data import AudioDataConfig
-from training.audio_recipe import (
+from training.data.recordings import AudioDataConfig
+from training.recipes.audio import (
     AudioLoopSettings,
     AudioLossSettings,
     AudioModelSettings,
     build_audio_recipe,
 )
-from training.launch import run
+from training.recipes.run import run
 
 if __name__ == "__main__":
     groups = {

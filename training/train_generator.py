@@ -14,14 +14,14 @@ from pathlib import Path
 # `accelerate launch` puts this file's folder on the path, but training is imported from the one above.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.generator_recipe import (
+from training.data.codes import TokenDataConfig
+from training.recipes.drawn_samples import SampleSettings
+from training.recipes.generator import (
     GeneratorLoopSettings,
     GeneratorModelSettings,
     build_generator_recipe,
 )
-from training.generator_samples import SampleSettings
-from training.launch import run
-from training.token_data import TokenDataConfig
+from training.recipes.run import run
 
 if __name__ == "__main__":
     groups = {

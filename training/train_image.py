@@ -10,10 +10,10 @@ from pathlib import Path
 # `accelerate launch` puts this file's folder on the path, but training is imported from the one above.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.image_data import ImageDataConfig
-from training.image_recipe import ImageLossSettings, ImageModelSettings, build_image_recipe
-from training.launch import run
-from training.tokenizer_recipe import TokenizerLoopSettings
+from training.data.images import ImageDataConfig
+from training.recipes.image import ImageLossSettings, ImageModelSettings, build_image_recipe
+from training.recipes.run import run
+from training.recipes.tokenizer import TokenizerLoopSettings
 
 if __name__ == "__main__":
     groups = {

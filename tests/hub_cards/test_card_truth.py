@@ -8,10 +8,10 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from hub_cards.card_samples import SamplesError, write_samples
 from hub_cards.dataset_card import make_dataset_card
 from hub_cards.evaluation import Evaluation
-from hub_cards.model_card import eval_results, make_model_card, public_settings
-from hub_cards.samples import SamplesError, write_samples
+from hub_cards.tokenizer_card import eval_results, make_model_card, public_settings
 from modeling_simvq import SimVQImageConfig, SimVQImageModel, SimVQImageProcessor
 
 SPACE = Path(__file__).parents[2] / "hub_cards" / "space"

@@ -5,9 +5,9 @@ import json
 import yaml
 
 from hub_cards.evaluation import FEWEST_SAMPLES, Evaluation, read_evaluations, write_evaluations
-from hub_cards.model_card import make_model_card
+from hub_cards.tokenizer_card import make_model_card
 from modeling_simvq import SimVQImageConfig, SimVQImageModel
-from training.evaluation_report import markdown
+from training.evaluation.report import markdown
 
 FIGURES = {"rfid": 11.25, "psnr": 20.5, "utilisation": 0.12, "perplexity": 90.0}
 FIGURES |= {"reachable_utilisation": 0.22}

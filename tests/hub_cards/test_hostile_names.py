@@ -8,7 +8,7 @@ import yaml
 
 from hub_cards.dataset_card import make_dataset_card
 from hub_cards.evaluation import Evaluation
-from hub_cards.model_card import make_model_card
+from hub_cards.tokenizer_card import make_model_card
 from modeling_simvq import SimVQImageConfig, SimVQImageModel
 
 HOSTILE = [

@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_remote_code import BLOCK, run
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioTokenization
 
 from modeling_simvq import SimVQAudioConfig, SimVQAudioFeatureExtractor, SimVQAudioModel
+from tests.modeling_simvq.test_remote_code import BLOCK, run
 
 PATHS = {
     "plain": {},

@@ -5,12 +5,12 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import FIXTURES, checkpoint, relative
 from safetensors.torch import load_file
 
 from modeling_simvq import SimVQAudioConfig, SimVQAudioModel
+from modeling_simvq.convert_simvq_audio import KEPT
 from modeling_simvq.convert_simvq_checkpoint import convert_simvq_checkpoint
-from modeling_simvq.original_audio import KEPT
+from tests.modeling_simvq.parity import FIXTURES, checkpoint, relative
 
 NAMES = ["audio_tiny1", "audio_tiny2", "audio_real"]
 FIELDS = [*inspect.signature(SimVQAudioConfig).parameters][:-1]

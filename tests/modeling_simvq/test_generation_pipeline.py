@@ -124,7 +124,7 @@ def test_one_repository_with_and_without_the_package(pipe, hub, tmp_path):
     folder = tmp_path / "repository"
     pipe.save_pretrained(folder)
     names = {str(path.relative_to(folder)) for path in folder.rglob("*.*")}
-    assert {"model_index.json", "pipeline_simvq_image.py", "quantizers.py"} <= names
+    assert {"model_index.json", "pipeline_simvq_image.py", "quantization_baselines.py"} <= names
     for part in ("tokenizer", "transformer"):
         assert {f"{part}/model.safetensors", f"{part}/config.json"} <= names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import FIXTURES, checkpoint, relative
 from safetensors.torch import load_file
 
 from modeling_simvq.convert_simvq_checkpoint import convert_simvq_checkpoint
-from modeling_simvq.original_image import KEPT
+from modeling_simvq.convert_simvq_image import KEPT
+from tests.modeling_simvq.parity import FIXTURES, checkpoint, relative
 
 NAMES = ["image_tiny1", "image_tiny2", "image_tiny2_wide", "image_real"]
 

@@ -110,7 +110,7 @@ def test_with_the_package_no_remote_code_is_needed(tiny_folder, reference, tmp_p
 def test_the_folder_holds_every_file_that_its_code_imports(tiny_folder):
     names = {path.name for path in tiny_folder.glob("*.py")}
     assert names == {
-        "config_checks.py",
+        "configuration_checks.py",
         "configuration_simvq_image.py",
         "float32_module.py",
         "float32_product.py",
@@ -121,7 +121,7 @@ def test_the_folder_holds_every_file_that_its_code_imports(tiny_folder):
         "nearest_code.py",
         "nearest_code_triton.py",
         "quantization_simvq.py",
-        "quantizers.py",
+        "quantization_baselines.py",
         "tiling.py",
         "verified_download.py",
     }

@@ -26,8 +26,8 @@ from training.analyze_codebook import (
     nearest_other_distances,
     read_history,
 )
-from training.settings import SettingsError
-from training.spectra import ranks_of, rounded_values, spectra, spectrum
+from training.codebook.spectra import ranks_of, rounded_values, spectra, spectrum
+from training.runtime.settings import SettingsError
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -16,8 +16,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from training.evaluate_audio import AudioEvaluationSettings, evaluate, load_metrics
-from training.settings import SettingsError
-from training.speech_metrics import MetricWeightsError, stoi_metric
+from training.metrics.speech import MetricWeightsError, stoi_metric
+from training.runtime.settings import SettingsError
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -134,7 +134,7 @@ def test_two_ranks_find_what_one_process_finds(tmp_path):
     SimVQAudioModel(config).save_pretrained(tmp_path / "model")
     folder = tmp_path / "speech" / "validation"
     folder.mkdir(parents=True)
-    demo = sorted((REPOSITORY / "training" / "demo_speech" / "train").glob("*.flac"))
+    demo = sorted((REPOSITORY / "training" / "demo" / "speech" / "train").glob("*.flac"))
     demo = sorted(demo, key=lambda path: path.stat().st_size)[:5]
     for path in demo:
         shutil.copy(path, folder)

@@ -19,18 +19,18 @@ from torch.utils.data import DataLoader
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from training import evaluate_generation
+from training.data.images import ImageDataConfig
 from training.evaluate_generation import GenerationEvaluationSettings, RealPictures, evaluate, run
 from training.evaluate_image import to_bytes
-from training.generated_pictures import Generated, from_pipeline
-from training.image_data import ImageDataConfig
-from training.inception import (
+from training.evaluation.generated_pictures import Generated, from_pipeline
+from training.metrics.inception import (
     InceptionWeightsError,
     frechet_distance,
     inception_score,
     load_inception,
 )
-from training.neighbours import NearestPictures, pixel_vectors, share_nearer
-from training.settings import SettingsError
+from training.metrics.neighbours import NearestPictures, pixel_vectors, share_nearer
+from training.runtime.settings import SettingsError
 
 REPOSITORY = Path(__file__).parents[2]
 

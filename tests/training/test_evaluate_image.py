@@ -19,8 +19,8 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from training.evaluate_image import BatchPsnr, evaluate, to_bytes
-from training.evaluation_report import Mean
-from training.inception import InceptionWeightsError, load_inception
+from training.evaluation.report import Mean
+from training.metrics.inception import InceptionWeightsError, load_inception
 
 REPOSITORY = Path(__file__).parents[2]
 

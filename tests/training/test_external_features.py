@@ -14,9 +14,9 @@ from safetensors import safe_open
 from transformers import CLIPVisionConfig, CLIPVisionModel, ViTConfig, ViTImageProcessor, ViTModel
 
 from modeling_simvq import SimVQImageConfig, SimVQImageModel
+from training.codebook.settings import QuantizerSettings
 from training.external_features import collect, efficientnet_lite0, transformers_model
-from training.quantizer_settings import QuantizerSettings
-from training.settings import SettingsError
+from training.runtime.settings import SettingsError
 
 REPOSITORY = Path(__file__).parents[2]
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from modeling_simvq import SimVQImageConfig, SimVQImageModel
 from training import tokenize_dataset
-from training.code_files import RowDigests
+from training.tokenization.code_files import RowDigests
 
 
 @pytest.fixture(scope="module")

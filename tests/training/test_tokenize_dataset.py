@@ -22,10 +22,10 @@ from transformers import AutoModel
 
 from modeling_simvq import SimVQAudioConfig, SimVQAudioModel, SimVQImageConfig, SimVQImageModel
 from training import tokenize_dataset
-from training.image_data import ImageDataConfig, decode_image, image_to_pixels
-from training.settings import SettingsError
+from training.data.images import ImageDataConfig, decode_image, image_to_pixels
+from training.runtime.settings import SettingsError
+from training.tokenization.encoders import ImageTokens, Variant
 from training.tokenize_dataset import TokenizeSettings
-from training.tokens import ImageTokens, Variant
 
 REPOSITORY = Path(__file__).parents[2]
 ROWS = 23
@@ -217,7 +217,7 @@ def test_sound_becomes_codes_of_its_own_length(tmp_path, monkeypatch):
     SimVQAudioModel(SimVQAudioConfig(**small, codebook_size=64, codebook_dim=16)).save_pretrained(
         tmp_path / "model"
     )
-    demo = REPOSITORY / "training" / "demo_speech"
+    demo = REPOSITORY / "training" / "demo" / "speech"
     words = [str(REPOSITORY / "training/tokenize_dataset.py"), f"model={tmp_path / 'model'}"]
     words += [f"dataset={demo}", "config_name=null", "splits=[train]", "batch_size=3"]
     words += [f"output={tmp_path / 'codes'}", "num_workers=1", "max_train_samples=4"]

@@ -15,21 +15,21 @@ from PIL import Image
 from transformers import AutoFeatureExtractor, AutoModelForAudioTokenization
 
 from modeling_simvq import SimVQAudioModel
-from training.audio_data import AudioDataConfig
-from training.audio_recipe import (
+from training.data.recordings import AudioDataConfig
+from training.export_checkpoint import export_checkpoint
+from training.losses.spectrogram_picture import draw_spectrograms
+from training.recipes.audio import (
     AudioLoopSettings,
     AudioLossSettings,
     AudioModelSettings,
     build_audio_recipe,
     si_sdr,
 )
-from training.export_checkpoint import export_checkpoint
-from training.settings import SettingsError, parse_settings
-from training.spectrogram_picture import draw_spectrograms
-from training.weight_norm_start import start_from_data
+from training.recipes.encoder_start import start_from_data
+from training.runtime.settings import SettingsError, parse_settings
 
 REPOSITORY = Path(__file__).parents[2]
-SPEECH = REPOSITORY / "training" / "demo_speech"
+SPEECH = REPOSITORY / "training" / "demo" / "speech"
 CONFIGS = REPOSITORY / "training" / "configs"
 TINY = [
     "num_workers=0",

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from hub_cards.generator import make_generator_card
+from hub_cards.generator_card import make_generator_card
 from hub_cards.push_to_hub import push_to_hub
 from modeling_simvq import (
     SimVQAudioConfig,
@@ -22,16 +22,21 @@ from modeling_simvq import (
     SimVQImageGenerationConfig,
     SimVQImageModel,
 )
-from tests.training.generator_runs import GROUPS, train_here, write_picture_codes, write_split
-from training.checkpoints import CheckpointError
+from tests.training.support.generator_runs import (
+    GROUPS,
+    train_here,
+    write_picture_codes,
+    write_split,
+)
+from training.data.codes import AudioTokenDecoder, ImageTokenDecoder, TokenLayout
+from training.data.loader import UnreadableSample
 from training.export_checkpoint import export_checkpoint
-from training.generator_recipe import (
+from training.loop.checkpoints import CheckpointError
+from training.loop.optimizers import make_optimizer
+from training.recipes.generator import (
     GeneratorLoopSettings,
 )
-from training.optimizer import make_optimizer
-from training.samples import UnreadableSample
-from training.settings import SettingsError, parse_settings
-from training.token_data import AudioTokenDecoder, ImageTokenDecoder, TokenLayout
+from training.runtime.settings import SettingsError, parse_settings
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 

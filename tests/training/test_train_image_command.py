@@ -165,10 +165,10 @@ def test_help_teaches():
     "file", sorted((REPOSITORY / "training" / "configs").glob("[!g]*image*.yaml"))
 )
 def test_shipped_configurations_are_valid(file):
-    from training.image_data import ImageDataConfig
-    from training.image_recipe import ImageLossSettings, ImageModelSettings
-    from training.settings import parse_settings
-    from training.tokenizer_recipe import TokenizerLoopSettings
+    from training.data.images import ImageDataConfig
+    from training.recipes.image import ImageLossSettings, ImageModelSettings
+    from training.recipes.tokenizer import TokenizerLoopSettings
+    from training.runtime.settings import parse_settings
 
     groups = {"data": ImageDataConfig, "model": ImageModelSettings, "loss": ImageLossSettings}
     settings = parse_settings(

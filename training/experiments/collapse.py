@@ -1,16 +1,11 @@
 """Claim (a): a plain codebook collapses as it grows, SimVQ's does not. Seven quantizers, several sizes K.
 
-python training/experiments/collapse.py dataset=path/to/pictures codebook_features=features.safetensors
+python -m training.experiments.collapse dataset=path/to/pictures codebook_features=features.safetensors
 
 The features are for VQGAN-LC: python training/external_features.py makes them; without, it is left out.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from modeling_simvq.quantizers import QUANTIZERS
+from modeling_simvq.quantization_baselines import QUANTIZERS
 from training.experiments.report import NAMES, by_variant, mean, new_figure, table, write
 from training.experiments.runs import parse_plan, run_all
 

@@ -1,15 +1,10 @@
 """Claim (d): how C is initialised: normal at several scales, uniform, orthogonal, k-means, external features.
 
-python training/experiments/initialisation.py dataset=path/to/pictures codebook_features=features.safetensors
+python -m training.experiments.initialisation dataset=path/to/pictures codebook_features=features.safetensors
 
 k-means takes the latents that the untrained encoder gives for training pictures. The features are those of
 training/external_features.py; without them that row is left out.
 """
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from accelerate.utils import set_seed
@@ -17,11 +12,11 @@ from safetensors.torch import save_file
 from sklearn.cluster import MiniBatchKMeans
 
 from modeling_simvq import SimVQImageModel
+from training.data.images import build_image_dataloader
 from training.experiments.bars import draw_bars
 from training.experiments.report import table, write
 from training.experiments.runs import GROUPS, Plan, parse_plan, run_all
-from training.image_data import build_image_dataloader
-from training.settings import build_settings
+from training.runtime.settings import build_settings
 
 SCALES = (0.01, 0.1, 10.0, 100.0)
 

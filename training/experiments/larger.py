@@ -1,12 +1,7 @@
 """Claim (e): codebooks beyond the paper's, 2^19 and 2^20 codes.
 
-python training/experiments/larger.py dataset=path/to/pictures
+python -m training.experiments.larger dataset=path/to/pictures
 """
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from training.experiments.bars import draw_bars
 from training.experiments.report import table, write

@@ -1,12 +1,7 @@
 """Claim (f): ten times longer training: does the rank of W, the use of the codes or the loss drift?
 
-python training/experiments/long_training.py dataset=path/to/pictures
+python -m training.experiments.long_training dataset=path/to/pictures
 """
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from training.experiments.report import COLUMNS, by_variant, new_figure, table, write
 from training.experiments.runs import parse_plan, run_all

@@ -1,6 +1,6 @@
 """Claim (h): what a training step of the quantizer holds in memory, against the size of the codebook.
 
-python training/experiments/memory.py
+python -m training.experiments.memory
 
 A trained codebook needs a gradient and two moments of Adam for every code: O(K d). SimVQ needs them for W
 alone: O(d^2). Counted from the tensors, and measured as the peak of a step in a process of its own.
@@ -12,8 +12,6 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from tqdm.auto import tqdm
@@ -106,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
     sizes = [int(size) for size in known.sizes.split(",")]
     runs = []
     for system, size in tqdm([(s, k) for s in SYSTEMS for k in sizes], desc="memory", unit="step"):
-        command = [sys.executable, __file__, "--measure", system, str(size)]
+        command = [sys.executable, "-m", __spec__.name, "--measure", system, str(size)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"error: {system} at K = {size:,}: {done.stderr.strip().splitlines()[-1:]}")

@@ -1,6 +1,6 @@
 """Claim (g): the quantizers alone on other data: text embeddings, video frames, Gaussian vectors.
 
-python training/experiments/other_data.py
+python -m training.experiments.other_data
 
 The vectors are fixed, so that nothing can help a quantizer but its codebook. Text: docstrings of Python's
 standard library, embedded by WordLlama, whose weights lie in its package. Video: 8 x 8 pixels over four frames
@@ -16,8 +16,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import numpy as np
 import torch
 from safetensors.torch import load_file
@@ -26,8 +24,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from modeling_simvq import SimVQImageConfig
-from modeling_simvq.quantizers import QUANTIZERS, make_quantizer
-from training.code_statistics import CodeUsage
+from modeling_simvq.quantization_baselines import QUANTIZERS, make_quantizer
+from training.codebook.usage import CodeUsage
 from training.experiments.collapse import FSQ_SIZES
 from training.experiments.report import NAMES, new_figure, publish, settings_hash
 from training.experiments.runs import REPOSITORY

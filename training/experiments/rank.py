@@ -1,14 +1,9 @@
 """Claim (b): how the rank of W develops over training, and with the size of the codebook.
 
-python training/experiments/rank.py dataset=path/to/pictures
+python -m training.experiments.rank dataset=path/to/pictures
 
-The rank is effective_rank of training/code_statistics.py: exp of the entropy of the normalised singular values.
+The rank is effective_rank of training/codebook/usage.py: exp of the entropy of the normalised singular values.
 """
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from training.experiments.report import by_variant, new_figure, table, write
 from training.experiments.runs import parse_plan, run_all

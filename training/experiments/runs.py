@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from training.image_data import ImageDataConfig
-from training.image_recipe import ImageLossSettings, ImageModelSettings
-from training.setting_values import read_yaml
-from training.settings import SettingsError, build_settings, convert_values, parse_overrides
-from training.tokenizer_recipe import TokenizerLoopSettings
+from training.data.images import ImageDataConfig
+from training.recipes.image import ImageLossSettings, ImageModelSettings
+from training.recipes.tokenizer import TokenizerLoopSettings
+from training.runtime.setting_values import read_yaml
+from training.runtime.settings import SettingsError, build_settings, convert_values, parse_overrides
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GROUPS = {
@@ -185,11 +185,11 @@ def _train_and_evaluate(settings: dict) -> dict[str, float]:
     from accelerate.state import AcceleratorState
     from transformers import AutoModel
 
+    from training.data.images import build_image_dataloader
     from training.evaluate_image import evaluate
-    from training.image_data import build_image_dataloader
-    from training.image_recipe import build_image_recipe
-    from training.launch import make_accelerator, train
-    from training.perceptual import load_lpips
+    from training.losses.perceptual import load_lpips
+    from training.recipes.image import build_image_recipe
+    from training.recipes.run import make_accelerator, train
 
     AcceleratorState._reset_state(reset_partial_state=True)  # several runs in one process
     groups = build_settings(GROUPS, settings)
@@ -216,7 +216,7 @@ def _train_and_evaluate(settings: dict) -> dict[str, float]:
 @torch.no_grad()
 def _usage(model, loader, accelerator) -> dict[str, float]:
     """Utilisation over the training pictures: a validation set may have fewer tokens than there are codes."""
-    from training.code_statistics import CodeCounter
+    from training.codebook.usage import CodeCounter
 
     counter = CodeCounter(model.config.codebook_size, accelerator.device)
     for batch in loader:

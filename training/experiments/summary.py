@@ -1,7 +1,7 @@
 """Put the tables of docs/results/*/README.md into docs/results.md, so that no figure is copied by hand.
 
-python training/experiments/summary.py          # after an experiment was run anew
-python training/experiments/summary.py --check  # fails if the page does not hold what the experiments found
+python -m training.experiments.summary          # after an experiment was run anew
+python -m training.experiments.summary --check  # fails if the page does not hold what the experiments found
 
 A table stands between the lines <!-- NAME --> and <!-- end of NAME -->, with the sentence about its scale.
 """
@@ -25,7 +25,9 @@ def filled(page: str, results: Path) -> str:
         name = match["name"]
         readme = results / name / "README.md"
         if not readme.is_file():
-            raise ValueError(f"there is no {readme}: run training/experiments/{name}.py first")
+            raise ValueError(
+                f"there is no {readme}: run python -m training.experiments.{name} first"
+            )
         lines = readme.read_text().splitlines()
         table = [line for line in lines if line.startswith("|")]
         scale = [line for line in lines if line.startswith("Scale: ")]
@@ -51,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     if known.check and before != after:
-        sys.exit(f"error: {path} is out of date: python training/experiments/summary.py")
+        sys.exit(f"error: {path} is out of date: python -m training.experiments.summary")
     path.write_text(after)
     print(f"{path} holds the tables of the experiments")
 

@@ -1,6 +1,6 @@
 """Claim (j): the paper's two-dimensional toy. Disjoint optimisation moves the codes that are picked, joint all.
 
-python training/experiments/toy.py
+python -m training.experiments.toy
 
 The same points, the same codes at the start. Plain VQ trains the codes themselves; SimVQ freezes them and
 trains W and b alone, so that the gradient of one picked code moves every other.
@@ -8,10 +8,7 @@ trains W and b alone, so that the gradient of one picked code moves every other.
 
 import argparse
 import statistics
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from matplotlib.animation import PillowWriter

@@ -1,14 +1,9 @@
 """Claim (c): which of C and W has to be trained: W alone (SimVQ), C alone (plain VQ), both, or neither.
 
-python training/experiments/trained_parts.py dataset=path/to/pictures
+python -m training.experiments.trained_parts dataset=path/to/pictures
 
 The paper's section 4: with both trained, C goes along and the codes that are not picked stay behind again.
 """
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from training.experiments.bars import draw_bars
 from training.experiments.report import table, write

@@ -1,15 +1,10 @@
 """Claim (i): a first phase of the autoencoder without quantization, on and off.
 
-python training/experiments/warmup.py dataset=path/to/pictures
+python -m training.experiments.warmup dataset=path/to/pictures
 
-After the phase SimVQ's codes start where the latents are (training/codebook_start.py); plain VQ has no W to do
+After the phase SimVQ's codes start where the latents are (training/codebook/start.py); plain VQ has no W to do
 that with.
 """
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from training.experiments.bars import draw_bars
 from training.experiments.report import table, write

@@ -44,7 +44,7 @@ def work(tmp_path_factory) -> Path:
 
 def command(name: str, pictures: Path, work: Path, output: Path, *words: str):
     return subprocess.run(
-        [sys.executable, f"training/experiments/{name}.py", "--work", work, "--output", output]
+        [sys.executable, "-m", f"training.experiments.{name}", "--work", work, "--output", output]
         + [f"dataset={pictures}", *TINY, *words],
         cwd=REPOSITORY,
         env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},

@@ -19,7 +19,7 @@ def test_memory_of_training_is_that_of_w_and_not_of_the_codes(tmp_path):
     if not Path("/proc/self/clear_refs").exists() and not torch.cuda.is_available():
         pytest.skip("the peak is read from Linux's /proc or from CUDA")
     done = subprocess.run(
-        [sys.executable, "training/experiments/memory.py", "--sizes", "32768"]
+        [sys.executable, "-m", "training.experiments.memory", "--sizes", "32768"]
         + ["--output", str(tmp_path)],
         cwd=REPOSITORY,
         capture_output=True,

@@ -30,7 +30,7 @@ def test_tables_replace_what_stood_between_the_marks(docs):
 
 def test_an_experiment_without_results_is_named(docs):
     (docs / "results.md").write_text("<!-- two -->\n<!-- end of two -->\n")
-    with pytest.raises(SystemExit, match="training/experiments/two.py first"):
+    with pytest.raises(SystemExit, match="training.experiments.two first"):
         summary.main(["--docs", str(docs)])
 
 

@@ -1,7 +1,7 @@
 """LPIPS of pictures."""
 
+from training.losses.perceptual import load_lpips
 from training.metrics import bases
-from training.perceptual import load_lpips
 
 
 class Lpips(bases.PictureMetric):

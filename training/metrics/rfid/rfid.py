@@ -5,9 +5,9 @@ from torch.nn import Identity
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from training.evaluate_image import to_bytes
-from training.float64 import float64_device, to_float64
-from training.inception import load_inception
 from training.metrics import bases
+from training.metrics.inception import load_inception
+from training.runtime.float64 import float64_device, to_float64
 
 
 class Rfid(bases.ImageMetric):

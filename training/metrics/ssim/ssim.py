@@ -1,7 +1,7 @@
 """SSIM of pictures."""
 
-from training.image_recipe import picture_figures
 from training.metrics import bases
+from training.recipes.image import picture_figures
 
 
 class Ssim(bases.PictureMetric):

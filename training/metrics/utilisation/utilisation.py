@@ -5,7 +5,7 @@ import evaluate
 import numpy as np
 import torch
 
-from training.code_statistics import CodeUsage
+from training.codebook.usage import CodeUsage
 from training.metrics import bases
 
 

@@ -1,0 +1,255 @@
+"""The systems that SimVQ is compared with: trained, saved, loaded by name, equal to their package."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from transformers import AutoModel
+
+from modeling_simvq import SimVQAudioConfig, SimVQAudioModel, SimVQImageConfig, SimVQImageModel
+from modeling_simvq.nearest_code import nearest_code
+from modeling_simvq.quantization_baselines import (
+    FSQ_LEVELS,
+    QUANTIZERS,
+    CodebookQuantizer,
+    make_quantizer,
+)
+
+vector_quantize_pytorch = pytest.importorskip("vector_quantize_pytorch")
+
+SIZES = {"fsq": 240}
+
+
+def image_config(name: str, **changes) -> SimVQImageConfig:
+    values = {
+        "base_channels": 32,
+        "channel_multipliers": [1, 1],
+        "num_res_blocks": 1,
+        "codebook_size": SIZES.get(name, 256),
+        "codebook_dim": 12,
+        "quantizer": name,
+        "quantizer_options": {"basis_dim": 20} if name == "lc" else {},
+    }
+    return SimVQImageConfig(**values | changes)
+
+
+def pictures() -> torch.Tensor:
+    return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_trained_saved_and_loaded_by_name(name, tmp_path):
+    torch.manual_seed(0)
+    model = SimVQImageModel(image_config(name)).train()
+    start = {key: value.clone() for key, value in model.quantizer.state_dict().items()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, 1e-3)
+    losses = []
+    for _ in range(4):
+        output = model(pictures())
+        loss = (output.pixel_values - pictures()).abs().mean() + output.commitment_loss
+        optimizer.zero_grad()
+        loss.backward()
+        assert model.encoder.conv_out.weight.grad.norm() > 0
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    changed = [
+        key for key, value in model.quantizer.state_dict().items() if not value.equal(start[key])
+    ]
+    assert changed, f"nothing in {name} was trained"
+    model.eval().save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    assert loaded.config.quantizer == name
+    with torch.no_grad():
+        encoded = loaded.encode(pictures())
+        assert encoded.image_codes.equal(model.encode(pictures()).image_codes)
+        assert encoded.image_codes.dtype == torch.int64
+        vectors = loaded.quantizer.lookup(encoded.image_codes)
+        assert torch.allclose(vectors, encoded.quantized_latents, atol=1e-6)
+        decoded = loaded.decode(image_codes=encoded.image_codes).pixel_values
+        assert torch.allclose(decoded, model(pictures()).pixel_values, atol=1e-5)
+    codebook = loaded.quantizer.codebook()
+    assert codebook.shape == (loaded.config.codebook_size, 12)
+    assert torch.allclose(codebook[encoded.image_codes[0, 0, 0]], vectors[0, :, 0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["vq_ema", "fsq", "lfq"])
+def test_the_audio_model_takes_them_too(name):
+    config = SimVQAudioConfig(
+        num_filters=4,
+        downsampling_ratios=[4, 4],
+        num_lstm_layers=0,
+        codebook_size=SIZES.get(name, 64),
+        codebook_dim=32,
+        hidden_size=32,
+        intermediate_size=32,
+        num_decoder_layers=1,
+        n_fft=64,
+        quantizer=name,
+    )
+    model = SimVQAudioModel(config).train()
+    waveform = torch.randn(2, 1, 800, generator=torch.Generator().manual_seed(0))
+    output = model(waveform)
+    (output.audio_values.abs().mean() + output.commitment_loss).backward()
+    encoded = model.eval().encode(waveform)
+    assert encoded.audio_codes.shape == (2, 1, 50)
+    decoded = model.decode(audio_codes=encoded.audio_codes).audio_values
+    assert torch.allclose(decoded, model(waveform).audio_values, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vq", "vq_ema", "fc", "lfq", "fsq"])
+def test_half_precision_keeps_the_quantizer_exact(name):
+    quantizer = make_quantizer(image_config(name)).eval()
+    latents = torch.randn(2, 12, 5, 7)
+    codes = quantizer(latents)[1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert quantizer(latents)[1].equal(codes)
+    assert quantizer(latents.bfloat16())[0].dtype == torch.bfloat16
+
+
+def test_the_nearest_of_the_table_is_chosen():
+    torch.manual_seed(0)
+    for name in ("vq", "vq_ema"):
+        quantizer = make_quantizer(image_config(name)).eval()
+        latents = torch.randn(1, 12, 6)
+        quantized, codes, _ = quantizer(latents)
+        theirs, indices, _ = quantizer.inner.eval()(latents.mT)
+        assert codes.equal(indices) and torch.allclose(quantized.mT, theirs, atol=1e-6)
+
+
+def test_unit_length_compares_directions():
+    torch.manual_seed(0)
+    quantizer = make_quantizer(image_config("fc")).eval()
+    latents = torch.randn(1, 12, 50)
+    cosine = (
+        F.normalize(quantizer.inner.project_in(latents.mT[0]), dim=1)
+        @ F.normalize(quantizer.inner.codebook, dim=1).T
+    )
+    assert quantizer(latents)[1][0].equal(cosine.argmax(dim=1))
+    assert quantizer.inner.codebook.shape == (256, 8)
+
+
+def test_running_means_are_those_of_the_package():
+    torch.manual_seed(0)
+    ours = CodebookQuantizer(16, 4, 0.25, decay=0.9).train()
+    theirs = CodebookQuantizer(16, 4, 0.25, decay=0.9).inner.train()
+    theirs.load_state_dict(ours.inner.state_dict())
+    for _ in range(5):
+        rows = torch.randn(64, 4)
+        codes = nearest_code(rows, ours.inner.codebook)
+        ours(rows)
+        theirs.update_indices(rows[None], codes[None])
+        assert torch.allclose(ours.inner.codebook, theirs.codebook, atol=1e-6)
+
+
+def test_losses_of_the_paper():
+    torch.manual_seed(0)
+    rows = torch.randn(32, 12, requires_grad=True)
+    for name, codebook_weight in (("vq", 1.0), ("vq_ema", 0.0)):
+        quantizer = make_quantizer(image_config(name, commitment_cost=0.5)).train()
+        q = F.embedding(
+            nearest_code(rows.detach(), quantizer.inner.codebook), quantizer.inner.codebook
+        )
+        expected = (0.5 + codebook_weight) * F.mse_loss(rows, q)
+        quantized, _, loss = quantizer(rows)
+        assert torch.allclose(loss, expected) and torch.equal(quantized, q)
+        # Straight through: the gradient at the codes is that at the latents.
+        upstream = torch.randn_like(q)
+        (gradient,) = torch.autograd.grad(quantized, rows, upstream)
+        assert torch.equal(gradient, upstream)
+
+
+def test_only_picked_codes_of_a_plain_codebook_move():
+    torch.manual_seed(0)
+    quantizer = make_quantizer(image_config("vq")).train()
+    before = quantizer.codebook().clone()
+    _, codes, loss = quantizer(torch.randn(8, 12))
+    loss.backward()
+    torch.optim.SGD(quantizer.parameters(), 0.1).step()
+    moved = (quantizer.codebook() - before).abs().amax(dim=1) > 0
+    assert set(moved.nonzero().flatten().tolist()) == set(codes.tolist())
+
+
+@pytest.mark.parametrize("size, levels", FSQ_LEVELS.items())
+def test_known_levels_multiply_to_the_size(size, levels):
+    product = 1
+    for level in levels:
+        product *= level
+    assert product == size
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"quantizer": "vqq"}, "quantizer must be one of"),
+        ({"quantizer": "fsq", "codebook_size": 1024}, "codebook_size: fsq knows levels for"),
+        ({"quantizer": "fsq", "quantizer_options": {"levels": [3, 5]}}, "not the product"),
+        ({"quantizer": "lfq", "codebook_size": 100}, "power of two, got 100"),
+        ({"quantizer": "vq", "quantizer_options": {"speed": 1}}, "quantizer_options of 'vq'"),
+        ({"quantizer": "lfq", "quantizer_options": {"speed": 1}}, "quantizer_options of 'lfq'"),
+    ],
+)
+def test_impossible_choices_are_named(changes, words):
+    with pytest.raises(ValueError, match=words):
+        SimVQImageModel(image_config("vq", **changes))
+
+
+def test_wrong_inputs_are_named():
+    quantizer = make_quantizer(image_config("vq")).eval()
+    with pytest.raises(ValueError, match="takes latents"):
+        quantizer(torch.randn(2, 5, 3))
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        quantizer(torch.full((1, 12, 2), float("nan")))
+    with pytest.raises(ValueError, match="code 256 is out of range"):
+        quantizer.lookup(torch.tensor([256]))
+    with pytest.raises(ValueError, match="must be integers"):
+        quantizer.lookup(torch.tensor([1.0]))
+
+
+def test_without_the_package_the_others_work_and_these_say_what_to_install():
+    code = """
+import sys
+sys.modules["vector_quantize_pytorch"] = None
+from modeling_simvq import SimVQImageConfig, SimVQImageModel
+SimVQImageModel(SimVQImageConfig(base_channels=32, channel_multipliers=[1], codebook_size=8))
+try:
+    SimVQImageModel(SimVQImageConfig(base_channels=32, channel_multipliers=[1], quantizer="vq"))
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "modeling-simvq[baselines]" in done.stdout
+
+
+def test_features_become_the_basis(tmp_path):
+    from training.recipes.image import ImageModelSettings
+    from training.runtime.settings import SettingsError
+
+    path = tmp_path / "features.safetensors"
+    save_file({"features": torch.randn(300, 20) * 5 + 3}, path)
+    sizes = {
+        "base_channels": 32,
+        "channel_multipliers": [1],
+        "codebook_size": 256,
+        "codebook_dim": 12,
+    }
+    settings = ImageModelSettings(quantizer="lc", codebook_features=str(path), **sizes)
+    model = SimVQImageModel(settings.config())
+    settings.start(model)
+    basis = model.quantizer.basis
+    assert basis.shape == (256, 20) and not basis.requires_grad
+    assert float(basis.mean()) == pytest.approx(0, abs=1e-6)
+    assert float(basis.detach().square().mean()) == pytest.approx(1 / 20, rel=1e-4)
+    with pytest.raises(SettingsError, match="needs a file of features"):
+        ImageModelSettings(quantizer="lc", **sizes)
+    with pytest.raises(SettingsError, match="has no frozen basis"):
+        ImageModelSettings(quantizer="vq", codebook_features=str(path), **sizes)
+    with pytest.raises(SettingsError, match="holds 300 features"):
+        ImageModelSettings(codebook_features=str(path), **sizes | {"codebook_size": 400})
+    (tmp_path / "broken").write_bytes(b"\x80\x04broken")
+    with pytest.raises(SettingsError, match="cannot read"):
+        ImageModelSettings(codebook_features=str(tmp_path / "broken"), **sizes)

@@ -1,0 +1,79 @@
+"""Which quantizer a tokenizer is trained with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from modeling_simvq import SimVQ
+from training.runtime.settings import SettingsError, setting
+
+
+@dataclass
+class QuantizerSettings:
+    """Settings that the models of both modalities share."""
+
+    quantizer: str = setting(
+        "simvq", "simvq, or a system to compare with: vq, vq_ema, fc, fsq, lfq, lc"
+    )
+    quantizer_options: dict = setting(
+        {},
+        "options of the quantizer (modeling_simvq/quantization_baselines.py), such as {rotation_trick: true}",
+    )
+    codebook_features: str | None = setting(
+        None,
+        "safetensors file of features (K, m) as frozen basis, of training/external_features.py",
+    )
+
+    def options(self, codebook_size: int) -> dict:
+        """quantizer_options, with the width of the features."""
+        if self.codebook_features is None:
+            if self.quantizer == "lc":
+                raise SettingsError("codebook_features: the quantizer lc needs a file of features")
+            return self.quantizer_options
+        if self.quantizer not in ("simvq", "lc"):
+            raise SettingsError(
+                f"codebook_features: the quantizer {self.quantizer} has no frozen basis"
+            )
+        found, width = self._features().shape
+        if found < codebook_size:
+            raise SettingsError(
+                f"codebook_features: {self.codebook_features} holds {found} features, "
+                f"codebook_size is {codebook_size}"
+            )
+        return {"basis_dim": width, **self.quantizer_options}
+
+    def start(self, model: nn.Module) -> None:
+        """Put the features in the place of the model's basis.
+
+        Those of another network (quantizer lc) are centred and scaled to the variance of C, 1/m.
+        """
+        if self.codebook_features is None:
+            return
+        features = self._features()[: model.config.codebook_size].float()
+        if self.quantizer == "lc":
+            features = features - features.mean(dim=0)
+            scale = features.square().mean().sqrt().clamp(min=1e-12)
+            features = features / (scale * features.shape[1] ** 0.5)
+        quantizer: SimVQ = model.quantizer
+        quantizer.basis = nn.Parameter(features)
+        quantizer.basis_init = "given"
+
+    def _features(self) -> Tensor:
+        path = Path(self.codebook_features)
+        try:
+            with safe_open(path, framework="pt") as file:
+                features = file.get_tensor("features")
+        except (OSError, SafetensorError) as error:
+            raise SettingsError(f"codebook_features: cannot read {path}: {error}") from error
+        if (
+            features.ndim != 2
+            or not features.is_floating_point()
+            or not torch.isfinite(features).all()
+        ):
+            raise SettingsError(
+                f"codebook_features: {path} must hold finite numbers (K, m), got {tuple(features.shape)}"
+            )
+        return features

@@ -1,0 +1,57 @@
+"""How a codebook fares while it is trained: usage, scale and rank of the latents, and a warning of collapse."""
+
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from torch import Tensor, nn
+
+from training.codebook.advice import CodebookFigures, CollapseAdviser
+from training.codebook.usage import CodeCounter, latent_statistics
+
+logger = get_logger(__name__)
+
+
+class CodebookWatch:
+    """Figures of a quantizer between two reports.
+
+    Args:
+        config: of the tokenizer; its codebook_size is taken.
+    """
+
+    def __init__(self, quantizer: nn.Module, config, accelerator: Accelerator):
+        self.quantizer, self.accelerator = quantizer, accelerator
+        self.counter = CodeCounter(config.codebook_size, accelerator.device)
+        self.adviser = CollapseAdviser()
+        self._unsettled: list[tuple[Tensor, Tensor]] = []
+        self._latents: Tensor | None = None
+
+    def update(self, codes: Tensor, latents: Tensor) -> None:
+        """Take note of a forward pass; it counts when its step is settled."""
+        self._unsettled.append((codes, latents))
+
+    def settle(self, skipped: bool) -> None:
+        """Count the codes since the last call, and keep the last latents, unless their step was skipped."""
+        if not skipped:
+            for codes, latents in self._unsettled:
+                self.counter.update(codes)
+                self._latents = latents
+        self._unsettled = []
+
+    def report(self, step: int, advise: bool) -> tuple[dict[str, float], str]:
+        """Figures over all ranks since the last report, and a word on them; few codes in use are warned of.
+
+        Args:
+            advise: False while unused codes are no fault: the quantizer takes no part, or has hardly begun.
+        """
+        if self._latents is None:
+            return {}, "every step was skipped"
+        usage = self.counter.read(self.accelerator)
+        latents = latent_statistics(self._latents, self.quantizer.codebook())
+        if advise:
+            figures = CodebookFigures(usage, *latents.values(), self.quantizer.codebook_dim)
+            if advice := self.adviser.advise(figures):
+                logger.warning(f"step {step}: {advice}")
+        else:
+            self.adviser.rest()
+        self.counter.reset()
+        figures = {f"codebook/{name}": value for name, value in (usage.metrics() | latents).items()}
+        return figures, str(usage)

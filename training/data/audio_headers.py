@@ -1,0 +1,194 @@
+"""Headers that were never finished: a writer that cannot move back leaves 0, -1 or another wrong length.
+
+libsndfile reads to the end of most files whose header declares too much, but believes one that declares too
+little. Here such a length is found, and what the file really holds is put in its place.
+"""
+
+import re
+import struct
+from typing import BinaryIO
+
+from training.data.file_views import file_size
+from training.data.loader import UnreadableSample
+
+# What may follow the samples though no chunk says so: a tag, such as the 128 bytes of ID3v1.
+MOST_TRAILING_BYTES = 4096
+# Kind of file to its first chunk's place, the layout of a chunk's head, the bytes that sizes are rounded up to,
+# and the chunk of the samples.
+CHUNKED = {
+    b"RIFF": (12, "<4sI", 2, b"data"),
+    b"RF64": (12, "<4sI", 2, b"data"),
+    b"RIFX": (12, ">4sI", 2, b"data"),
+    b"FORM": (12, ">4sI", 2, b"SSND"),
+    b"caff": (8, ">4sq", 1, b"data"),
+}
+# The last frame of a FLAC file begins in so many bytes from the end, unless large tags follow it.
+FLAC_TAIL = 1 << 17
+FLAC_BLOCKS = (
+    {1: 192} | {i: 576 << i - 2 for i in range(2, 6)} | {i: 256 << i - 8 for i in range(8, 16)}
+)
+FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
+
+
+def mended_header(file: BinaryIO, whole: bool) -> dict[int, bytes]:
+    """Place in the file to the bytes that its header should have there; {} if it tells the truth.
+
+    Where nothing is returned for WAV (also RIFX, RF64), AIFF, CAF, AU and FLAC, their number of samples is
+    certain. Only headers of chunks are read, and the last 128 KB of FLAC.
+
+    Args:
+        whole: whether all of the recording will be read; of FLAC a second file is then looked for everywhere.
+
+    Raises:
+        UnreadableSample: if a second file was joined to the first.
+    """
+    size = file_size(file)
+    kind = file.read(4)
+    if kind in CHUNKED:
+        return _chunked(file, size, kind)
+    if kind in (b".snd", b"dns."):
+        order = ">" if kind == b".snd" else "<"
+        start, length = struct.unpack(order + "II", file.read(8).ljust(8, b"\0"))
+        end = start + length
+        if end > size or end < size and _goes_on(file, end, size, length, kind):
+            return {8: struct.pack(order + "I", 2**32 - 1)}
+        return {}
+    return _flac(file, size, whole)
+
+
+def _chunked(file: BinaryIO, size: int, kind: bytes) -> dict[int, bytes]:
+    place, head, even, wanted = CHUNKED[kind]
+    width = struct.calcsize(head)
+
+    def chunk(at: int) -> tuple[bytes, int]:
+        file.seek(at)
+        content = file.read(width)
+        return struct.unpack(head, content) if len(content) == width else (b"", -1)
+
+    field, layout = None, head[0] + head[-1]
+    while (found := chunk(place))[0] != wanted:
+        name, length = found
+        if length < 0:
+            return {}
+        if name == b"ds64":  # RF64: the length is here, 64 bits of it
+            field = place + 16
+        place += width + length + -length % even
+    start, length = place + width, found[1]
+    if field is not None and length == 2**32 - 1:
+        file.seek(field)
+        layout, (length,) = "<Q", struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
+    else:
+        field = place + 4
+    if length >= 0 and start + length >= size:
+        return {}
+    end = start + max(0, length)
+    for after in {end + -length % even, end}:  # some writers forget to round
+        name, following = chunk(after)
+        is_chunk = name != kind and re.fullmatch(rb"[\w ]{4}", name)
+        if is_chunk and 0 <= following <= size - after - width:
+            return {}
+    if length >= 0 and not _goes_on(file, end, size, length, kind):
+        return {}
+    most = 2 ** (8 * struct.calcsize(layout) - (layout[-1] == "q")) - 1
+    return {field: struct.pack(layout, min(most, size - start))}
+
+
+def _goes_on(file: BinaryIO, end: int, size: int, length: int, kind: bytes) -> bool:
+    """Whether there are samples behind the end that the header declares."""
+    file.seek(end)
+    content = file.read(MOST_TRAILING_BYTES + 1)
+    if content.startswith(kind):
+        raise _joined()
+    if length == 0:
+        return size > end
+    return len(content) > MOST_TRAILING_BYTES and content.strip(b"\0") != b""
+
+
+def _joined() -> UnreadableSample:
+    return UnreadableSample("it is two files, one behind the other: take them apart")
+
+
+def _flac(file: BinaryIO, size: int, whole: bool) -> dict[int, bytes]:
+    """For a FLAC file that goes on behind its declared length, a header of unknown length."""
+    file.seek(0)
+    content = file.read(1 << 16)
+    first = FLAC_START.search(content)
+    if first is None or not (content.startswith((b"fLaC", b"ID3"))):
+        return {}
+    info = content[first.end() : first.end() + 34]
+    if len(info) < 34:
+        return {}
+    total = int.from_bytes(info[13:18], "big") & 2**36 - 1
+    begin = first.end() if whole else max(first.end(), size - FLAC_TAIL)
+    if _second_flac(file, begin, size):
+        raise _joined()
+    file.seek(max(first.end(), size - FLAC_TAIL))
+    end = _flac_end(file.read(FLAC_TAIL), info)
+    if total == 0 or end is None or end <= total:
+        return {}
+    at = first.end() + 13
+    return {at: bytes([info[13] & 0xF0]) + bytes(4)}
+
+
+def _second_flac(file: BinaryIO, begin: int, end: int) -> bool:
+    overlap = b""
+    for place in range(begin, end, 1 << 20):
+        file.seek(place)
+        content = overlap + file.read(min(1 << 20, end - place))
+        if FLAC_START.search(content):
+            return True
+        overlap = content[-7:]
+    return False
+
+
+def _flac_end(tail: bytes, info: bytes) -> int | None:
+    """Where in the recording the last frame ends that begins in `tail`, in samples; None if none does."""
+    for found in reversed(list(re.finditer(rb"\xff[\xf8\xf9]", tail))):
+        end = _flac_frame_end(
+            tail[found.start() : found.start() + 16], int.from_bytes(info[:2], "big")
+        )
+        if end is not None:
+            return end
+    return None
+
+
+def _flac_frame_end(header: bytes, block: int) -> int | None:
+    """The last sample of the frame that a header begins (RFC 9639, section 9.1), if it is one.
+
+    Args:
+        header: 16 bytes from its first, fewer at the end of the file.
+        block: samples of a frame, where all but the last have the same.
+    """
+    if len(header) < 6 or header[3] & 1:
+        return None
+    ones = 8 - (~header[4] & 0xFF).bit_length()  # leading ones: bytes of the number, as in UTF-8
+    if ones == 1 or ones > 7:
+        return None
+    place, number = 5, header[4] & (0x7F >> ones)
+    for byte in header[5 : 4 + ones]:
+        if byte >> 6 != 2:
+            return None
+        place, number = place + 1, number << 6 | byte & 0x3F
+    code, rate = header[2] >> 4, header[2] & 15
+    more = code - 5 if code in (6, 7) else 0
+    samples = (
+        int.from_bytes(header[place : place + more], "big") + 1 if more else FLAC_BLOCKS.get(code)
+    )
+    place += more + (1 if rate == 12 else 2 if rate in (13, 14) else 0)
+    if (
+        samples is None
+        or rate == 15
+        or place >= len(header)
+        or _crc8(header[:place]) != header[place]
+    ):
+        return None
+    return (number if header[1] & 1 else number * block) + samples
+
+
+def _crc8(content: bytes) -> int:
+    register = 0
+    for byte in content:
+        register ^= byte
+        for _ in range(8):
+            register = (register << 1 ^ 7 if register & 128 else register << 1) & 255
+    return register

@@ -1,0 +1,172 @@
+"""Pictures for training: any Datasets source, decoded here so that a broken file is skipped and counted."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import BinaryIO, ClassVar
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as transforms
+
+from modeling_simvq.image_processing_simvq import pil_to_rgb, upright
+from training.data.loader import Decoder, UnreadableSample, build_dataloader, open_cell
+from training.data.source import DataSettings, Kind, Source, open_split
+from training.runtime.settings import at_least, setting
+
+# x / 127.5 - 1 of every byte, rounded to float32 once, as the original's numpy does it.
+LEVELS = torch.from_numpy((np.arange(256) / 127.5 - 1.0).astype(np.float32))
+
+# Only these parsers see a file: Pillow would hand PostScript to Ghostscript, for one.
+Image.init()
+PICTURE_FORMATS = {
+    "AVIF",
+    "BMP",
+    "DIB",
+    "GIF",
+    "JPEG",
+    "JPEG2000",
+    "MPO",
+    "PNG",
+    "PPM",
+    "TGA",
+    "TIFF",
+    "WEBP",
+}
+PICTURE_FORMATS = sorted(PICTURE_FORMATS & Image.OPEN.keys())
+EXTENSIONS = frozenset(name for name, form in Image.EXTENSION.items() if form in PICTURE_FORMATS)
+# TGA has no mark by which to know it: nearly any file could be one.
+MARKED_FORMATS = [form for form in PICTURE_FORMATS if form != "TGA"]
+
+UnreadableImage = UnreadableSample
+
+
+def is_image(file: BinaryIO) -> bool:
+    """Whether an open file begins like an image that is read here, whatever its name."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=MARKED_FORMATS):
+                return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # parsers of broken files raise nearly anything
+        return False
+
+
+@dataclass
+class ImageDataConfig(DataSettings):
+    """The pictures."""
+
+    kind: ClassVar[Kind] = Kind(
+        datasets.Image,
+        "imagefolder",
+        "image_column",
+        "pictures",
+        "images",
+        media_column="image",
+        extensions=EXTENSIONS,
+        reads=is_image,
+    )
+
+    dataset: str = setting(
+        "ILSVRC/imagenet-1k", "Hub id, folder of pictures, parquet or arrow file or folder"
+    )
+    image_column: str = setting("image", "column that holds the pictures")
+    resolution: int = setting(128, "short side, and side of the crop, in pixels")
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(self, 1, "resolution")
+
+
+def load_image_dataset(config: ImageDataConfig, split: str) -> Source:
+    """Open a split: its image column alone, cells {"bytes", "path"} still encoded (see open_split)."""
+    return open_split(config, split)
+
+
+def decode_image(cell: dict | None, name: str = "a picture without a path") -> Image.Image:
+    """Decode a cell of an image column to an 8-bit RGB picture.
+
+    EXIF orientation is applied, 16 bits are scaled to 8, transparency is dropped (as by the original and
+    by SimVQImageProcessor, so that training and use see the same), and of an animation the first frame is
+    taken. Pillow's limit on decompression bombs holds, and only PICTURE_FORMATS are read.
+
+    Args:
+        cell: {"bytes": ..., "path": ...}, one of which may be None; path may be a URL of fsspec.
+        name: what to call the picture in errors when it has no path.
+
+    Raises:
+        UnreadableImage: naming the file and the reason.
+    """
+    with open_cell(cell, name) as file:
+        return _picture(file)
+
+
+def _picture(file: BinaryIO) -> Image.Image:
+    try:
+        with Image.open(file, formats=PICTURE_FORMATS) as image:
+            image.load()
+            return pil_to_rgb(upright(image))
+    except UnidentifiedImageError:
+        raise UnreadableImage("not a picture in a known format") from None
+
+
+def decode_pixels(
+    cell: dict | None, name: str, generator: torch.Generator | None, resolution: int
+) -> Tensor:
+    """A cell of an image column to (3, R, R): decode_image and image_to_pixels, errors named."""
+    with open_cell(cell, name) as file:
+        return image_to_pixels(_picture(file), resolution, generator)
+
+
+def image_to_pixels(
+    image: Image.Image, resolution: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """RGB picture to (3, R, R) float32 in [-1, 1] (original.md section 5; fixture data).
+
+    The short side is resized to `resolution`, bilinear and antialiased; then comes a random crop if there
+    is a generator, drawn as torchvision's RandomCrop draws it, else the centre crop. No flips.
+
+    Raises:
+        UnreadableImage: if the picture is so elongated that resizing it would exceed Pillow's pixel limit.
+    """
+    stretched = resolution**2 * max(image.size) / min(image.size)
+    if Image.MAX_IMAGE_PIXELS is not None and stretched > Image.MAX_IMAGE_PIXELS:
+        raise UnreadableImage(f"{image.width} x {image.height} pixels are too elongated")
+    image = transforms.resize(image, resolution, InterpolationMode.BILINEAR, antialias=True)
+    if generator is None or image.size == (resolution, resolution):
+        image = transforms.center_crop(image, [resolution, resolution])
+    else:
+        top, left = (
+            int(torch.randint(0, side - resolution + 1, (1,), generator=generator))
+            for side in (image.height, image.width)
+        )
+        image = transforms.crop(image, top, left, resolution, resolution)
+    return LEVELS[torch.from_numpy(np.array(image)).permute(2, 0, 1).long()].contiguous()
+
+
+def make_transform(resolution: int, train: bool) -> Callable[[Image.Image], Tensor]:
+    """image_to_pixels at a resolution; training crops follow torch's global seed."""
+    generator = torch.default_generator if train else None
+    return partial(image_to_pixels, resolution=resolution, generator=generator)
+
+
+def build_image_dataloader(
+    config: ImageDataConfig, split: str, *, batch_size: int, train: bool, seed: int
+) -> DataLoader:
+    """Batches {"pixel_values": (B, 3, R, R) in [-1, 1], "valid": (B,), "unreadable": (B,)}.
+
+    See build_dataloader: random crops in training, centre crops in validation.
+    """
+    side = config.resolution
+    decoder = Decoder(
+        config.column, "pixel_values", (3, side, side), partial(decode_pixels, resolution=side)
+    )
+    return build_dataloader(config, split, decoder, batch_size=batch_size, train=train, seed=seed)

@@ -1,0 +1,195 @@
+"""Files of many samples on this machine: tables, tar archives, and what the card beside them declares."""
+
+import contextlib
+import hashlib
+import os
+import re
+from glob import glob
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet
+import yaml
+from datasets.data_files import DataFilesDict, DataFilesList, sanitize_patterns
+from datasets.info import DatasetInfosDict
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCardData, metadata_load
+
+from training.data.files import ARCHIVES, METADATA, TABLES, TEXT_TABLES, FolderFiles, Splits
+from training.data.splits import take_split
+from training.runtime.settings import SettingsError
+
+BUILDERS = {**TABLES, **TEXT_TABLES, **ARCHIVES}
+Source = datasets.Dataset | datasets.IterableDataset
+
+
+def chosen_tables(config, found: FolderFiles) -> list[str]:
+    """Files that hold the samples: tables that have the column or lie alone, then tar archives, then texts."""
+    tables = found.tables
+    alone = not (found.media or found.archives)
+    if tables and (alone or config.column in _columns(found, tables[0])):
+        _same_type(config, tables)
+        return tables
+    if found.media:
+        return []
+    if found.archives:
+        found.left_out += [*tables, *found.text_tables]
+        return found.archives
+    texts = [
+        path
+        for path in found.text_tables
+        if path.rpartition("/")[2] not in ("dataset_infos.json", "dataset_info.json")
+    ]
+    if texts:
+        _same_type(config, texts)
+    return texts
+
+
+def _same_type(config, files: list[str]) -> None:
+    by_builder = {builder_of(path): path for path in reversed(files)}
+    if len(by_builder) > 1:
+        raise SettingsError(
+            f"dataset: {config.dataset} holds files of several types ({', '.join(by_builder.values())}): "
+            "name the folder or the file that is meant"
+        )
+
+
+def builder_of(path: str) -> str:
+    """Name of Datasets' builder for a file."""
+    return BUILDERS[os.path.splitext(path)[1].lower()]
+
+
+def _columns(found: FolderFiles, path: str) -> list[str]:
+    """Of a table; none if it cannot be read."""
+    file = f"{found.root}/{path}"
+    try:
+        if builder_of(path) == "parquet":
+            return pyarrow.parquet.read_schema(file).names
+        with pa.memory_map(file) as source:
+            try:
+                return pa.ipc.open_stream(source).schema.names
+            except pa.ArrowInvalid:
+                return pa.ipc.open_file(source).schema.names
+    except (pa.ArrowException, OSError):
+        return []
+
+
+def load_files(config, root: Path, files: list[str], features: datasets.Features | None) -> Source:
+    """Tables or tar archives as one split; a tar file's member of the kind is the column of samples."""
+    arguments = {"path": builder_of(files[0]), "data_files": data_files_of(root, files)}
+    if features is not None:
+        arguments["features"] = features
+    if config.streaming:
+        builder = datasets.load_dataset_builder(**arguments)
+        if hasattr(builder.config, "on_bad_files"):
+            # A Parquet shard that is not whole is skipped and named, rather than end a run in its third day.
+            builder.config.on_bad_files = "warn"
+        source = builder.as_streaming_dataset(split="train")
+    else:
+        # Reads all of it now: what is damaged is an error before anything has begun.
+        source = datasets.load_dataset(**arguments, split="train")
+    if builder_of(files[0]) != "webdataset":
+        return source
+    names = source.column_names or []
+    members = [
+        name for name in names if f".{name.rpartition('.')[2].lower()}" in config.kind.extensions
+    ]
+    if config.column in names or len(members) != 1:
+        return source
+    return source.rename_column(members[0], config.column)
+
+
+def data_files_of(root: Path, files: list[str]) -> DataFilesDict:
+    """Files for Datasets, which takes these as names rather than patterns, and notices when one has changed."""
+    paths = [str(literal_path(root / path)) for path in files]
+    states = [os.stat(path) for path in paths]
+    marks = [(str(state.st_mtime_ns), str(state.st_size)) for state in states]
+    return DataFilesDict({"train": DataFilesList(paths, marks)})
+
+
+# What a card declares
+
+
+def is_card(path: str) -> bool:
+    """Whether a file describes tables."""
+    return path in ("README.md", "dataset_infos.json") or path in METADATA
+
+
+def _card(path: Path) -> DatasetCardData | None:
+    """What the card in a folder says; None if there is none, or none that can be read."""
+    readme = path / "README.md"
+    try:
+        data = metadata_load(readme) if readme.is_file() else None
+        return DatasetCardData(**data) if data else None
+    except (ValueError, TypeError, OSError, yaml.YAMLError):
+        return None
+
+
+def declares_files(path: Path) -> bool:
+    """Whether a folder's card names the files of each split, as those on the Hub and tokenize_dataset's do."""
+    card = _card(path)
+    configs = MetadataConfigs.from_dataset_card_data(card) if card is not None else {}
+    return any("data_files" in options for options in configs.values())
+
+
+def declared_features(path: Path, config_name: str | None) -> datasets.Features | None:
+    """Types of the columns that a card states."""
+    card = _card(path)
+    infos = DatasetInfosDict.from_dataset_card_data(card) if card is not None else {}
+    info = infos.get(config_name or "default")
+    if info is None and len(infos) == 1:
+        (info,) = infos.values()
+    return info.features if info is not None else None
+
+
+def open_declared(config, path: Path, split: str) -> Source:
+    """Open a split of a folder whose card names the files, by patterns."""
+    if re.search(r"[*?\[\]{}]|::|://", str(path)):
+        # To Datasets such a name of the folder would be part of the patterns.
+        splits = _expanded(config, path)
+        features = declared_features(path, config.config_name)
+        return take_split(
+            splits, split, lambda name: load_files(config, path, splits.files[name], features)
+        )
+    arguments = {"path": str(path), "name": config.config_name}
+    if not config.streaming:
+        return datasets.load_dataset(**arguments, split=split)
+    builder = datasets.load_dataset_builder(**arguments)
+    if hasattr(builder.config, "on_bad_files"):
+        builder.config.on_bad_files = "warn"
+    return builder.as_streaming_dataset(split=split)
+
+
+def _expanded(config, path: Path) -> Splits:
+    """Files of the splits of a card, each pattern expanded below the folder."""
+    configs = MetadataConfigs.from_dataset_card_data(_card(path))
+    name = config.config_name or configs.get_default_config_name() or "default"
+    if name not in configs:
+        raise ValueError(f"BuilderConfig {name!r} not found. Available: {list(configs)}")
+    found = {}
+    for split, patterns in sanitize_patterns(configs[name]["data_files"]).items():
+        found[split] = sorted(
+            {file for p in patterns for file in glob(p, root_dir=path, recursive=True)}
+        )
+        if not found[split] or not all(
+            Path(file).suffix.lower() in BUILDERS for file in found[split]
+        ):
+            raise SettingsError(
+                f"dataset: the card in {path} names files of split {split!r} that are no tables here "
+                f"({', '.join(patterns)}): give the folder a name without brackets, stars and colons"
+            )
+    return Splits(found, "", True, [])
+
+
+def literal_path(path: Path) -> Path:
+    """The same folder or file by a path that Datasets does not take for a chain of URLs."""
+    if "::" not in str(path):
+        return path
+    aliases = Path(datasets.config.HF_DATASETS_CACHE) / "literal-paths"
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    alias = aliases / (name + path.suffix if path.is_file() else name)
+    aliases.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # made before, or by another process just now
+        alias.symlink_to(path)
+    return alias

@@ -1,0 +1,62 @@
+"""What the two demos share: they run the real trainers, and show the result in a process of its own."""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def launch_trainer(script: str, config: str, *overrides: str) -> None:
+    """Run a trainer as a user would, on all cores."""
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--num_processes", "1", "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    # Accelerate gives a process one thread unless told otherwise.
+    command += ["--num_cpu_threads_per_process", str(os.cpu_count())]
+    command += [str(REPOSITORY / "training" / script)]
+    command += ["--config", str(REPOSITORY / "training" / "configs" / config), *overrides]
+    subprocess.run(command, check=True)
+
+
+def clear_run(folder: Path) -> None:
+    """Remove the run of an earlier demo."""
+    clear(folder, not folder.exists() or (folder / "settings.json").is_file())
+
+
+def clear(folder: Path, ours: bool) -> None:
+    """Remove what an earlier demo left.
+
+    Raises:
+        SystemExit: if there is something, and it is not `ours`.
+    """
+    if ours:
+        shutil.rmtree(folder, ignore_errors=True)
+    elif any(folder.iterdir()):
+        sys.exit(f"error: {folder} holds files that no demo wrote: name another output_dir")
+
+
+def run_demo(
+    module: str, description: str, train: Callable[[Path], None], show: Callable[[Path, Path], None]
+) -> None:
+    """Command line of a demo: train(output_dir), then show(model_dir, output_dir) in a new process."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.add_argument("output_dir", type=Path, help="folder for data, model and results")
+    parser.add_argument(
+        "--only-show", action="store_true", help="skip training, use the model there"
+    )
+    options = parser.parse_args()
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    if options.only_show:
+        show(options.output_dir / "run" / "model", options.output_dir)
+        return
+    try:
+        train(options.output_dir)
+        again = [sys.executable, "-m", module, str(options.output_dir), "--only-show"]
+        subprocess.run(again, check=True)
+    except subprocess.CalledProcessError as error:  # it has said itself what went wrong
+        sys.exit(error.returncode)

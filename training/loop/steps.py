@@ -1,0 +1,155 @@
+"""One step of a recipe's modules."""
+
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from training.loop.finite import NonFiniteGuard
+from training.runtime import sharding
+from training.runtime.settings import LoopSettings
+
+
+@dataclass
+class StepResult:
+    """What a forward and backward pass gave.
+
+    Attributes:
+        figures: detached scalars.
+        skipped: 1 if the step was not taken.
+        weights: how much figures that are means over the batch count beside those of other batches, by name;
+            all others count 1.
+    """
+
+    figures: dict[str, Tensor]
+    skipped: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Stepper:
+    """What one batch does to the trained modules. Recipes choose a subclass, which has `step`.
+
+    Args:
+        recipe: whose class this belongs to.
+        modules: what is trained, by name, prepared by Accelerate; the first is the model.
+        optimizers: of each, under the same names.
+        average: the model with averaged weights.
+    """
+
+    def __init__(
+        self,
+        recipe,
+        accelerator: Accelerator,
+        settings: LoopSettings,
+        modules: dict[str, nn.Module],
+        optimizers: dict,
+        average: nn.Module,
+    ):
+        self.recipe, self.accelerator, self.settings = recipe, accelerator, settings
+        self.modules, self.optimizers, self.average = modules, optimizers, average
+        self.guard = NonFiniteGuard(
+            settings.max_bad_steps, accelerator, recipe.modules, recipe.companions
+        )
+        self.rank_states: dict = {}  # by name, what each rank keeps for itself in a checkpoint
+        self._batches = 0  # of the step under way
+        self._weights: list[Tensor] = []  # of these, where the recipe weighs them
+
+    def note_batch(self, batch: dict[str, Tensor]) -> None:
+        """A batch of the step under way comes next. The loop calls this before `step`."""
+        self.guard.note_batch(batch)
+        self._batches += 1
+        weight = self.recipe.batch_weight(batch)
+        if weight is not None:
+            self._weights.append(weight)
+
+    def step(self, batch: dict[str, Tensor], step: int) -> StepResult:
+        """Forward and backward passes on a batch; optimiser steps when gradients are due.
+
+        Args:
+            step: optimiser steps of the model so far.
+        """
+        raise NotImplementedError
+
+    def settle(self, skipped: bool) -> None:
+        """A step is over: keep what its batches told, or forget it if the step was skipped."""
+        self.guard.finished(skipped)
+        self._batches, self._weights = 0, []
+        if self.accelerator.scaler is not None:
+            # Once a step, when no module holds gradients of the old scale any more: AcceleratedOptimizer.step
+            # would change the scale after the first of two modules, in the middle of the other's batches.
+            self.accelerator.scaler.update()
+
+    def state_dict(self) -> dict:
+        """What all ranks need to go on from here, beside modules and optimisers."""
+        return {"guard": self.guard.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.guard.load_state_dict(state["guard"])
+
+    def report(self, step: int) -> tuple[dict[str, float], str]:
+        """Figures since the last report, beside the means of the steps' own; a word for the progress bar."""
+        return {}, ""
+
+    def _backward(self, loss: Tensor) -> None:
+        """Backward pass; if the loss of one rank is not finite, no rank's gradients will be."""
+        if self._weights:
+            loss = loss * self._weights[-1]
+        self.accelerator.backward(self.guard.poison(loss))
+
+    def _mean_of_batches(self) -> Tensor | float:
+        """Factor on the gradients that makes them those of the weighted mean over all batches of the step.
+
+        Accelerate divides each batch's by gradient_accumulation_steps, although the last step of an epoch may
+        have fewer, and ranks are averaged as if they weighed the same. A collective call where batches have
+        weights.
+        """
+        passes = self.accelerator.gradient_accumulation_steps
+        if not self._weights:
+            return passes / self._batches
+        total = self.accelerator.reduce(torch.stack(self._weights).sum(), reduction="sum")
+        return passes * self.accelerator.num_processes / total
+
+    def _update(self, name: str, module: nn.Module, optimizer, figures: dict, step: int) -> bool:
+        """Clip and step if gradients are due; True if the step was skipped for not being finite."""
+        accelerator = self.accelerator
+        if not accelerator.sync_gradients:
+            return False
+        # Only this optimiser: Accelerate's own clipping would unscale both, and the other one may hold
+        # gradients of earlier forward passes that are still scaled.
+        accelerator.unscale_gradients(optimizer)
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        factor = self._mean_of_batches()
+        if not isinstance(factor, float) or factor != 1:
+            torch._foreach_mul_([sharding.own_part(g) for g in gradients], factor)
+        total = torch.nn.utils.get_total_norm(gradients)
+        norm = sharding.whole(total)
+        if torch.isfinite(norm):  # on all ranks or on none, for they have the same gradients
+            if self.settings.max_grad_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(
+                    module.parameters(), self.settings.max_grad_norm, total
+                )
+            # Gradients are unscaled and finite: the scaler has no more say in it.
+            (optimizer if accelerator.scaler is None else optimizer.optimizer).step()
+            optimizer.zero_grad(set_to_none=True)
+            figures[f"{name}/gradient_norm"] = norm.detach()
+            return False
+        # The scaler has seen it when the gradients were unscaled, and lowers its scale when the step is over.
+        skipped = not self.guard.overflowed(gradients)
+        if skipped:
+            self.guard.bad(figures, accelerator.unwrap_model(module), step)
+        optimizer.zero_grad(set_to_none=True)
+        return skipped
+
+
+class LossStepper(Stepper):
+    """One model, whose output holds its loss; the recipe's `arguments` makes the model's of a batch."""
+
+    def step(self, batch: dict[str, Tensor], step: int) -> StepResult:
+        ((name, model),) = self.modules.items()
+        loss = model(**self.recipe.arguments(batch)).loss
+        figures = {f"{name}/total": loss.detach()}
+        weights = {name: self._weights[-1] for name in figures if self._weights}
+        self._backward(loss)
+        skipped = self._update(name, model, self.optimizers[name], figures, step)
+        return StepResult(figures, int(skipped), weights)

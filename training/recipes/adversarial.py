@@ -1,0 +1,123 @@
+"""One step of a tokenizer and its discriminator."""
+
+import torch
+from torch import Tensor, nn
+
+from training.codebook.start import match_codes_to_latents
+from training.codebook.watch import CodebookWatch
+from training.loop.steps import Stepper, StepResult
+
+
+class Adversaries(Stepper):
+    """Tokenizer's and discriminator's step on one batch.
+
+    The discriminator is frozen, and called without its DistributedDataParallel wrapper, while the
+    tokenizer's gradients are made: its own then hold nothing of the tokenizer's loss. (In the original
+    the generator's backward pass leaks into them.)
+
+    The first `autoencoder_steps` train without quantizer and commitment loss.
+    """
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.model, self.discriminator = self.modules["generator"], self.modules["discriminator"]
+        quantizer = self.accelerator.unwrap_model(self.model).quantizer
+        self.watch = CodebookWatch(quantizer, self.recipe.model.config, self.accelerator)
+        self.rank_states = {"codes": self.watch.counter}
+        self._codes_matched = False
+
+    def state_dict(self) -> dict:
+        adviser = self.watch.adviser.state_dict()
+        return super().state_dict() | {"codes_matched": self._codes_matched, "adviser": adviser}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self._codes_matched = state["codes_matched"]
+        self.watch.adviser.load_state_dict(state.get("adviser", {}))  # older checkpoints have none
+
+    def step(self, batch: dict[str, Tensor], step: int) -> StepResult:
+        accelerator, recipe = self.accelerator, self.recipe
+        inputs, quantize = recipe.inputs(batch), step >= self.settings.autoencoder_steps
+        if step == self.settings.autoencoder_steps > 0 and not self._codes_matched:
+            self._match_codes(inputs)
+        plain_discriminator = accelerator.unwrap_model(self.discriminator)
+        plain_discriminator.requires_grad_(False)
+        output = self.model(inputs, quantize=quantize)
+        # Without quantization the quantizer's loss counts nothing. It is left out rather than multiplied by
+        # zero, because that of latents without bounds may be infinite.
+        commitment_loss = output.commitment_loss
+        if not quantize:
+            quantizer = accelerator.unwrap_model(self.model).quantizer
+            commitment_loss = _no_loss(quantizer, commitment_loss)
+        reconstruction = recipe.reconstruction(output)
+        with accelerator.autocast():
+            total, terms = recipe.loss.generator(
+                inputs,
+                reconstruction,
+                commitment_loss,
+                plain_discriminator,
+                step,
+                last_layer=recipe.last_layer(accelerator.unwrap_model(self.model)),
+            )
+        figures = {f"generator/{name}": value for name, value in terms.items()}
+        self._backward(total)
+        skipped = self._update("generator", self.model, self.optimizers["generator"], figures, step)
+        if skipped:  # then neither of the two moves
+            self.optimizers["discriminator"].zero_grad(set_to_none=True)
+        elif step >= recipe.loss.discriminator_start:
+            terms, skipped = self._judge(inputs, reconstruction.detach(), plain_discriminator, step)
+            figures |= terms
+        self.watch.update(recipe.codes(output), output.latents.detach())
+        return StepResult(figures, int(skipped))
+
+    def settle(self, skipped: bool) -> None:
+        super().settle(skipped)
+        self.watch.settle(skipped)
+
+    def report(self, step: int) -> tuple[dict[str, float], str]:
+        begun = max(self.settings.autoencoder_steps, self.settings.warmup_steps)
+        return self.watch.report(step, advise=step > begun)
+
+    @torch.no_grad()
+    def _match_codes(self, inputs: Tensor) -> None:
+        """End of the autoencoder phase: the codes start where the latents are."""
+        model = self.accelerator.unwrap_model(self.model)
+        latents = model(inputs, quantize=False).latents
+        quantizers = [model.quantizer, self.average.quantizer]
+        match_codes_to_latents(quantizers, latents, self.accelerator)
+        self._codes_matched = True
+
+    def _judge(
+        self, inputs: Tensor, reconstruction: Tensor, plain_discriminator: nn.Module, step: int
+    ) -> tuple[dict[str, Tensor], bool]:
+        """The discriminator's turn: its figures, and whether its step was skipped."""
+        plain_discriminator.requires_grad_(True)
+        with self.accelerator.autocast():
+            total, terms = self.recipe.loss.discriminator(
+                inputs, reconstruction, self.discriminator, step
+            )
+        figures = {f"discriminator/{name}": value for name, value in terms.items()}
+        self._backward(total)
+        skipped = self._update(
+            "discriminator",
+            self.discriminator,
+            self.optimizers["discriminator"],
+            figures,
+            step,
+        )
+        return figures, skipped
+
+
+def _no_loss(quantizer: nn.Module, like: Tensor) -> Tensor:
+    """Zero, with a gradient of zero for all that is trained in a quantizer.
+
+    DistributedDataParallel waits for the gradient of every parameter. What of a quantizer its own loss reaches
+    differs: not the last layer of fc and lfq, and nothing of fsq, which has no loss.
+
+    Args:
+        like: scalar of the type and on the device that is wanted.
+    """
+    trained = [parameter for parameter in quantizer.parameters() if parameter.requires_grad]
+    # Sums over no entries: no weight that is not finite gets into them.
+    zeros = (parameter.flatten()[:0].sum() for parameter in trained)
+    return sum(zeros, torch.zeros_like(like, requires_grad=False))

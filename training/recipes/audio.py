@@ -1,0 +1,223 @@
+"""Recipe of the audio tokenizer: model, discriminators, losses, sounds and spectrograms, validation."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from modeling_simvq import SimVQAudioConfig, SimVQAudioFeatureExtractor, SimVQAudioModel
+from training.codebook.settings import QuantizerSettings
+from training.data.loader import first_batch
+from training.data.recordings import AudioDataConfig, build_audio_dataloader
+from training.loop.recipe import Validation
+from training.loop.validation import run_validation
+from training.losses.audio import AudioLoss
+from training.losses.audio_discriminators import AudioDiscriminator
+from training.losses.spectrogram_picture import draw_spectrograms
+from training.recipes.encoder_start import start_from_data
+from training.recipes.tokenizer import TokenizerLoopSettings, TokenizerRecipe
+from training.runtime.settings import SettingsError, at_least, setting
+
+SHOWN_CLIPS = 2
+
+
+@dataclass
+class AudioModelSettings(QuantizerSettings):
+    """The tokenizer (SimVQAudioConfig has the details)."""
+
+    num_filters: int = setting(32, "channels of the encoder's first convolution")
+    downsampling_ratios: list[int] = setting(
+        [2, 4, 5, 8], "strides of the encoder, in order; their product is the hop length"
+    )
+    num_residual_layers: int = setting(1, "residual blocks before each stride")
+    num_lstm_layers: int = setting(2, "layers of the encoder's LSTM")
+    codebook_size: int = setting(4096, "K, number of codes")
+    codebook_dim: int = setting(512, "d, width of a code")
+    commitment_cost: float = setting(0.25, "beta, weight of the encoder's side of the loss")
+    hidden_size: int = setting(768, "width of the decoder, a multiple of 32")
+    intermediate_size: int = setting(2304, "width inside the decoder's ConvNeXt blocks")
+    num_decoder_layers: int = setting(12, "ConvNeXt blocks")
+    dropout: float = setting(0.1, "dropout in the decoder's position network")
+    n_fft: int = setting(1280, "window of the inverse STFT")
+    start_from_data: bool = setting(
+        False, "scale the encoder's layers by a first batch: short trainings need it"
+    )
+
+    def __post_init__(self):
+        self.config()
+
+    def config(self, sampling_rate: int = 24_000) -> SimVQAudioConfig:
+        """The model's configuration, validated."""
+        try:
+            ours = ("start_from_data", "codebook_features")
+            values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ours}
+            values["quantizer_options"] = self.options(self.codebook_size)
+            return SimVQAudioConfig(sampling_rate=sampling_rate, **values)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+
+
+@dataclass
+class AudioLossSettings:
+    """The losses: mel + adversarial + feature matching + commitment."""
+
+    mel_weight: float = setting(45.0, "weight of the log-mel L1")
+    adversarial_weight: float = setting(1.0, "weight of adversarial and feature matching terms")
+    commitment_weight: float = setting(1000.0, "weight of the quantizer's loss")
+    discriminator_start: int = setting(0, "step from which the discriminators take part")
+    period_channels: int = setting(32, "width of the multi-period discriminators")
+    resolution_channels: int = setting(64, "width of the multi-resolution discriminators")
+    dac_channels: int = setting(32, "width of the DAC's discriminators")
+
+    def __post_init__(self):
+        at_least(self, 0, "mel_weight", "adversarial_weight", "commitment_weight")
+        at_least(self, 0, "discriminator_start")
+        at_least(self, 1, "period_channels", "resolution_channels", "dac_channels")
+
+
+@dataclass
+class AudioLoopSettings(TokenizerLoopSettings):
+    """The run: how long, how fast, what is kept. Steps are optimiser steps of the generator."""
+
+    # Users of the original meet NaN without these two.
+    warmup_steps: int = setting(1000, "linear warm-up from 0; helps against NaN")
+    max_grad_norm: float | None = setting(1.0, "clip the gradients' norm, of each optimiser")
+    batch_size: int = setting(32, "samples per process and forward pass")
+    output_dir: str = setting(
+        "runs/simvq_audio", "folder of checkpoints, sounds, logs and the final model"
+    )
+
+
+class AudioRecipe(TokenizerRecipe):
+    """See training.recipes.tokenizer.TokenizerRecipe."""
+
+    headline = ("mel_distance", -1)
+
+    def __init__(
+        self,
+        model: SimVQAudioModel,
+        discriminator: nn.Module,
+        loss: AudioLoss,
+        train_loader: DataLoader,
+        validation_loader: DataLoader | None,
+    ):
+        self.model, self.discriminator, self.loss = model, discriminator, loss
+        self.train_loader, self.validation_loader = train_loader, validation_loader
+
+    def inputs(self, batch: dict[str, Tensor]) -> Tensor:
+        return batch["input_values"]
+
+    def reconstruction(self, output) -> Tensor:
+        return output.audio_values
+
+    def codes(self, output) -> Tensor:
+        return output.audio_codes
+
+    def last_layer(self, model: nn.Module) -> Tensor:
+        return model.decoder.head.weight
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> Validation:
+        rate = model.config.sampling_rate
+        pictures: dict[str, Tensor] = {}
+        sounds: dict[str, Tensor] = {}
+
+        def figures_of(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+            waveforms = batch["input_values"]
+            output = model(waveforms)
+            decoded = output.audio_values.float()
+            if not sounds:
+                kept = batch["valid"]
+                first = (clips[kept, 0][:SHOWN_CLIPS] for clips in (waveforms, decoded))
+                for number, (original, ours) in enumerate(zip(*first, strict=True)):
+                    shown = {"original": original, "reconstruction": ours}
+                    sounds.update({f"{k}-{number}": v.cpu() for k, v in shown.items()})
+                    pictures[f"spectrogram-{number}"] = draw_spectrograms(shown, rate)
+            mel = (self.loss.mel(decoded) - self.loss.mel(waveforms)).abs().mean(dim=(1, 2))
+            figures = {"mel_distance": mel, "si_sdr": si_sdr(decoded, waveforms)[:, 0]}
+            return figures, output.audio_codes
+
+        figures = run_validation(loader, accelerator, model.config.codebook_size, figures_of)
+        return Validation(figures, pictures, sounds, rate)
+
+    def save(self, model: nn.Module, folder: Path) -> Path:
+        return save_audio_tokenizer(model, folder)
+
+
+def save_audio_tokenizer(model: SimVQAudioModel, folder: Path) -> Path:
+    """Write the model and its feature extractor, and return the folder."""
+    model.save_pretrained(folder)
+    SimVQAudioFeatureExtractor(
+        sampling_rate=model.config.sampling_rate, hop_length=model.config.hop_length
+    ).save_pretrained(folder)
+    return folder
+
+
+def build_audio_recipe(
+    model: AudioModelSettings,
+    data: AudioDataConfig,
+    loss: AudioLossSettings,
+    *,
+    batch_size: int,
+    seed: int,
+) -> AudioRecipe:
+    """Recipe from settings: opens the data set.
+
+    Raises:
+        SettingsError: if clips are no whole number of codes, or too short for the discriminators.
+    """
+    config = model.config(data.sampling_rate)
+    if data.clip_samples % config.hop_length:
+        whole = -(-data.clip_samples // config.hop_length) * config.hop_length
+        raise SettingsError(
+            f"clip_seconds: {data.clip_samples} samples are no multiple of the hop length "
+            f"{config.hop_length}; {whole / data.sampling_rate:g} would be"
+        )
+    if data.clip_samples <= 2048:
+        raise SettingsError(
+            f"clip_seconds: the discriminators need more than 2048 samples, got {data.clip_samples}"
+        )
+
+    def loader(split: str | None, train: bool) -> DataLoader | None:
+        if split is None:
+            return None
+        return build_audio_dataloader(data, split, batch_size=batch_size, train=train, seed=seed)
+
+    tokenizer = SimVQAudioModel(config)
+    model.start(tokenizer)
+    train_loader = loader(data.train_split, train=True)
+    if model.start_from_data:
+        start_from_data(tokenizer.encoder, first_batch(train_loader)["input_values"])
+    return AudioRecipe(
+        tokenizer,
+        AudioDiscriminator(loss.period_channels, loss.resolution_channels, loss.dac_channels),
+        AudioLoss(
+            sampling_rate=data.sampling_rate,
+            mel_weight=loss.mel_weight,
+            adversarial_weight=loss.adversarial_weight,
+            commitment_weight=loss.commitment_weight,
+            discriminator_start=loss.discriminator_start,
+        ),
+        train_loader,
+        loader(data.validation_split, train=False),
+    )
+
+
+def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:
+    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019), over the last dimension.
+
+    Generators that model magnitudes score low without sounding bad: read it beside the mel distance.
+
+    Args:
+        estimate, reference: (..., L).
+    """
+    estimate = estimate - estimate.mean(dim=-1, keepdim=True)
+    reference = reference - reference.mean(dim=-1, keepdim=True)
+    tiny = torch.finfo(estimate.dtype).eps
+    power = reference.square().sum(dim=-1, keepdim=True) + tiny
+    target = (estimate * reference).sum(dim=-1, keepdim=True) / power * reference
+    noise = (estimate - target).square().sum(dim=-1) + tiny
+    return 10 * torch.log10((target.square().sum(dim=-1) + tiny) / noise)

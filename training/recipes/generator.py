@@ -1,0 +1,277 @@
+"""Recipe of the generators: a transformer over the codes of a tokenizer, of pictures or of sound."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+
+from modeling_simvq import (
+    SimVQAudioGenerationConfig,
+    SimVQForAudioGeneration,
+    SimVQForImageGeneration,
+    SimVQImageGenerationConfig,
+    SimVQImageProcessor,
+)
+from training.data.codes import (
+    AudioTokenDecoder,
+    ImageTokenDecoder,
+    TokenDataConfig,
+    TokenLayout,
+    read_layout,
+)
+from training.data.loader import build_dataloader
+from training.loop.recipe import Validation
+from training.loop.steps import LossStepper
+from training.loop.validation import each_once
+from training.recipes.drawn_samples import SampleSettings, sample_pictures, sample_sounds
+from training.runtime.float64 import float64_device, to_float64
+from training.runtime.settings import LoopSettings, SettingsError, setting
+from training.runtime.sharding import is_sharding
+from training.tokenization.encoders import MANIFEST, weights_hash
+
+logger = get_logger(__name__)
+
+
+@dataclass
+class GeneratorModelSettings:
+    """The generator (SimVQImageGenerationConfig has the details)."""
+
+    tokenizer: str | None = setting(
+        None,
+        "what made the codes, a folder or a name on the Hub: to see samples, and for the pipeline",
+    )
+    codebook_size: int | None = setting(None, "K, number of codes; by default the tokenizer's")
+    num_classes: int | None = setting(None, "pictures: by default those that the data set names")
+    hidden_size: int = setting(768, "width of the transformer")
+    intermediate_size: int = setting(2048, "width inside its feed-forward layers")
+    num_hidden_layers: int = setting(12, "layers")
+    num_attention_heads: int = setting(12, "attention heads of a layer")
+    num_key_value_heads: int | None = setting(None, "heads of keys and values; all by default")
+    attention_dropout: float = setting(0.0, "dropout of attention weights")
+    tie_word_embeddings: bool = setting(False, "predict codes with the vectors that embed them")
+    code_factors: list[int] | None = setting(
+        None, "[K1, K2] with K1 * K2 = K: predict a code in two parts, for large K"
+    )
+
+    def config(
+        self, layout: TokenLayout, codebook_size: int, max_codes: int
+    ) -> SimVQImageGenerationConfig | SimVQAudioGenerationConfig:
+        """The model's configuration, validated."""
+        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        names += ("num_key_value_heads", "attention_dropout", "tie_word_embeddings", "code_factors")
+        values = {name: getattr(self, name) for name in names} | {"codebook_size": codebook_size}
+        try:
+            if layout.grid_size is None:
+                return SimVQAudioGenerationConfig(max_codes=max_codes, **values)
+            return SimVQImageGenerationConfig(
+                num_classes=len(layout.class_names),
+                id2label=dict(enumerate(layout.class_names)),
+                grid_size=layout.grid_size,
+                **values,
+            )
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+
+
+@dataclass
+class GeneratorLoopSettings(LoopSettings):
+    """The run: how long, how fast, what is kept. Steps are optimiser steps."""
+
+    output_dir: str = setting(
+        "runs/simvq_generator", "folder of checkpoints, samples, logs and the final model"
+    )
+    epochs: int = setting(300, "passes over the codes, unless max_steps ends the run before")
+    adam_betas: list[float] = setting([0.9, 0.95], "AdamW's betas")
+    weight_decay: float = setting(0.05, "AdamW's decay of matrices, not of norms and biases")
+    lr_schedule: str = setting("cosine", "constant or cosine, after the warm-up")
+    warmup_steps: int = setting(1000, "linear warm-up from 0")
+    max_grad_norm: float | None = setting(1.0, "clip the gradients' norm")
+
+
+class GeneratorRecipe:
+    """See training.loop.recipe.Recipe.
+
+    Args:
+        tokenizer: what made the codes; None to do without samples and pipeline.
+        processor: of a tokenizer of pictures.
+    """
+
+    stepper = LossStepper
+    headline = ("loss", -1)
+    batch_counts = ("unreadable",)
+    companions: tuple = ()
+    forward_methods = ("loss", "logits")  # of PlainCodes and FactorizedCodes
+
+    def __init__(
+        self,
+        model: SimVQForImageGeneration | SimVQForAudioGeneration,
+        tokenizer: PreTrainedModel | None,
+        processor: SimVQImageProcessor | None,
+        train_loader: DataLoader,
+        validation_loader: DataLoader | None,
+        samples: SampleSettings,
+    ):
+        self.model, self.samples = model, samples
+        self.tokenizer, self.processor = tokenizer, processor
+        self.train_loader, self.validation_loader = train_loader, validation_loader
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        return {"generator": self.model}
+
+    def arguments(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the model is called with."""
+        return {name: batch[name] for name in batch if name not in ("valid", "unreadable")}
+
+    def batch_weight(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """Share of the places that hold codes: the loss is a mean over these, and short clips have few."""
+        mask = batch.get("audio_codes_mask")
+        return None if mask is None else mask.float().mean()
+
+    @torch.no_grad()
+    def validate(
+        self, model: nn.Module, loader: DataLoader, accelerator: Accelerator
+    ) -> Validation:
+        sums = torch.zeros(2, dtype=torch.float64, device=float64_device(accelerator.device))
+        for batch, counts in each_once(loader, accelerator, "validating"):
+            loss = to_float64(model(**self.arguments(batch)).loss)
+            counted = batch.get("audio_codes_mask")
+            if counted is None:
+                counted = torch.ones_like(batch["image_codes"])
+            if counts:
+                number = to_float64(counted.sum())
+                sums += torch.stack([loss * number, number])
+        total, count = accelerator.reduce(sums).tolist()
+        if not count:
+            logger.warning("the validation set has no row that can be read: no figures")
+            return Validation({})
+        result = Validation(loss_figures(total / count))
+        # All ranks make the same samples of a model in parts, none of which could do it alone.
+        samples_here = accelerator.is_main_process or is_sharding(accelerator)
+        if self.tokenizer is not None and self.samples.samples and samples_here:
+            tokenizer = self.tokenizer.to(accelerator.device)
+            if isinstance(model, SimVQForImageGeneration):
+                result.pictures = sample_pictures(model, tokenizer, self.samples)
+            else:
+                result.sounds = sample_sounds(model, tokenizer, self.samples)
+                result.sampling_rate = tokenizer.config.sampling_rate
+        return result
+
+    def save(self, model: nn.Module, folder: Path) -> Path:
+        return save_generator(model, folder, self.tokenizer, self.processor)
+
+
+def save_generator(
+    model: nn.Module,
+    folder: Path,
+    tokenizer: PreTrainedModel | None,
+    processor: SimVQImageProcessor | None,
+) -> Path:
+    """Write the generator and, with a processor of pictures, the pipeline of all three beside it.
+
+    Returns:
+        What is to be published: the pipeline's folder if there is one, otherwise the generator's.
+    """
+    model.save_pretrained(folder)
+    if processor is None:
+        return folder
+    from modeling_simvq import SimVQImagePipeline  # takes long to import
+
+    pipeline = SimVQImagePipeline(tokenizer, model, processor)
+    pipeline.save_pretrained(folder.with_name("pipeline"))
+    return folder.with_name("pipeline")
+
+
+def loss_figures(loss: float) -> dict[str, float]:
+    """A mean loss of a code in nats, and the same as bits and as perplexity."""
+    perplexity = math.exp(min(loss, 700.0))  # more is no float
+    return {"loss": loss, "bits_per_code": loss / math.log(2), "code_perplexity": perplexity}
+
+
+def build_generator_recipe(
+    model: GeneratorModelSettings,
+    data: TokenDataConfig,
+    samples: SampleSettings,
+    *,
+    batch_size: int,
+    seed: int,
+) -> GeneratorRecipe:
+    """Recipe from settings: opens the codes and the tokenizer.
+
+    Raises:
+        SettingsError: if the codes do not fit the tokenizer, or it is not told how many there are.
+    """
+    layout = read_layout(data, model.num_classes)
+    tokenizer, processor, codebook_size = None, None, model.codebook_size
+    if model.tokenizer is not None:
+        tokenizer = _load_tokenizer(model.tokenizer, layout)
+        _check_origin(data, tokenizer)
+        codebook_size = tokenizer.config.codebook_size
+        if model.codebook_size not in (None, codebook_size):
+            raise SettingsError(
+                f"codebook_size is {model.codebook_size}, but the tokenizer has {codebook_size} codes"
+            )
+        if layout.grid_size is not None:
+            processor = AutoImageProcessor.from_pretrained(model.tokenizer)
+    if codebook_size is None:
+        raise SettingsError("codebook_size: set it, or name the tokenizer, tokenizer=...")
+    config = model.config(layout, codebook_size, data.clip_codes)
+    if layout.grid_size is None:
+        generator = SimVQForAudioGeneration(config)
+        decoder = AudioTokenDecoder(data.clip_codes, codebook_size)
+    else:
+        generator = SimVQForImageGeneration(config)
+        decoder = ImageTokenDecoder(
+            layout.grid_size,
+            codebook_size,
+            config.null_class,
+            data.label_column,
+            data.label_dropout,
+        )
+    if tokenizer is not None:
+        generator.arrange_codes(tokenizer.quantizer.codebook())
+
+    def loader(split: str | None, train: bool) -> DataLoader | None:
+        if split is None:
+            return None
+        return build_dataloader(data, split, decoder, batch_size=batch_size, train=train, seed=seed)
+
+    return GeneratorRecipe(
+        generator,
+        tokenizer,
+        processor,
+        loader(data.train_split, train=True),
+        loader(data.validation_split, train=False),
+        samples,
+    )
+
+
+def _check_origin(data: TokenDataConfig, tokenizer: PreTrainedModel) -> None:
+    """Codes of another tokenizer would train as well, and decode to noise. A folder here tells."""
+    path = Path(data.dataset) / MANIFEST
+    try:
+        weights = json.loads(path.read_text())["weights"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if weights != weights_hash(tokenizer):
+        raise SettingsError(
+            f"tokenizer: the codes in {data.dataset} are not of this tokenizer, but of one whose weights have "
+            f"the hash {weights} ({MANIFEST})"
+        )
+
+
+def _load_tokenizer(name: str, layout: TokenLayout) -> PreTrainedModel:
+    tokenizer = AutoModel.from_pretrained(name).eval().requires_grad_(False)
+    wanted = "simvq_audio" if layout.grid_size is None else "simvq_image"
+    if tokenizer.config.model_type != wanted:
+        raise SettingsError(
+            f"tokenizer: {name} is of type {tokenizer.config.model_type}, the codes need {wanted}"
+        )
+    return tokenizer

@@ -1,0 +1,234 @@
+"""Recipe of the image tokenizer: model, PatchGAN, losses, pictures, validation."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from skimage.metrics import structural_similarity
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.utils import make_grid
+
+from modeling_simvq import SimVQImageConfig, SimVQImageModel, SimVQImageProcessor
+from training.codebook.settings import QuantizerSettings
+from training.data.image_sizes import LPIPS, SSIM, check_resolution, smallest_for_discriminator
+from training.data.images import ImageDataConfig, build_image_dataloader
+from training.loop.recipe import Validation
+from training.loop.validation import run_validation
+from training.losses.image import ImageLoss
+from training.losses.patch_discriminator import PatchDiscriminator
+from training.losses.perceptual import load_lpips
+from training.recipes.tokenizer import TokenizerRecipe
+from training.runtime.settings import SettingsError, at_least, one_of, setting
+
+
+@dataclass
+class ImageModelSettings(QuantizerSettings):
+    """The tokenizer (SimVQImageConfig has the details)."""
+
+    base_channels: int = setting(128, "channels of the first level, a multiple of 32")
+    channel_multipliers: list[int] = setting(
+        [1, 2, 2, 4], "width of each level; halvings between them"
+    )
+    num_res_blocks: int = setting(2, "residual blocks per level")
+    codebook_size: int = setting(1024, "K, number of codes")
+    codebook_dim: int = setting(128, "d, width of a code")
+    commitment_cost: float = setting(0.25, "beta, weight of the encoder's side of the loss")
+
+    def __post_init__(self):
+        self.config()
+
+    def config(self) -> SimVQImageConfig:
+        """The model's configuration, validated."""
+        try:
+            names = [f.name for f in fields(self) if f.name != "codebook_features"]
+            values = {name: getattr(self, name) for name in names}
+            values["quantizer_options"] = self.options(self.codebook_size)
+            return SimVQImageConfig(**values)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+
+
+@dataclass
+class ImageLossSettings:
+    """The losses: L1 + LPIPS + adversarial + commitment."""
+
+    reconstruction_weight: float = setting(1.0, "weight of L1")
+    perceptual: str = setting("vgg", "LPIPS network: vgg, alex, or none to train without")
+    perceptual_weight: float = setting(1.0, "weight of LPIPS")
+    adversarial_weight: float | None = setting(0.1, "weight of the discriminator; null adapts it")
+    adaptive_scale: float = setting(1.0, "factor on the adaptive weight")
+    discriminator_start: int = setting(0, "step from which the discriminator takes part")
+    discriminator_channels: int = setting(64, "width of the PatchGAN's first layer")
+    discriminator_layers: int = setting(3, "strided layers of the PatchGAN")
+    lecam_weight: float = setting(0.0, "weight of LeCAM regularisation, for small data sets")
+    commitment_weight: float = setting(1.0, "weight of the quantizer's loss")
+
+    def __post_init__(self):
+        one_of(self, "perceptual", ("vgg", "alex", "none"))
+        at_least(self, 0, "reconstruction_weight", "perceptual_weight", "lecam_weight")
+        at_least(self, 0, "commitment_weight", "discriminator_start", "adaptive_scale")
+        at_least(self, 1, "discriminator_channels", "discriminator_layers")
+
+
+class ImageRecipe(TokenizerRecipe):
+    """See training.recipes.tokenizer.TokenizerRecipe."""
+
+    headline = ("psnr", 1)
+
+    def __init__(
+        self,
+        model: SimVQImageModel,
+        discriminator: nn.Module,
+        loss: ImageLoss,
+        perceptual: nn.Module | None,
+        train_loader: DataLoader,
+        validation_loader: DataLoader | None,
+        resolution: int,
+    ):
+        self.model, self.discriminator = model, discriminator
+        self.loss, self.perceptual = loss, perceptual
+        self.train_loader, self.validation_loader = train_loader, validation_loader
+        self.resolution = resolution
+
+    def inputs(self, batch: dict[str, Tensor]) -> Tensor:
+        return batch["pixel_values"]
+
+    def reconstruction(self, output) -> Tensor:
+        return output.pixel_values
+
+    def codes(self, output) -> Tensor:
+        return output.image_codes
+
+    def last_layer(self, model: nn.Module) -> Tensor:
+        return model.decoder.conv_out.weight
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> Validation:
+        pictures: dict[str, Tensor] = {}
+
+        def figures_of(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+            pixels = batch["pixel_values"]
+            output = model(pixels)
+            reconstruction = output.pixel_values.clamp(-1, 1)
+            figures = picture_figures(pixels, reconstruction)
+            if self.perceptual is not None:
+                figures["lpips"] = self.perceptual(reconstruction, pixels).flatten()
+            kept = batch["valid"]
+            if not pictures and kept.any():
+                grid = comparison_grid(pixels[kept][:8], reconstruction[kept][:8])
+                pictures["reconstructions"] = grid
+            return figures, output.image_codes
+
+        figures = run_validation(loader, accelerator, model.config.codebook_size, figures_of)
+        return Validation(figures, pictures)
+
+    def save(self, model: nn.Module, folder: Path) -> Path:
+        return save_image_tokenizer(model, folder, self.resolution)
+
+
+def save_image_tokenizer(model: SimVQImageModel, folder: Path, side: int) -> Path:
+    """Write the model and a processor to its resolution, and return the folder."""
+    model.save_pretrained(folder)
+    SimVQImageProcessor(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        size_divisor=model.config.downsample_factor,
+    ).save_pretrained(folder)
+    return folder
+
+
+def build_image_recipe(
+    model: ImageModelSettings,
+    data: ImageDataConfig,
+    loss: ImageLossSettings,
+    *,
+    batch_size: int,
+    seed: int,
+) -> ImageRecipe:
+    """Recipe from settings: opens the data set and the perceptual network.
+
+    Raises:
+        SettingsError: if the resolution is no multiple of the down-sampling factor, or too small.
+        PerceptualWeightsError: if LPIPS is asked for and its weights cannot be had.
+    """
+    config = model.config()
+    if data.resolution % config.downsample_factor:
+        raise SettingsError(
+            f"resolution must be a multiple of the down-sampling factor {config.downsample_factor}, "
+            f"got {data.resolution}"
+        )
+    _check_size(data, loss)
+    perceptual = None if loss.perceptual == "none" else load_lpips(loss.perceptual)
+
+    def loader(split: str | None, train: bool) -> DataLoader | None:
+        if split is None:
+            return None
+        return build_image_dataloader(data, split, batch_size=batch_size, train=train, seed=seed)
+
+    tokenizer = SimVQImageModel(config)
+    model.start(tokenizer)
+    return ImageRecipe(
+        tokenizer,
+        PatchDiscriminator(
+            base_channels=loss.discriminator_channels, num_layers=loss.discriminator_layers
+        ),
+        ImageLoss(
+            perceptual,
+            reconstruction_weight=loss.reconstruction_weight,
+            perceptual_weight=loss.perceptual_weight,
+            adversarial_weight=loss.adversarial_weight,
+            adaptive_scale=loss.adaptive_scale,
+            discriminator_start=loss.discriminator_start,
+            lecam_weight=loss.lecam_weight,
+            commitment_weight=loss.commitment_weight,
+        ),
+        perceptual,
+        loader(data.train_split, train=True),
+        loader(data.validation_split, train=False),
+        data.resolution,
+    )
+
+
+def _check_size(data: ImageDataConfig, loss: ImageLossSettings) -> None:
+    layers = loss.discriminator_layers
+    smallest = {
+        f"the discriminator (discriminator_layers={layers})": smallest_for_discriminator(layers)
+    }
+    if loss.perceptual != "none":
+        smallest[f"LPIPS (perceptual={loss.perceptual})"] = LPIPS[loss.perceptual]
+    if data.validation_split is not None:
+        smallest["SSIM, a figure of the validation,"] = SSIM
+    check_resolution(data.resolution, smallest)
+
+
+def picture_figures(pixels: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
+    """L1, PSNR and SSIM of every picture, each (B,).
+
+    PSNR and SSIM are of 8-bit pictures with data range 1; SSIM with skimage's 7 x 7 uniform window, as in
+    the paper's evaluation, but per picture instead of per batch.
+
+    Args:
+        pixels, reconstruction: (B, 3, H, W) in [-1, 1].
+    """
+    l1 = (pixels - reconstruction).abs().mean(dim=(1, 2, 3))
+    original, decoded = (
+        ((x.float() + 1) * 127.5).round().clamp(0, 255) / 255 for x in (pixels, reconstruction)
+    )
+    error = F.mse_loss(decoded, original, reduction="none").mean(dim=(1, 2, 3))
+    psnr = -10 * torch.log10(error.clamp(min=1e-10))
+    pairs = zip(original.cpu().numpy(), decoded.cpu().numpy(), strict=True)
+    ssim = [structural_similarity(a, b, channel_axis=0, data_range=1.0) for a, b in pairs]
+    ssim = torch.tensor(np.array(ssim), dtype=torch.float32, device=pixels.device)
+    return {"l1": l1, "psnr": psnr, "ssim": ssim}
+
+
+def comparison_grid(pixels: Tensor, reconstruction: Tensor) -> Tensor:
+    """Originals above their reconstructions, (3, H, W) in [0, 1]."""
+    rows = torch.cat([pixels, reconstruction]).float().cpu()
+    return make_grid(
+        (rows.clamp(-1, 1) + 1) / 2, nrow=max(1, len(pixels)), padding=2, pad_value=1.0
+    )

@@ -1,0 +1,163 @@
+"""From a command line to a finished run; shared by the trainers."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    ProjectConfiguration,
+    set_seed,
+)
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from hub_cards.hub_commit import HubError
+from training.data.loader import sample_counts
+from training.loop import publishing
+from training.loop.checkpoints import CheckpointError, refuse_to_mix
+from training.loop.finite import DivergedError
+from training.loop.recipe import Recipe
+from training.loop.run_record import RunRecord
+from training.loop.trainer import Trainer
+from training.runtime import sharding
+from training.runtime.console import error_line, quiet_logs
+from training.runtime.launch_options import follow_launch
+from training.runtime.processes import PATIENT, check_processes, end_processes, refuse_sharding
+from training.runtime.settings import LoopSettings, SettingsError, parse_settings
+from training.runtime.shared_folder import check_shared
+from training.runtime.stop_signals import (
+    STATUS_INTERRUPTED,
+    Stopped,
+    deaf_to_signals,
+    ignore_signals,
+)
+from training.runtime.worker_memory import check_shared_memory, worker_error
+
+logger = get_logger(__name__)
+
+
+def run(
+    groups: dict[str, type],
+    build_recipe: Callable[..., Recipe],
+    description: str,
+    may_shard: bool = False,
+) -> None:
+    """Parse settings, train, save; mistakes of the user end in one line and exit status 1.
+
+    Args:
+        groups: dataclasses of the settings; "data" and "loop" are among them.
+        build_recipe: takes all but "loop" by these names, and batch_size and seed.
+        may_shard: whether the model can be trained in parts (FSDP2).
+    """
+    quiet_logs()
+    try:
+        settings = parse_settings(groups, description)
+        accelerator = make_accelerator(settings["loop"], may_shard)
+        train(settings, build_recipe, accelerator)
+        ignore_signals()  # all is done; only the interpreter has still to end
+    except Stopped as stopped:
+        ignore_signals()
+        logging.getLogger(__name__).info(str(stopped))
+        sys.exit(stopped.status)
+    except KeyboardInterrupt:
+        ignore_signals()
+        logging.getLogger(__name__).info("interrupted: resume=latest continues from the last save")
+        sys.exit(STATUS_INTERRUPTED)
+    except (SettingsError, CheckpointError, DivergedError, HubError, ValueError, OSError) as error:
+        if logging.getLogger().isEnabledFor(logging.DEBUG):
+            raise
+        sys.exit(error_line(error))
+    except RuntimeError as error:
+        text = worker_error(error)
+        if text is None:
+            raise
+        sys.exit(f"error: {text}")
+
+
+def make_accelerator(settings: LoopSettings, may_shard: bool = False) -> Accelerator:
+    """Accelerate as every run here needs it. What the launch alone says goes into the settings.
+
+    Raises:
+        SettingsError: if the launch was meant for more processes than work together, says other things than
+            the settings, or splits a model that cannot be split, or in a way that cannot be resumed.
+    """
+    follow_launch(settings)
+    # Accelerate 1.15 knows this option only by the name that torch 2.15 calls old.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+    accelerator = Accelerator(
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        mixed_precision=settings.mixed_precision,
+        log_with=None if settings.tracker == "none" else settings.tracker,
+        project_config=ProjectConfiguration(settings.output_dir, settings.output_dir),
+        # Resuming gives the same order of samples only with this sampler.
+        dataloader_config=DataLoaderConfiguration(
+            use_seedable_sampler=True, data_seed=settings.seed
+        ),
+        step_scheduler_with_optimizer=False,
+        # The discriminator runs twice before its backward pass, and a broadcast of its batch-norm
+        # statistics in between would spoil the gradients of the first.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False), PATIENT],
+    )
+    check_processes(accelerator)
+    if not may_shard:
+        refuse_sharding(accelerator)
+    elif sharding.is_sharding(accelerator):
+        sharding.check_plugin(accelerator)
+    return accelerator
+
+
+def train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Accelerator) -> None:
+    """Build the recipe, train it to the end and shut the processes down in order."""
+    loop = settings["loop"]
+    set_seed(loop.seed)
+    if loop.push_to_hub and accelerator.is_main_process:
+        publishing.check_login()
+    output_dir = Path(loop.output_dir)
+    check_shared(accelerator, output_dir)
+    refuse_to_mix(output_dir, loop.resume)
+    record = RunRecord(settings)
+    groups = {name: group for name, group in settings.items() if name != "loop"}
+    recipe = build_recipe(**groups, batch_size=loop.batch_size, seed=loop.seed)
+    loaders = {"training {}": recipe.train_loader, "validation {}": recipe.validation_loader}
+    logger.info(sample_counts(settings["data"], loaders))
+    if getattr(recipe, "perceptual", True) is None:
+        logger.warning("training without a perceptual loss (perceptual: none)")
+    if loop.tracker != "none":
+        scalars = {
+            k: v if isinstance(v, (int, float, str, bool)) else str(v)
+            for k, v in record.settings.items()
+        }
+        accelerator.init_trackers(
+            "tensorboard" if loop.tracker == "tensorboard" else "simvq", scalars
+        )
+    check_shared_memory(recipe.train_loader, recipe.validation_loader)
+    trainer = Trainer(recipe, loop, accelerator, record)
+    logger.info(
+        f"{recipe.model.num_parameters():,} parameters, {trainer.total_steps:,} steps, "
+        f"{accelerator.num_processes} process(es) on {accelerator.device.type}, "
+        f"{loop.batch_size * accelerator.num_processes * loop.gradient_accumulation_steps} "
+        "samples per step"
+    )
+    # Ranks differ from here on, so that each draws its own crops.
+    set_seed(loop.seed, device_specific=True)
+    stopped = None
+    try:
+        with logging_redirect_tqdm():
+            trainer.train()
+    except Stopped as signal:
+        stopped = signal.with_traceback(None)  # which would keep the trainer alive
+    if stopped is None and accelerator.is_main_process and loop.push_to_hub:
+        address = publishing.publish(loop, trainer.models.published)
+        logger.info(f"published: {address}")
+    with deaf_to_signals():  # what is left takes no time, and must not be cut off
+        if stopped is None and accelerator.is_main_process:
+            trainer.models.finish(trainer.progress.step)
+        del trainer
+        end_processes(accelerator)
+    if stopped is not None:
+        raise stopped

@@ -1,0 +1,97 @@
+"""What the recipes of the tokenizers, of pictures and of sound, have in common."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from training.codebook.spectra import ranks_of, rounded_values, spectra
+from training.loop.recipe import Validation
+from training.recipes.adversarial import Adversaries
+from training.runtime.settings import LoopSettings, at_least, setting
+
+# Codes from which a validation takes the codebook's spectrum.
+SPECTRUM_ROWS = 65_536
+
+
+@dataclass
+class TokenizerLoopSettings(LoopSettings):
+    """The run: how long, how fast, what is kept. Steps are optimiser steps of the generator."""
+
+    autoencoder_steps: int = setting(
+        0, "first train so long without quantization; the codes then start where the latents are"
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(self, 0, "autoencoder_steps")
+
+
+class TokenizerRecipe(ABC):
+    """A tokenizer against its discriminator; see training.loop.recipe.Recipe.
+
+    Attributes:
+        model: returns, when called with (inputs, quantize=...), an output with the recipe's
+            reconstruction and codes, `commitment_loss` and `latents`.
+        discriminator: any module; only `loss` calls it.
+        loss: module with `generator(inputs, reconstruction, commitment_loss, discriminator, step,
+            last_layer)` and `discriminator(inputs, reconstruction, discriminator, step)`, each returning
+            a scalar and a dict of detached figures. `step` counts the generator's optimiser steps. Before
+            its attribute `discriminator_start` the discriminator is not called.
+    """
+
+    stepper = Adversaries
+    batch_counts = ("unreadable",)
+    forward_methods = ()
+    model: nn.Module
+    discriminator: nn.Module
+    loss: nn.Module
+    train_loader: DataLoader
+    validation_loader: DataLoader | None
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        return {"generator": self.model, "discriminator": self.discriminator}
+
+    @property
+    def companions(self) -> list[nn.Module]:
+        return [self.loss]
+
+    def batch_weight(self, batch: dict[str, Tensor]) -> None:
+        """None: samples are all of one size, and batches are full."""
+        return None
+
+    @abstractmethod
+    def inputs(self, batch: dict[str, Tensor]) -> Tensor:
+        """The model's input, which is also what it has to reconstruct."""
+
+    @abstractmethod
+    def reconstruction(self, output) -> Tensor:
+        """The reconstruction in a model's output."""
+
+    @abstractmethod
+    def codes(self, output) -> Tensor:
+        """The codes in a model's output."""
+
+    @abstractmethod
+    def last_layer(self, model: nn.Module) -> Tensor:
+        """The weight at which an adaptive adversarial weight compares gradients."""
+
+    @abstractmethod
+    def measure(self, model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> Validation:
+        """Figures of merit, pictures and sounds of a validation."""
+
+    def validate(
+        self, model: nn.Module, loader: DataLoader, accelerator: Accelerator
+    ) -> Validation:
+        result = self.measure(model, loader, accelerator)
+        found = spectra(model.quantizer, most_rows=SPECTRUM_ROWS)
+        result.diagnostics = ranks_of(found) | rounded_values(found)
+        return result
+
+    @abstractmethod
+    def save(self, model: nn.Module, folder: Path) -> Path:
+        """Write a folder that the Auto classes load, with the processor, and return it."""

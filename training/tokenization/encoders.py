@@ -1,0 +1,117 @@
+"""Samples of a data set to codes, for both modalities: what tokenize_dataset makes of a row."""
+
+import hashlib
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hub_cards.dataset_card import code_type
+from training.data.images import ImageDataConfig, decode_pixels
+from training.data.recordings import AudioDataConfig, decode_audio
+from training.runtime.settings import SettingsError
+
+MANIFEST = "tokenization.json"  # beside the codes: how they were made
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is made of a picture.
+
+    Attributes:
+        crop: number of a random crop; None for the centre.
+        flipped: mirrored left to right.
+    """
+
+    crop: int | None = None
+    flipped: bool = False
+
+
+class ImageTokens:
+    """Pictures to codes (h, w).
+
+    Args:
+        model: an image tokenizer in evaluation mode.
+        seed: of the random crops: each follows from it, the row and the number of the crop alone.
+
+    Raises:
+        SettingsError: if the model is no image tokenizer, or the resolution no multiple of its factor.
+    """
+
+    column, plural = "image_codes", "pictures"
+
+    def __init__(self, model: nn.Module, data: ImageDataConfig, seed: int):
+        if model.config.model_type != "simvq_image":
+            raise SettingsError(f"model: {model.config.model_type} is no tokenizer of pictures")
+        factor = model.config.downsample_factor
+        if data.resolution % factor:
+            raise SettingsError(f"resolution: {data.resolution} is no multiple of {factor}")
+        self.model, self.seed, self.resolution = model, seed, data.resolution
+        self.source_column, side = data.column, data.resolution // factor
+        value = datasets.Value(code_type(model.config.codebook_size))
+        self.feature = datasets.List(datasets.List(value, length=side), length=side)
+
+    def decode(self, cell: dict, row: int, variant: Variant) -> Tensor:
+        """A cell to pixels (3, R, R). Raises UnreadableSample."""
+        generator = None
+        if variant.crop is not None:
+            state = np.random.SeedSequence((self.seed, row, variant.crop)).generate_state(1)
+            generator = torch.Generator().manual_seed(int(state[0]))
+        pixels = decode_pixels(cell, f"row {row}", generator, self.resolution)
+        return pixels.flip(-1) if variant.flipped else pixels
+
+    @torch.inference_mode()
+    def encode(self, samples: list[Tensor]) -> list[np.ndarray]:
+        """Codes (h, w) of each picture."""
+        pixels = torch.stack(samples).to(self.model.device)
+        return list(self.model.encode(pixels).image_codes.cpu().numpy())
+
+
+class AudioTokens:
+    """Recordings, whole, to codes (T,).
+
+    Raises:
+        SettingsError: if the model is no audio tokenizer.
+    """
+
+    column, plural = "audio_codes", "recordings"
+
+    def __init__(self, model: nn.Module, data: AudioDataConfig, seed: int):
+        if model.config.model_type != "simvq_audio":
+            raise SettingsError(f"model: {model.config.model_type} is no tokenizer of sound")
+        self.model, self.source_column = model, data.column
+        self.rate = model.config.sampling_rate
+        self.feature = datasets.List(datasets.Value(code_type(model.config.codebook_size)))
+
+    def decode(self, cell: dict, row: int, variant: Variant) -> Tensor:
+        """A cell to a waveform (1, L) at the model's rate. Raises UnreadableSample."""
+        return decode_audio(cell, self.rate, name=f"row {row}")
+
+    @torch.inference_mode()
+    def encode(self, samples: list[Tensor]) -> list[np.ndarray]:
+        """Codes (T,) of each recording, padded to the longest: padding changes no code."""
+        lengths = [sample.shape[1] for sample in samples]
+        hop = self.model.config.hop_length
+        longest = -(-max(lengths) // hop) * hop
+        waveforms = torch.zeros(len(samples), 1, longest)
+        mask = torch.zeros(len(samples), longest, dtype=torch.int64)
+        for index, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
+            waveforms[index, :, :length], mask[index, :length] = sample, 1
+        device = self.model.device
+        encoded = self.model.encode(waveforms.to(device), mask.to(device))
+        codes, real = encoded.audio_codes[:, 0].cpu(), encoded.audio_codes_mask.cpu()
+        real = real.reshape(codes.shape).bool()
+        return [row[kept].numpy() for row, kept in zip(codes, real, strict=True)]
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """Sixteen hexadecimal digits of a model's weights."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, values in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(
+            values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
+    return digest.hexdigest()
