@@ -26,7 +26,6 @@ from hub_cards.evaluation import Evaluation
 from hub_cards.tokenizer_card import is_hub_id
 from training.data.images import ImageDataConfig, build_image_dataloader
 from training.data.loader import sample_counts
-from training.evaluate_image import to_bytes
 from training.evaluation.evaluated_data import (
     EvaluatedImages,
     evaluated_on,
@@ -46,6 +45,7 @@ from training.evaluation.report import (
 )
 from training.evaluation.sheets import ClassGrid, write_neighbours
 from training.loop.validation import measured_batches
+from training.metrics.images import to_bytes
 from training.metrics.inception import (
     InceptionWeightsError,
     frechet_distance,

@@ -16,7 +16,6 @@ from pathlib import Path
 # `accelerate launch` puts this file's folder on the path, but training is imported from the one above.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import AutoModel
@@ -47,8 +46,8 @@ from training.evaluation.report import (
 )
 from training.loop.validation import measured_batches
 from training.losses.perceptual import PerceptualWeightsError, load_lpips
+from training.metrics.images import image_figures, to_bytes
 from training.metrics.inception import InceptionWeightsError, frechet_distance, load_inception
-from training.recipes.image import picture_figures
 from training.runtime.console import error_line, quiet_logs
 from training.runtime.float64 import to_float64
 from training.runtime.processes import end_processes, join_processes
@@ -138,7 +137,7 @@ def evaluate(
         pixels = batch["pixel_values"]
         output = model(pixels)
         decoded = output.pixel_values.clamp(-1, 1)
-        figures = picture_figures(pixels, decoded)
+        figures = image_figures(pixels, decoded)
         figures["hash"] = sample_hashes(to_bytes(pixels)).to(pixels.device)
         for net, network in (perceptual or {}).items():
             figures[f"lpips_{net}"] = network(decoded, pixels).flatten()
@@ -174,11 +173,6 @@ def evaluate(
             raise ValueError("rFID needs at least two pictures: fid=false does without")
         metrics["rfid"] = float(fid.compute())
     return Findings(metrics, intervals(means), count, str(fingerprint), unreadable=left_out)
-
-
-def to_bytes(pixels: Tensor) -> Tensor:
-    """Pictures in [-1, 1] to uint8, rounded."""
-    return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def main() -> None:

@@ -21,8 +21,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from training import evaluate_generation
 from training.data.images import ImageDataConfig
 from training.evaluate_generation import GenerationEvaluationSettings, RealPictures, evaluate, run
-from training.evaluate_image import to_bytes
 from training.evaluation.generated_pictures import Generated, from_pipeline
+from training.metrics.images import to_bytes
 from training.metrics.inception import (
     InceptionWeightsError,
     frechet_distance,

@@ -18,8 +18,9 @@ from PIL import Image
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from training.evaluate_image import BatchPsnr, evaluate, to_bytes
+from training.evaluate_image import BatchPsnr, evaluate
 from training.evaluation.report import Mean
+from training.metrics.images import to_bytes
 from training.metrics.inception import InceptionWeightsError, load_inception
 
 REPOSITORY = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from modeling_simvq.image_processing_simvq import pil_to_rgb
-from training.evaluate_image import to_bytes
+from training.metrics.images import to_bytes
 from training.metrics.speech import KEYS, LOADERS, SpeechPair, as_written
 
 # Decoders give a little more than [-1, 1]; pixels in [0, 255] are a mistake.

@@ -3,11 +3,8 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.utils import make_grid
@@ -21,6 +18,7 @@ from training.loop.validation import run_validation
 from training.losses.image import ImageLoss
 from training.losses.patch_discriminator import PatchDiscriminator
 from training.losses.perceptual import load_lpips
+from training.metrics.images import image_figures
 from training.recipes.tokenizer import TokenizerRecipe
 from training.runtime.settings import SettingsError, at_least, one_of, setting
 
@@ -114,7 +112,7 @@ class ImageRecipe(TokenizerRecipe):
             pixels = batch["pixel_values"]
             output = model(pixels)
             reconstruction = output.pixel_values.clamp(-1, 1)
-            figures = picture_figures(pixels, reconstruction)
+            figures = image_figures(pixels, reconstruction)
             if self.perceptual is not None:
                 figures["lpips"] = self.perceptual(reconstruction, pixels).flatten()
             kept = batch["valid"]
@@ -203,27 +201,6 @@ def _check_size(data: ImageDataConfig, loss: ImageLossSettings) -> None:
     if data.validation_split is not None:
         smallest["SSIM, a figure of the validation,"] = SSIM
     check_resolution(data.resolution, smallest)
-
-
-def picture_figures(pixels: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
-    """L1, PSNR and SSIM of every picture, each (B,).
-
-    PSNR and SSIM are of 8-bit pictures with data range 1; SSIM with skimage's 7 x 7 uniform window, as in
-    the paper's evaluation, but per picture instead of per batch.
-
-    Args:
-        pixels, reconstruction: (B, 3, H, W) in [-1, 1].
-    """
-    l1 = (pixels - reconstruction).abs().mean(dim=(1, 2, 3))
-    original, decoded = (
-        ((x.float() + 1) * 127.5).round().clamp(0, 255) / 255 for x in (pixels, reconstruction)
-    )
-    error = F.mse_loss(decoded, original, reduction="none").mean(dim=(1, 2, 3))
-    psnr = -10 * torch.log10(error.clamp(min=1e-10))
-    pairs = zip(original.cpu().numpy(), decoded.cpu().numpy(), strict=True)
-    ssim = [structural_similarity(a, b, channel_axis=0, data_range=1.0) for a, b in pairs]
-    ssim = torch.tensor(np.array(ssim), dtype=torch.float32, device=pixels.device)
-    return {"l1": l1, "psnr": psnr, "ssim": ssim}
 
 
 def comparison_grid(pixels: Tensor, reconstruction: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ from training import evaluate_image
 from training.data import image_sizes
 from training.data.images import ImageDataConfig
 from training.losses.patch_discriminator import PatchDiscriminator
+from training.metrics.images import image_figures
 from training.recipes.image import (
     ImageLossSettings,
     ImageModelSettings,
     build_image_recipe,
-    picture_figures,
 )
 from training.runtime.settings import SettingsError
 
@@ -37,7 +37,7 @@ def test_the_sizes_are_those_at_which_the_networks_work():
     for net, side in image_sizes.LPIPS.items():
         network = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
         assert is_smallest(lambda x, network=network: network(x, x), side)
-    assert is_smallest(lambda x: picture_figures(x, x), image_sizes.SSIM)
+    assert is_smallest(lambda x: image_figures(x, x), image_sizes.SSIM)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import torch
 from torch.nn import Identity
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from training.evaluate_image import to_bytes
 from training.metrics import bases
+from training.metrics.images import to_bytes
 from training.metrics.inception import load_inception
 from training.runtime.float64 import float64_device, to_float64
 

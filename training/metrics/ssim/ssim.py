@@ -1,7 +1,7 @@
 """SSIM of pictures."""
 
 from training.metrics import bases
-from training.recipes.image import picture_figures
+from training.metrics.images import image_figures
 
 
 class Ssim(bases.PictureMetric):
@@ -9,4 +9,4 @@ class Ssim(bases.PictureMetric):
 
     def prepare(self):
         """See PictureMetric."""
-        return lambda original, decoded: float(picture_figures(original, decoded)["ssim"])
+        return lambda original, decoded: float(image_figures(original, decoded)["ssim"])

@@ -1,0 +1,102 @@
+"""Every room's imports point down, and files stay short enough to be read."""
+
+import ast
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+MOST_LINES = 400
+# Each room of training/ imports only from rooms on lower floors.
+FLOORS = [
+    {"runtime"},
+    {"data", "losses", "codebook"},
+    {"metrics", "loop", "tokenization"},
+    {"evaluation", "recipes"},
+    {"demo", "experiments"},
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+# Known debts: empty these two.
+TO_MOVE = {("training/experiments/runs.py", "training.evaluate_image.evaluate")}
+TO_SPLIT = {"training/evaluate_generation.py", "benchmarks/quantizer.py"}
+# What each package imports of this project, besides itself.
+BELOW = {
+    "modeling_simvq": set(),
+    "hub_cards": {"modeling_simvq"},
+    "training": {"modeling_simvq", "hub_cards"},
+}
+
+
+def sources() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [Path(name) for name in listed.stdout.split() if (REPOSITORY / name).exists()]
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of the modules that a file imports anywhere."""
+    found = set()
+    for node in ast.walk(ast.parse((REPOSITORY / path).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            # Of `from package import module` the module counts.
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_packages_import_only_what_lies_below():
+    wrong = [
+        f"{path} imports {name}"
+        for path in sources()
+        if path.parts[0] in BELOW and "space" not in path.parts
+        for name in imported(path)
+        for package in [name.split(".")[0]]
+        if package in {*BELOW, "tests"} - {path.parts[0]} - BELOW[path.parts[0]]
+    ]
+    assert not wrong
+
+
+def test_rooms_import_only_from_lower_floors():
+    top = len(FLOORS)
+    wrong = []
+    for path in sources():
+        if path.parts[0] != "training":
+            continue
+        room = path.parts[1] if len(path.parts) > 2 else ""
+        for name in imported(path):
+            package, other, *_ = [*name.split("."), ""]
+            if package != "training" or other == room:
+                continue
+            if (str(path), name) in TO_MOVE:
+                continue
+            # A command, at the top, imports no other command.
+            if FLOOR.get(other, top) >= FLOOR.get(room, top):
+                wrong.append(f"{path} imports {name}")
+    assert not wrong
+
+
+def test_the_top_of_training_holds_commands_and_rooms():
+    training = REPOSITORY / "training"
+    for path in sources():
+        if path.parts[0] == "training" and len(path.parts) == 2 and path.name != "__init__.py":
+            assert '__name__ == "__main__"' in (REPOSITORY / path).read_text(), path
+    rooms = {path.parts[1] for path in sources() if path.parts[0] == "training" and path.parts[2:]}
+    assert rooms == set(FLOOR)
+    assert (training / "configs").is_dir()
+
+
+def test_files_stay_short():
+    long = {
+        str(path): lines
+        for path in sources()
+        if (lines := len((REPOSITORY / path).read_text().splitlines())) > MOST_LINES
+        # The models' files are one file each, as transformers' are.
+        and path.parts[0] in ("training", "hub_cards", "benchmarks")
+        and str(path) not in TO_SPLIT
+    }
+    assert not long
