@@ -3,8 +3,6 @@
 import http.client
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +19,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from tests.hub.hub_server import HubServer
+from tests.support.programs import run
 
 SMALL, MEDIUM, LARGE = b"small", bytes(range(256)) * 100, bytes(range(256)) * 10_000
 FILES = {"a.txt": SMALL, "folder/b.safetensors": LARGE, "folder/deep/c.png": MEDIUM}
@@ -332,7 +331,7 @@ assert plain["number"][:] == [row["number"] for row in streamed] == list(range(1
 def test_datasets_load_plain_and_streaming(hub, tmp_path):
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment = kept | hub.environment(tmp_path)
-    done = subprocess.run([sys.executable, "-c", DATASET], env=environment, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
+    done = run("-c", DATASET, env=environment)
+    assert done.returncode == 0, done.stderr
     assert "data/train-00000-of-00001.parquet" in hub.files("org/numbers", repo_type="dataset")
     assert any(request.range for request in sent(hub, "GET", "/store/"))  # streaming

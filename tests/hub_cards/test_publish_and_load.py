@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from skimage import data
 
 from hub_cards.push_to_hub import push_to_hub
 from tests.hub_cards.artefacts import keep_card
+from tests.support import programs
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -30,11 +29,7 @@ sys.meta_path.insert(0, Blocked())
 
 
 def push(hub, home: Path, *arguments) -> str:
-    command = [
-        sys.executable,
-        str(REPOSITORY / "hub_cards" / "push_to_hub.py"),
-        *map(str, arguments),
-    ]
+    command = [REPOSITORY / "hub_cards" / "push_to_hub.py", *arguments]
     done = run(command, hub.environment(home))
     assert hub.token not in done.stdout + done.stderr
     return done.stdout
@@ -42,9 +37,7 @@ def push(hub, home: Path, *arguments) -> str:
 
 def run(command: list[str], environment: dict, folder: Path | None = None):
     kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and k != "PYTHONPATH"}
-    done = subprocess.run(
-        command, env=kept | environment, cwd=folder, capture_output=True, text=True, timeout=200
-    )
+    done = programs.run(*command, env=kept | environment, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done
@@ -89,7 +82,7 @@ def test_a_picture_tokenizer_with_its_code(hub, image_folder, tmp_path):
     report = "\nimport json; print(json.dumps([type(model).__module__, list(codes.shape)]))"
     program = BLOCK_THE_PACKAGE + example(card) + report
     online = hub.environment(home, token=None)
-    done = run([sys.executable, "-c", program], online, stranger)
+    done = run(["-c", program], online, stranger)
     module, shape = json.loads(done.stdout.splitlines()[-1])
     assert module.startswith("transformers_modules.") and shape == [1, 64, 64]
     first = np.asarray(Image.open(stranger / "reconstruction.png"))
@@ -98,7 +91,7 @@ def test_a_picture_tokenizer_with_its_code(hub, image_folder, tmp_path):
     asked = len(hub.requests)
     offline = online | {"HF_HUB_OFFLINE": "1"}
     (stranger / "reconstruction.png").unlink()
-    run([sys.executable, "-c", program], offline, stranger)
+    run(["-c", program], offline, stranger)
     assert len(hub.requests) == asked
     assert np.array_equal(np.asarray(Image.open(stranger / "reconstruction.png")), first)
 
@@ -124,7 +117,7 @@ def test_a_sound_tokenizer_private_on_a_branch(hub, audio_folder, tmp_path):
         for revision in ("v2", "final")
     )
     program += "\nprint(type(model).__module__, codes.shape[-1])"
-    done = run([sys.executable, "-c", program], hub.environment(tmp_path / "home"), stranger)
+    done = run(["-c", program], hub.environment(tmp_path / "home"), stranger)
     module, frames = done.stdout.split()
     sound, rate = soundfile.read(stranger / "reconstruction.wav")
     assert module == "modeling_simvq.modeling_simvq_audio"
@@ -155,11 +148,11 @@ def test_a_tokenised_data_set(hub, image_folder, tmp_path):
     """Published twice; loaded whole and streamed; decoded by the card's own lines."""
     push_to_hub(image_folder, "org/tiny-pictures", with_code=True)
     environment = hub.environment(tmp_path / "home")
-    done = run([sys.executable, "-c", DATASET], environment, REPOSITORY)
+    done = run(["-c", DATASET], environment, REPOSITORY)
     assert "uint8" in done.stdout
     card = hub.files("org/tokens", repo_type="dataset")["README.md"].decode()
     program = BLOCK_THE_PACKAGE + example(card) + "print(tuple(decoded.shape))"
-    assert "(4, 3, 32, 32)" in run([sys.executable, "-c", program], environment, tmp_path).stdout
+    assert "(4, 3, 32, 32)" in run(["-c", program], environment, tmp_path).stdout
     files = hub.files("org/tokens", repo_type="dataset")
     keep_card("dataset_card", files)
     assert "org/tiny-pictures" in card and "10" in card

@@ -2,8 +2,6 @@
 
 import copy
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioTokenization
 
 from modeling_simvq import SimVQAudioConfig, SimVQAudioFeatureExtractor, SimVQAudioModel
+from modeling_simvq.convert_simvq_checkpoint import main
 from tests.modeling_simvq.test_remote_code import BLOCK, run
 
 PATHS = {
@@ -254,7 +253,9 @@ def test_a_folder_loads_with_and_without_the_package(
     assert all(name.startswith(prefix) for name in result["names"])
 
 
-def test_the_converter_drops_what_is_never_used(tiny_audio_folder, audio_checkpoint, tmp_path):
+def test_the_converter_drops_what_is_never_used(
+    tiny_audio_folder, audio_checkpoint, tmp_path, capsys
+):
     names = load_file(tiny_audio_folder / "model.safetensors").keys()
     assert not [n for n in names if n.startswith(("loss.", "head.")) or "istft" in n]
     config = tmp_path / "config.yaml"
@@ -262,11 +263,8 @@ def test_the_converter_drops_what_is_never_used(tiny_audio_folder, audio_checkpo
         "model:\n  init_args:\n    sample_rate: 16000\n    ddconfig: {causal: false}\n"
         "    quantconfig: {params: {beta: 0.5}}\n"
     )
-    command = [sys.executable, "-m", "modeling_simvq.convert_simvq_checkpoint"]
-    command += [str(audio_checkpoint), str(tmp_path / "out"), "--original-config", str(config)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["model_type"] == "simvq_audio"
+    main([str(audio_checkpoint), str(tmp_path / "out"), "--original-config", str(config)])
+    assert json.loads(capsys.readouterr().out)["model_type"] == "simvq_audio"
     converted = AutoConfig.from_pretrained(tmp_path / "out")
     assert (converted.sampling_rate, converted.causal) == (16000, False)
     assert converted.commitment_cost == 0.5

@@ -3,8 +3,6 @@
 import json
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModel
 
 from modeling_simvq.convert_simvq_checkpoint import convert_simvq_checkpoint, main
+from tests.support.programs import REPOSITORY, run
 
 CONFIG = {
     "ddconfig": {"resolution": 64, "ch": 32},
@@ -48,17 +47,8 @@ def refuse_state(content, tmp_path: Path, named: str, weights: str = "raw") -> N
 
 def test_the_command_writes_a_folder_that_auto_model_loads(checkpoint, tmp_path, tiny_folder):
     output = tmp_path / "model"
-    done = subprocess.run(
-        [
-            sys.executable,
-            *("-m", "modeling_simvq.convert_simvq_checkpoint"),
-            *(str(checkpoint), str(output), "--weights", "raw"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        cwd=Path(__file__).parents[2],
-    )
+    command = ["-m", "modeling_simvq.convert_simvq_checkpoint", checkpoint, output]
+    done = run(*command, "--weights", "raw", cwd=REPOSITORY)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     summary = json.loads(done.stdout[done.stdout.index("{") :])
     assert summary["parameters"] == 498_435 and summary["codebook_size"] == 64

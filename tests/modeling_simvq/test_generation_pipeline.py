@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -18,6 +16,7 @@ from modeling_simvq import (
     SimVQImageGenerationConfig,
 )
 from tests.modeling_simvq.test_remote_code import BLOCK
+from tests.support.programs import run
 
 REMOTE = """
 import json, sys, torch
@@ -140,14 +139,8 @@ def test_one_repository_with_and_without_the_package(pipe, hub, tmp_path):
     save_file({"images": expected}, data)
     environment = os.environ | hub.environment(tmp_path / "hf")
     environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCK + REMOTE, folder, "maker/pictures", data, tmp_path / "again"],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        cwd=tmp_path,
-        env=environment,
-    )
+    arguments = [folder, "maker/pictures", data, tmp_path / "again"]
+    done = run("-c", BLOCK + REMOTE, *arguments, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["refused"] and max(result["errors"]) < 1e-5, result

@@ -1,6 +1,5 @@
 """The search: the float64 answer on every kind of data, in bounded memory."""
 
-import subprocess
 import sys
 
 import pytest
@@ -9,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_simvq import nearest_code
+from tests.support.programs import run
 
 search = sys.modules["modeling_simvq.nearest_code"]
 
@@ -225,17 +225,18 @@ def test_compiled_and_exported_graphs_find_the_same_codes():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 def test_memory_does_not_grow_with_the_number_of_scores():
-    """4,096 x 131,072 scores would be 2 GiB. In a process of its own."""
+    """1,024 x 131,072 scores would be 512 MiB. In a process of its own."""
     code = """
 import torch
 from modeling_simvq import nearest_code
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-codes, queries = torch.randn(131_072, 32), torch.randn(4096, 32)
+codes, queries = torch.randn(131_072, 32), torch.randn(1024, 32)
 nearest_code(queries[:64], codes[:2048])
 before = peak()
 nearest_code(queries, codes)
 print((peak() - before) / 1024)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 64

@@ -1,8 +1,5 @@
 """The systems that SimVQ is compared with: trained, saved, loaded by name, equal to their package."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +14,7 @@ from modeling_simvq.quantization_baselines import (
     CodebookQuantizer,
     make_quantizer,
 )
+from tests.support.programs import run
 
 vector_quantize_pytorch = pytest.importorskip("vector_quantize_pytorch")
 
@@ -221,7 +219,8 @@ try:
 except ImportError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
     assert "modeling-simvq[baselines]" in done.stdout
 
 

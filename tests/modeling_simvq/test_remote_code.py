@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import save_file
+
+from tests.support import programs
 
 BLOCK = """
 import sys
@@ -72,14 +72,7 @@ def run(program: str, tiny_folder, reference, remote: dict, tmp_path) -> tuple[d
     }
     environment.pop("PYTHONPATH", None)
     arguments = [str(tiny_folder), str(reference), json.dumps(remote)]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        cwd=tmp_path,
-        env=environment,
-    )
+    done = programs.run("-c", program, *arguments, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel
 
 from modeling_simvq import SimVQImagePipeline
 from tests.modeling_simvq.test_remote_code import BLOCK
+from tests.support.programs import run
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "saved_before"
 
@@ -72,12 +71,8 @@ def test_pipeline(expected):
 
 
 def test_their_own_code_still_runs(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-c", BLOCK + REMOTE, str(FOLDER)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
-    )
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    result = run("-c", BLOCK + REMOTE, FOLDER, env=environment)
     assert result.returncode == 0, result.stderr
     said = json.loads(result.stdout.splitlines()[-1])
     assert said["module"].startswith("transformers_modules")

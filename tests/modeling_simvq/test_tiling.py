@@ -1,8 +1,6 @@
 """Tiling: exact where the network is local, without seams where it is not, and bounded in memory."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_simvq.tiling import run_tiled, tile_starts
+from tests.support.programs import run
 
 
 def pool(cell):
@@ -170,13 +169,7 @@ print(json.dumps({"tiled": tiled, "whole": whole}))
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
 def test_tiling_bounds_the_memory():
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=Path(__file__).parents[2],
-    )
+    done = run("-c", MEASURE)
     assert done.returncode == 0, done.stderr
     megabytes = json.loads(done.stdout.splitlines()[-1])
     assert megabytes["tiled"] < megabytes["whole"] / 3, megabytes

@@ -1,9 +1,6 @@
 """The analysis of a codebook: known values, and the command on models of both modalities."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ from modeling_simvq import (
     SimVQImageModel,
     SimVQImageProcessor,
 )
+from tests.support.programs import run
 from training.analyze_codebook import (
     TokenSample,
     analyse,
@@ -147,15 +145,7 @@ def test_a_history_survives_a_cut_line_and_a_resume(tmp_path):
 
 
 def command(*words: str):
-    return subprocess.run(
-        [sys.executable, "training/analyze_codebook.py", *words],
-        cwd=REPOSITORY,
-        env=os.environ
-        | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    return run("training/analyze_codebook.py", *words, cwd=REPOSITORY)
 
 
 def test_the_command_on_a_run(tmp_path):

@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from tests.support.programs import ONE_PROCESS, TWO_RANKS, launch
 from training.evaluate_audio import AudioEvaluationSettings, evaluate, load_metrics
 from training.metrics.speech import MetricWeightsError, stoi_metric
 from training.runtime.settings import SettingsError
@@ -142,19 +140,9 @@ def test_two_ranks_find_what_one_process_finds(tmp_path):
     command = [str(REPOSITORY / "training" / "evaluate_audio.py"), f"model={tmp_path / 'model'}"]
     command += [f"dataset={tmp_path / 'speech'}", "config_name=null", "num_workers=0"]
     command += ["validation_split=validation", "metrics=[pesq,stoi]"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    environment |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
     found = []
-    for ranks in (["--num_processes", "1"], ["--multi_gpu", "--num_processes", "2"]):
-        done = subprocess.run(
-            [*launch, *ranks, *command],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
+    for ranks in (ONE_PROCESS, TWO_RANKS):
+        done = launch(*command, launcher=ranks)
         assert done.returncode == 0, done.stderr
         assert f"{ranks[-1]} process(es)" in done.stderr and "broken.flac" in done.stderr
         found.append(json.loads((tmp_path / "model" / "evaluation.json").read_text()))

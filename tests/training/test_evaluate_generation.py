@@ -3,9 +3,6 @@
 import dataclasses
 import json
 import math
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from tests.support.programs import TWO_RANKS, launch
 from training import evaluate_generation
 from training.data.images import ImageDataConfig
 from training.evaluate_generation import GenerationEvaluationSettings, RealPictures, evaluate, run
@@ -260,15 +258,11 @@ def test_the_command_on_two_ranks_with_the_real_network(accelerator, tmp_path, m
         folder = tmp_path / "made" / ("cup" if index % 2 else "spoon")
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(coffee[:32, 40 * index : 40 * index + 32]).save(folder / f"{index}.png")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--multi_gpu"]
-    command += ["--num_processes", "2", str(REPOSITORY / "training" / "evaluate_generation.py")]
+    command = [str(REPOSITORY / "training" / "evaluate_generation.py")]
     command += [f"pictures={tmp_path / 'made'}", f"output={tmp_path / 'results'}", "neighbours=3"]
     command += [f"dataset={tmp_path / 'photos'}", "resolution=32", "batch_size=2"]
     command += ["num_workers=0", "inception_score=false", "samples=100"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    environment |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = launch(*command, launcher=TWO_RANKS)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "results" / "evaluation.json").read_text())
     assert report["dataset"]["samples"] == 5 and report["dataset"]["split"] == "train"

@@ -2,9 +2,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +15,7 @@ from PIL import Image
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from tests.support.programs import ONE_PROCESS, TWO_RANKS, launch
 from training.evaluate_image import BatchPsnr, evaluate
 from training.evaluation.report import Mean
 from training.metrics.images import to_bytes
@@ -170,19 +168,9 @@ def test_two_ranks_find_what_one_process_finds(tmp_path):
     command = [str(REPOSITORY / "training" / "evaluate_image.py"), f"model={tmp_path / 'model'}"]
     command += [f"dataset={tmp_path / 'photos'}", "resolution=32", "batch_size=2", "num_workers=0"]
     command += ["fid=false", "lpips=[]"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    environment |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
     found = []
-    for ranks in (["--num_processes", "1"], ["--multi_gpu", "--num_processes", "2"]):
-        done = subprocess.run(
-            [*launch, *ranks, *command],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
+    for ranks in (ONE_PROCESS, TWO_RANKS):
+        done = launch(*command, launcher=ranks)
         assert done.returncode == 0, done.stderr
         assert f"{ranks[-1]} process(es)" in done.stderr
         found.append(json.loads((tmp_path / "model" / "evaluation.json").read_text()))

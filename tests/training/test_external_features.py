@@ -1,9 +1,6 @@
 """Features of vision models for VQGAN-LC: the network that a package carries, and models of transformers."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ from safetensors import safe_open
 from transformers import CLIPVisionConfig, CLIPVisionModel, ViTConfig, ViTImageProcessor, ViTModel
 
 from modeling_simvq import SimVQImageConfig, SimVQImageModel
+from tests.support.programs import run
 from training.codebook.settings import QuantizerSettings
 from training.external_features import collect, efficientnet_lite0, transformers_model
 from training.runtime.settings import SettingsError
@@ -27,15 +25,7 @@ packaged = pytest.mark.skipif(
 
 
 def command(*words: str):
-    return subprocess.run(
-        [sys.executable, "training/external_features.py", *words],
-        cwd=REPOSITORY,
-        env=os.environ
-        | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    return run("training/external_features.py", *words, cwd=REPOSITORY)
 
 
 @pytest.fixture

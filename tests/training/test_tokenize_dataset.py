@@ -3,10 +3,8 @@
 import hashlib
 import io
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +19,7 @@ from PIL import Image
 from transformers import AutoModel
 
 from modeling_simvq import SimVQAudioConfig, SimVQAudioModel, SimVQImageConfig, SimVQImageModel
+from tests.support.programs import TWO_RANKS, Program, launch
 from training import tokenize_dataset
 from training.data.images import ImageDataConfig, decode_image, image_to_pixels
 from training.runtime.settings import SettingsError
@@ -76,11 +75,6 @@ def arguments(model: Path, data: Path, output: Path, *more: str) -> list[str]:
     return [*words, *more]
 
 
-def environment(tmp_path: Path) -> dict:
-    own = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return os.environ | own | {"HF_HOME": str(tmp_path / "cache")}
-
-
 def tokenize(words: list[str], monkeypatch) -> None:
     """The command in this process: importing its libraries takes longer than its work."""
     monkeypatch.setattr(sys, "argv", words)
@@ -105,9 +99,7 @@ def whole(image_model, pictures, tmp_path_factory) -> Path:
 def test_killed_and_resumed_is_the_same_to_the_byte(whole, image_model, pictures, tmp_path):
     """kill -9 in the middle; then the same command, on two ranks even, finishes what is missing."""
     words = arguments(image_model, pictures, tmp_path / "codes", *OPTIONS)
-    with subprocess.Popen(
-        [sys.executable, *words], env=environment(tmp_path), stderr=subprocess.DEVNULL
-    ) as process:
+    with Program(*words) as process:
         deadline = time.monotonic() + 120
         while len(list((tmp_path / "codes").glob("data/*.parquet"))) < 2:
             assert time.monotonic() < deadline and process.poll() is None, (
@@ -118,15 +110,7 @@ def test_killed_and_resumed_is_the_same_to_the_byte(whole, image_model, pictures
     (tmp_path / "codes/data/train-00003.9.unfinished").write_bytes(b"half a file")
     before = digests(tmp_path / "codes")
     assert len(before) < len(digests(whole))
-    launch = ["-m", "accelerate.commands.launch", "--num_machines", "1", "--multi_gpu"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes", "2"]
-    done = subprocess.run(
-        [sys.executable, *launch, *words],
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    done = launch(*words, launcher=TWO_RANKS)
     assert done.returncode == 0, done.stderr
     assert "train: 44 rows" in done.stdout
     encoded = re.search(r"(\d+) pictures encoded in .* by 2 process.* codes a second", done.stdout)

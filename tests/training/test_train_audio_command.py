@@ -1,11 +1,9 @@
 """The audio trainer as a user runs it, on real speech; recipe, figures, pictures, errors."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from PIL import Image
 from transformers import AutoFeatureExtractor, AutoModelForAudioTokenization
 
 from modeling_simvq import SimVQAudioModel
+from tests.support.programs import ONE_PROCESS, TWO_RANKS, launch
 from training.data.recordings import AudioDataConfig
 from training.export_checkpoint import export_checkpoint
 from training.losses.spectrogram_picture import draw_spectrograms
@@ -54,12 +53,9 @@ TINY = [
 
 
 def train(*words: str, processes: int = 1, **more: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
-    command += ["--num_processes", str(processes), "--mixed_precision", "no"]
-    command += ["--dynamo_backend", "no", *(["--multi_gpu"] if processes > 1 else [])]
-    command += [str(REPOSITORY / "training" / "train_audio.py"), *TINY, *words]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **more}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    launcher = TWO_RANKS if processes > 1 else ONE_PROCESS
+    script = REPOSITORY / "training" / "train_audio.py"
+    return launch(script, *TINY, *words, launcher=launcher, **more)
 
 
 def test_train_resume_publish_and_load(tmp_path, hub):

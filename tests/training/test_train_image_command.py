@@ -14,9 +14,11 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 import modeling_simvq  # noqa: F401  (registers the Auto classes)
+from tests.support.programs import CPU, PLAIN_LAUNCH, TWO_RANKS, launch, run
 from training.export_checkpoint import export_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
+SCRIPT = str(REPOSITORY / "training" / "train_image.py")
 TINY = """
 resolution: 32
 num_workers: 0
@@ -49,36 +51,26 @@ def photos(tmp_path) -> Path:
     return tmp_path / "photos"
 
 
-def launch(
-    photos: Path, *overrides: str, launcher: tuple = (), fails: bool = False, **environment
-) -> str:
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launcher]
-    if not launcher:
-        command += ["--num_processes", "1", "--num_machines", "1", "--dynamo_backend", "no"]
-        command += ["--mixed_precision", "no", "--num_cpu_threads_per_process", "2"]
-    command += [str(REPOSITORY / "training" / "train_image.py"), "--config"]
-    command += [str(photos.parent / "tiny.yaml"), f"dataset={photos}"]
-    command += [f"output_dir={photos.parent / 'run'}", *overrides]
-    cache = str(photos.parent / "cache")
-    result = subprocess.run(
-        command,
-        env=os.environ | {"HF_HOME": cache, "HF_HUB_OFFLINE": "1"} | environment,
-        cwd=photos.parent,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert (result.returncode != 0) == fails, result.stdout + result.stderr
+def words(photos: Path, *overrides: str) -> list[str]:
+    """Command line of a small training."""
+    paths = [f"dataset={photos}", f"output_dir={photos.parent / 'run'}"]
+    return [SCRIPT, "--config", str(photos.parent / "tiny.yaml"), *paths, *overrides]
+
+
+def said(result: subprocess.CompletedProcess) -> str:
+    assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr
 
 
 def test_train_with_lpips_resume_and_load(photos, tmp_path):
     # With this seed the broken file comes first.
-    output = launch(photos, "perceptual=vgg", "max_steps=2", "tracker=tensorboard", "seed=4")
+    start = words(photos, "perceptual=vgg", "max_steps=2", "tracker=tensorboard", "seed=4")
+    output = said(launch(*start, cwd=tmp_path))
     assert "broken.jpg" in output and "unreadable: 1 samples" in output
     assert "Warning" not in output and "Traceback" not in output, output
     run = tmp_path / "run"
-    output = launch(photos, "perceptual=vgg", "max_steps=4", "seed=4", "--resume", "latest")
+    more = words(photos, "perceptual=vgg", "max_steps=4", "seed=4", "--resume", "latest")
+    output = said(launch(*more, cwd=tmp_path))
     assert "at step 2" in output
     # What was changed is said and kept; figures are in the plain log; the run is marked as finished.
     assert "resume: from step 2 on: max_steps 2 -> 4" in output
@@ -112,21 +104,15 @@ def test_train_with_lpips_resume_and_load(photos, tmp_path):
 
 
 def test_two_processes_share_the_work_and_publish_it_once(photos, tmp_path, hub):
-    launcher = ("--multi_gpu", "--num_processes", "2", "--num_machines", "1")
-    launcher += ("--mixed_precision", "no", "--dynamo_backend", "no")
-    output = launch(
-        photos,
-        "perceptual=none",
-        "max_steps=2",
-        "gradient_accumulation_steps=2",
-        "autoencoder_steps=1",
-        "--push-to-hub",
-        "hub_model_id=org/two-ranks",
-        launcher=launcher,
-        ACCELERATE_USE_CPU="true",
-        HF_HUB_OFFLINE="0",
-        **hub.environment(tmp_path / "home"),
+    """Real processes throughout: `accelerate launch` as users type it."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", *PLAIN_LAUNCH, *TWO_RANKS]
+    command += words(photos, "perceptual=none", "max_steps=2", "gradient_accumulation_steps=2")
+    command += ["autoencoder_steps=1", "--push-to-hub", "hub_model_id=org/two-ranks"]
+    environment = os.environ | CPU | {"HF_HUB_OFFLINE": "0"} | hub.environment(tmp_path / "home")
+    result = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
+    output = said(result)
     assert "2 process(es) on cpu" in output
     assert "16 samples per step" in output
     lines = (tmp_path / "run" / "figures.jsonl").read_text().splitlines()
@@ -143,10 +129,7 @@ def test_two_processes_share_the_work_and_publish_it_once(photos, tmp_path, hub)
 
 
 def test_a_mistake_is_one_line(photos):
-    command = [sys.executable, str(REPOSITORY / "training" / "train_image.py")]
-    command += ["--config", str(photos.parent / "tiny.yaml"), f"dataset={photos}", "resolution=33"]
-    command += [f"output_dir={photos.parent / 'run'}", "perceptual=none"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    result = run(*words(photos, "resolution=33", "perceptual=none"))
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     last = result.stderr.strip().splitlines()[-1]
@@ -154,8 +137,7 @@ def test_a_mistake_is_one_line(photos):
 
 
 def test_help_teaches():
-    command = [sys.executable, str(REPOSITORY / "training" / "train_image.py"), "--help"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    result = run(SCRIPT, "--help")
     assert result.returncode == 0
     for word in ("dataset", "codebook_size", "perceptual", "max_steps", "accelerate launch"):
         assert word in result.stdout

@@ -2,9 +2,7 @@
 
 import io
 import json
-import os
 import re
-import subprocess
 import sys
 import warnings
 from functools import partial
@@ -26,6 +24,7 @@ from modeling_simvq import (
     SimVQImageModel,
     SimVQImageProcessor,
 )
+from tests.support.programs import launch
 from tests.training.support.dirty_files import (
     Dirty,
     colours,
@@ -217,11 +216,6 @@ def test_a_row_of_a_stream_without_its_column_is_skipped(tmp_path):
 # The commands
 
 
-def environment(path: Path) -> dict:
-    own = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return os.environ | own | {"HF_HOME": str(path / "cache")}
-
-
 def check_the_log(text: str, files: dict[str, Dirty]) -> None:
     assert "Traceback" not in text and "Warning:" not in text, text
     for name in names(files, False):
@@ -245,14 +239,8 @@ def test_pictures_through_every_command(tmp_path, monkeypatch, capsys):
     words = [f"{key}={value}".replace(" ", "") for key, value in IMAGE_MODEL.items()]
     words += ["discriminator_channels=8", "perceptual=none", "tracker=none", "batch_size=2"]
     words += ["resolution=32", "num_workers=1", "epochs=2", "log_every=4", f"dataset={data}"]
-    command = [sys.executable, *LAUNCH, str(REPOSITORY / "training/train_image.py"), *words]
-    done = subprocess.run(
-        [*command, f"output_dir={tmp_path / 'run'}"],
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    script = REPOSITORY / "training/train_image.py"
+    done = launch(script, *words, f"output_dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     # At 32 pixels the long strip is still small enough.
     files = {k: v for k, v in PICTURES.items() if k != "very-long-strip.png"}
@@ -288,14 +276,8 @@ def test_recordings_through_every_command(tmp_path, monkeypatch, capsys):
         "train_split=train",
         "validation_split=validation",
     ]
-    command = [sys.executable, *LAUNCH, str(REPOSITORY / "training/train_audio.py"), *words]
-    done = subprocess.run(
-        [*command, f"output_dir={tmp_path / 'run'}"],
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    script = REPOSITORY / "training/train_audio.py"
+    done = launch(script, *words, f"output_dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     check_the_log(done.stderr, RECORDINGS)
     lines = (tmp_path / "run" / "figures.jsonl").read_text().splitlines()

@@ -2,8 +2,6 @@
 
 import importlib
 import json
-import os
-import subprocess
 import sys
 from concurrent.futures import Executor, Future
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support import programs
 from training.experiments import report, runs
 
 REPOSITORY = Path(__file__).parents[3]
@@ -43,23 +42,16 @@ def work(tmp_path_factory) -> Path:
 
 
 def command(name: str, pictures: Path, work: Path, output: Path, *words: str):
-    return subprocess.run(
-        [sys.executable, "-m", f"training.experiments.{name}", "--work", work, "--output", output]
-        + [f"dataset={pictures}", *TINY, *words],
-        cwd=REPOSITORY,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    words = ["--work", work, "--output", output, f"dataset={pictures}", *TINY, *words]
+    module = f"training.experiments.{name}"
+    return programs.run("-m", module, *words, cwd=REPOSITORY)
 
 
 def test_collapse_compares_the_systems_and_runs_nothing_twice(
     pictures, work, tmp_path, monkeypatch
 ):
     pytest.importorskip("vector_quantize_pytorch")
-    done = command("collapse", pictures, work, tmp_path, "--sizes", "1024")
-    assert done.returncode == 0, done.stderr
+    here(monkeypatch, "collapse", pictures, work, tmp_path, "--sizes", "1024")
     found = json.loads((tmp_path / "results.json").read_text())["runs"]
     assert [run["variant"].split(",")[0] for run in found] == [
         "SimVQ", "VQGAN", "VQGAN-EMA", "VQGAN-FC", "FSQ", "LFQ",
@@ -74,9 +66,17 @@ def test_collapse_compares_the_systems_and_runs_nothing_twice(
     assert Image.open(tmp_path / "figure.png").size[0] > 600
     times = {path: path.stat().st_mtime_ns for path in work.glob("*/result.json")}
     assert len(times) == 6
-    here(monkeypatch, "collapse", pictures, work, tmp_path / "again", "--sizes", "1024")
+    done = command("collapse", pictures, work, tmp_path / "again", "--sizes", "1024")
+    assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "again" / "results.json").read_text())["runs"] == found
     assert times == {path: path.stat().st_mtime_ns for path in work.glob("*/result.json")}
+
+
+def test_a_run_has_a_process_of_its_own(pictures, tmp_path):
+    done = command("rank", pictures, tmp_path / "work", tmp_path / "out", "--sizes", "32")
+    assert done.returncode == 0, done.stderr
+    (run,) = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
+    assert "error" not in run and run["metrics"]["psnr"] > 3
 
 
 class InThisProcess(Executor):

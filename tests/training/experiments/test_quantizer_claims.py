@@ -2,31 +2,28 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from tests.support import programs
 from training.experiments import memory, other_data, toy
 
 REPOSITORY = Path(__file__).parents[3]
 
 
-def test_memory_of_training_is_that_of_w_and_not_of_the_codes(tmp_path):
+def test_memory_of_training_is_that_of_w_and_not_of_the_codes(tmp_path, monkeypatch):
     """Gradients and two moments of float32: 12 bytes a number, of W and b or of all codes."""
     if not Path("/proc/self/clear_refs").exists() and not torch.cuda.is_available():
         pytest.skip("the peak is read from Linux's /proc or from CUDA")
-    done = subprocess.run(
-        [sys.executable, "-m", "training.experiments.memory", "--sizes", "32768"]
-        + ["--output", str(tmp_path)],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
+
+    def run(command: list[str], **_) -> subprocess.CompletedProcess:
+        return programs.run(*command[1:], cwd=REPOSITORY)
+
+    monkeypatch.setattr(memory.subprocess, "run", run)
+    memory.main(["--sizes", "32768", "--output", str(tmp_path)])
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
     simvq, trained = runs
     assert [simvq["variant"], trained["variant"]] == list(memory.SYSTEMS)

@@ -1,25 +1,17 @@
 """Runs that are killed, stopped and poisoned end as if nothing had happened (kill_runs.py)."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.programs import run
 
 
 def kill(*arguments: str, timeout: float) -> list[dict]:
     """One dict a kind and experiment; see kill_runs.py."""
     script = Path(__file__).parents[1] / "support" / "kill_runs.py"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, str(script), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=environment,
-    )
+    result = run(script, *arguments, timeout=timeout)
     print(result.stdout)  # the seeds, for those who want to see it again
     assert result.returncode == 0, result.stdout + result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]

@@ -16,9 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from modeling_simvq.quantization_baselines import QUANTIZERS
-from tests.training.support import launching, two_ranks
+from tests.support.programs import REPOSITORY, TWO_RANKS, free_port, launch
+from tests.training.support import two_ranks
 
-LAUNCHERS = launching.REPOSITORY / "training" / "configs" / "accelerate"
+LAUNCHERS = REPOSITORY / "training" / "configs" / "accelerate"
 PICTURES = 11
 
 
@@ -47,7 +48,7 @@ def ranks(tmp_path, monkeypatch) -> tuple[Path, list[dict]]:
         table = datasets.Dataset.from_list(rows)
         table.to_parquet(str(tmp_path / "shards" / f"train-{shard:05}-of-00004.parquet"))
     script = str(Path(two_ranks.__file__))
-    done = launching.launch(script, str(tmp_path), HF_HOME=str(tmp_path / "cache"))
+    done = launch(script, tmp_path, launcher=TWO_RANKS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Warning" not in done.stderr and "terminate called" not in done.stderr, done.stderr
     return tmp_path, [json.loads((tmp_path / f"rank-{r}.json").read_text()) for r in (0, 1)]
@@ -175,7 +176,7 @@ def test_accelerate_reads_the_shipped_configurations(name, monkeypatch):
     """Through Accelerate's own parser, up to the environment that it would give the processes."""
     file = str(LAUNCHERS / f"{name}.yaml")
     config = load_config_from_file(file)
-    arguments = ["--config_file", file, "--main_process_port", launching.free_port(), "train.py"]
+    arguments = ["--config_file", file, "--main_process_port", free_port(), "train.py"]
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
     if name == "one_gpu":
         assert config.num_processes == 1 and not (arguments.multi_gpu or arguments.use_fsdp)

@@ -1,5 +1,8 @@
 """Launches that take minutes: two machines on the loopback address, and twenty ends of two ranks."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -7,7 +10,7 @@ import skimage.data
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.training.support.launching import REPOSITORY, TWO_RANKS, free_port, launch
+from tests.support.programs import CPU, ONE_PROCESS, PLAIN_LAUNCH, REPOSITORY, TWO_RANKS, free_port
 
 LAUNCHERS = REPOSITORY / "training" / "configs" / "accelerate"
 TINY = ["resolution=32", "num_workers=0", "base_channels=32", "channel_multipliers=[1,2]"]
@@ -15,6 +18,17 @@ TINY += ["num_res_blocks=1", "codebook_size=64", "codebook_dim=16", "discriminat
 TINY += ["perceptual=none", "tracker=none", "log_every=1"]
 TRAINER = str(REPOSITORY / "training" / "train_image.py")
 LAUNCHES = 20
+
+
+def launch(*words: str, launcher: tuple[str, ...] = ONE_PROCESS, cache: str):
+    """Run `accelerate launch` itself, with its agent."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", *PLAIN_LAUNCH, *launcher]
+    if "--main_process_port" not in launcher:  # other launches may run at the same time
+        command += ["--main_process_port", free_port()]
+    environment = os.environ | CPU | {"HF_HOME": cache, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(
+        [*command, *words], env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.fixture
@@ -36,7 +50,7 @@ def test_two_machines_train_what_one_does(photos, tmp_path):
     """One process on each of two machines, which are this one, against two processes on one machine."""
     words = [TRAINER, *TINY, f"dataset={photos}", "batch_size=4", "max_steps=4", "epochs=9"]
     cache = str(tmp_path / "cache")
-    alone = launch(*words, f"output_dir={tmp_path / 'one'}", HF_HOME=cache)
+    alone = launch(*words, f"output_dir={tmp_path / 'one'}", cache=cache)
     assert alone.returncode == 0, alone.stderr
     port, config = free_port(), str(LAUNCHERS / "multi_node.yaml")
 
@@ -44,7 +58,7 @@ def test_two_machines_train_what_one_does(photos, tmp_path):
         launcher = ("--config_file", config, "--num_processes", "2", "--machine_rank", str(rank))
         launcher += ("--main_process_ip", "127.0.0.1", "--main_process_port", port)
         output = f"output_dir={tmp_path / 'two'}"
-        return launch(*words, output, launcher=launcher, HF_HOME=f"{cache}-{rank}")
+        return launch(*words, output, launcher=launcher, cache=f"{cache}-{rank}")
 
     with ThreadPoolExecutor(2) as pool:
         done = list(pool.map(machine, (0, 1)))
@@ -63,7 +77,7 @@ def test_two_ranks_end_in_order(photos, tmp_path):
     for number in range(LAUNCHES):
         words = [*TINY, f"dataset={photos}", "max_steps=2", "batch_size=4"]
         output = f"output_dir={tmp_path / str(number)}"
-        done = launch(TRAINER, *words, output, launcher=TWO_RANKS, HF_HOME=str(tmp_path / "cache"))
+        done = launch(TRAINER, *words, output, launcher=TWO_RANKS, cache=str(tmp_path / "cache"))
         said = done.stdout + done.stderr
         assert done.returncode == 0 and "terminate called" not in said, (number, said)
         assert "2 process(es)" in said

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch.distributed.fsdp import StateDictType
 
 from modeling_simvq import SimVQImageConfig, SimVQImageModel, SimVQImageProcessor
+from tests.support.programs import REPOSITORY, launch
 from tests.training.support.generator_runs import TINY, train_here, write_picture_codes
-from tests.training.support.launching import REPOSITORY, launch
 from training.loop.checkpoints import list_checkpoints
 from training.runtime.settings import SettingsError
 from training.runtime.sharding import check_plugin

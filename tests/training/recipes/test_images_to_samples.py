@@ -2,11 +2,8 @@
 
 import contextlib
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -18,6 +15,7 @@ from PIL import Image
 from transformers import AutoModel
 
 import modeling_simvq  # noqa: F401  (registers the models)
+from tests.support.programs import ONE_PROCESS, TWO_RANKS, launch
 from training.data.images import decode_image, image_to_pixels
 from training.export_checkpoint import export_checkpoint
 
@@ -69,30 +67,17 @@ def run(words: list[str], cwd: Path, environment: dict, processes: int = 1) -> s
     """A command of the README, small, in this folder."""
     assert words[:2] == ["accelerate", "launch"]
     script = Path(words[2]).name
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
-    launch += [
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--num_processes",
-        str(processes),
-    ]
-    launch += ["--multi_gpu"] if processes > 1 else []
     words = [str(REPOSITORY / w) if w.startswith("training/") else w for w in words[2:]]
     words = [w.replace("path/to/photos", "photos") for w in words]
-    done = subprocess.run(
-        [*launch, *words, *TOY[script]],
-        cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    launcher = TWO_RANKS if processes > 1 else ONE_PROCESS
+    done = launch(*words, *TOY[script], launcher=launcher, cwd=cwd, **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr and "HTTP Request" not in done.stderr, done.stderr
     return done.stdout + done.stderr
 
 
 def test_images_to_samples(photos, tmp_path, hub, monkeypatch):
-    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    environment |= hub.environment(tmp_path / "home")
+    environment = hub.environment(tmp_path / "home")
     tokenizer_words, tokenize_words, generator_words = documented_commands()
     run(tokenizer_words, tmp_path, environment)
     output = run(tokenize_words, tmp_path, environment)

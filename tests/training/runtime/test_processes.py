@@ -1,10 +1,14 @@
 """Launches that were meant for more processes than work together are noticed."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import yaml
 from accelerate.utils import DistributedType
 
-from tests.training.support.launching import REPOSITORY, launch
+from tests.support.programs import CPU, PLAIN_LAUNCH, REPOSITORY
 from training.runtime import processes
 from training.runtime.processes import SIZE_VARIABLES, check_processes, refuse_sharding
 from training.runtime.settings import SettingsError
@@ -88,8 +92,9 @@ def test_accelerate_launch_on_cpu_that_runs_one_of_two_ends_in_one_line(tmp_path
     """The trap itself, as users type it."""
     script = REPOSITORY / "training" / "train_image.py"
     words = [f"output_dir={tmp_path / 'run'}", f"dataset={tmp_path}"]
-    launcher = ("--cpu", "--num_processes", "2", "--num_machines", "1")
-    done = launch(str(script), *words, launcher=launcher)
+    command = [sys.executable, "-m", "accelerate.commands.launch", *PLAIN_LAUNCH, "--cpu"]
+    command += ["--num_processes", "2", str(script), *words]
+    done = subprocess.run(command, env=os.environ | CPU, capture_output=True, text=True)
     assert done.returncode == 1
     assert "error: the launch is meant for 2 processes (--num_processes 2)" in done.stderr
     assert not (tmp_path / "run").exists()

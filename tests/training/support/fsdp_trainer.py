@@ -15,7 +15,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from tests.training.support.launching import REPOSITORY
+from tests.support.programs import REPOSITORY
 from training.loop.steps import LossStepper
 from training.loop.trainer import Trainer
 from training.runtime.sharding import own_part
