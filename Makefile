@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 UV_VERSION = 0.13.9
 BIN = .venv/bin
 
-.PHONY: setup demo test soak lint audit lock
+.PHONY: setup demo test test-fast soak lint audit lock
 
 setup: .venv/ready
 
@@ -25,6 +25,10 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The inner loop of a developer: no training, no process, no test that takes a second.
+test-fast: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not soak"
 
 # Minutes to hours: kills, inputs and loads without number (docs/reliability.md).
 soak: setup

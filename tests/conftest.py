@@ -1,10 +1,23 @@
 """A Hub on the loopback address, for every test that asks for one."""
 
+import gc
+
 import pytest
 from huggingface_hub import constants, hf_api
 from transformers.utils import hub as transformers_hub
 
 from tests.hub.hub_server import HubServer
+
+
+def pytest_collection_finish() -> None:
+    """Spare collections of garbage the libraries: every run of a trainer asks for several."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let the libraries go: some complain of what is left at the end."""
+    gc.unfreeze()
 
 
 @pytest.fixture

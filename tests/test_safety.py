@@ -206,6 +206,7 @@ def test_huge_sizes_are_refused_before_anything_is_made():
     SimVQImageConfig(codebook_size=1 << 24, codebook_dim=256)
 
 
+@pytest.mark.slow
 def test_the_space_opens_only_uploads(tmp_path, monkeypatch):
     """Whoever calls the page by its API cannot name a file of the server."""
     gradio = pytest.importorskip("gradio", reason="gradio is not installed")

@@ -236,6 +236,7 @@ def test_uploads_are_checked(hub, api, repo):
     assert hub.files(repo) == FILES
 
 
+@pytest.mark.slow
 def test_server_errors_that_the_client_sits_out(hub, api, repo, tmp_path):
     for method, path in (
         ("HEAD", "resolve/main/a.txt"),
@@ -254,6 +255,7 @@ def test_server_errors_that_the_client_sits_out(hub, api, repo, tmp_path):
     assert "d.txt" not in hub.files(repo)
 
 
+@pytest.mark.slow
 def test_a_download_that_is_cut_goes_on(hub, api, repo, tmp_path, monkeypatch):
     # The client forgets what it has of a block: with its own 10 MiB it would begin anew.
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)
@@ -328,6 +330,7 @@ assert plain["number"][:] == [row["number"] for row in streamed] == list(range(1
 """
 
 
+@pytest.mark.slow
 def test_datasets_load_plain_and_streaming(hub, tmp_path):
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment = kept | hub.environment(tmp_path)

@@ -40,6 +40,7 @@ def convert(authors: Path, out: Path, *more: str) -> int:
     return done.value.code
 
 
+@pytest.mark.slow
 def test_what_is_there_is_converted_and_published(hub, authors, tmp_path, capsys):
     out = tmp_path / "out"
     assert convert(authors, out, "--push-to", "org") == 0

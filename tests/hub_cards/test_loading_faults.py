@@ -83,6 +83,7 @@ def test_a_server_error_that_stays_leaves_nothing(hub, published, tmp_path):
     published()
 
 
+@pytest.mark.slow
 def test_a_download_cut_in_the_middle_goes_on(hub, published):
     hub.fail("GET", "/store/", cut_after=1_500_000)
     published()

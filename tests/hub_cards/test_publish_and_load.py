@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 from PIL import Image
 from skimage import data
@@ -50,6 +51,7 @@ def example(card: str) -> str:
     return program
 
 
+@pytest.mark.slow
 def test_a_picture_tokenizer_with_its_code(hub, image_folder, tmp_path):
     """Published with the code; loaded without the package, by the card's own lines, then offline."""
     repo, space = "org/tiny-pictures", "org/tiny-demo"
@@ -96,6 +98,7 @@ def test_a_picture_tokenizer_with_its_code(hub, image_folder, tmp_path):
     assert np.array_equal(np.asarray(Image.open(stranger / "reconstruction.png")), first)
 
 
+@pytest.mark.slow
 def test_a_sound_tokenizer_private_on_a_branch(hub, audio_folder, tmp_path):
     """Published without code; loaded with the package, by a member, from a branch and from a tag."""
     repo = "org/tiny-voices"
@@ -144,6 +147,7 @@ print(loaded.features)
 """
 
 
+@pytest.mark.slow
 def test_a_tokenised_data_set(hub, image_folder, tmp_path):
     """Published twice; loaded whole and streamed; decoded by the card's own lines."""
     push_to_hub(image_folder, "org/tiny-pictures", with_code=True)

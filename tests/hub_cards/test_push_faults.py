@@ -27,6 +27,7 @@ def writes(hub) -> list[str]:
     return [path for method, path in hub.requests if method in ("POST", "PUT")]
 
 
+@pytest.mark.slow
 def test_pushing_again_changes_nothing(hub, image_folder):
     first = push_to_hub(image_folder, REPO)
     before = hub.files(REPO)
@@ -36,6 +37,7 @@ def test_pushing_again_changes_nothing(hub, image_folder):
     assert not any("commit" in path or "lfs" in path for path in writes(hub))
 
 
+@pytest.mark.slow
 def test_a_second_push_removes_what_it_no_longer_sends_and_nothing_else(hub, image_folder):
     push_to_hub(image_folder, REPO, with_code=True)
     theirs = CommitOperationAdd("notes.txt", b"kept")

@@ -115,6 +115,7 @@ def test_a_branch_begins_with_the_list_of_main(hub, tmp_path):
     assert set(hub.files(REPO, "main")) == {"a.py", "handler.py", LIST_FILE}
 
 
+@pytest.mark.slow
 def test_a_dry_run_shows_what_goes_of_model_and_space(hub, image_folder, capsys):
     push_to_hub(image_folder, REPO, with_code=True, space="org/demo")
     before = hub.files(REPO), hub.files("org/demo", repo_type="space")

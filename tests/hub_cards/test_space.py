@@ -212,6 +212,7 @@ def test_checkpoints_that_do_not_load(checkpoints, tmp_path):
         tokenizer.load(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_command_line(app, tmp_path, monkeypatch, capsys):
     options = app.parse_arguments(["a/b", "folder", "--port", "7"])
     assert options.checkpoints == ["a/b", "folder"] and options.port == 7

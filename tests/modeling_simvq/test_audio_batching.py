@@ -83,6 +83,7 @@ def test_clips_give_in_a_batch_what_they_give_alone(name):
     assert worst["latents"] < 1e-5 and worst["audio"] < 1e-4
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @example(lengths=[1, 2], name="causal")  # clips of a single frame
 @given(
@@ -133,6 +134,7 @@ def test_encoding_in_chunks_equals_the_whole_clip(name, length):
     assert worst < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_encoding_a_ragged_batch_in_chunks(name):
     model = MODELS[name]

@@ -44,6 +44,7 @@ def frames_in_chunks(model) -> list[tuple[str, int]]:
     return seen
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @example(lengths=[24 * 90, 24 * 20], name="causal")
 @example(lengths=[24 * 90, 24 * 37], name="not causal")  # the end lies in the overlap of two chunks

@@ -184,6 +184,7 @@ def test_saving_and_loading(tmp_path):
     assert torch.equal(ours.padding_mask, theirs.padding_mask)
 
 
+@pytest.mark.slow
 def test_the_file_alone_is_enough_and_needs_no_torchvision():
     code = (
         "import runpy, sys; runpy.run_path('modeling_simvq/feature_extraction_simvq.py'); "

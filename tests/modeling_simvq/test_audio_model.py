@@ -237,6 +237,7 @@ print(json.dumps({"codes": found, "names": names}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("installed", [True, False])
 def test_a_folder_loads_with_and_without_the_package(
     installed, tiny_audio_folder, tiny_audio_model, waveform, tmp_path

@@ -34,6 +34,7 @@ def converted(tmp_path_factory):
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "weights"), CASES)
 def test_outputs_equal_the_original(name, weights, converted):
     model = converted(name, weights)

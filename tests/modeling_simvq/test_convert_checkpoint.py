@@ -45,6 +45,7 @@ def refuse_state(content, tmp_path: Path, named: str, weights: str = "raw") -> N
     refuse(path, tmp_path, named, weights)
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_folder_that_auto_model_loads(checkpoint, tmp_path, tiny_folder):
     output = tmp_path / "model"
     command = ["-m", "modeling_simvq.convert_simvq_checkpoint", checkpoint, output]
@@ -168,6 +169,7 @@ def test_unknown_tensors_are_named(tokenizer, tmp_path):
     refuse_state({**tokenizer, "encoder.attention.w": torch.zeros(2)}, tmp_path, r"attention\.w")
 
 
+@pytest.mark.slow
 def test_every_missing_tensor_is_noticed(tokenizer, tmp_path):
     for name in tokenizer:
         partial = {key: value for key, value in tokenizer.items() if key != name}
@@ -175,6 +177,7 @@ def test_every_missing_tensor_is_noticed(tokenizer, tmp_path):
         refuse_state(partial, tmp_path, r"lacks|has no|has shape|no place|multiplier")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["scalar", "cut", "empty", "another axis"])
 def test_every_wrong_shape_is_noticed(change, tokenizer, tmp_path):
     changes = {

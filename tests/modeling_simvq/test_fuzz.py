@@ -169,6 +169,7 @@ def rewritten(folder: Path, name: str, content: bytes) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @tries(150, 3_000)
 @pytest.mark.parametrize("modality", ["image", "audio"])
 def test_configurations(modality, count, tiny_folder, tiny_audio_folder, tmp_path):
@@ -266,6 +267,7 @@ def mutated_state(state: dict, source: random.Random) -> dict:
     return state
 
 
+@pytest.mark.slow
 @tries(40, 600)
 @pytest.mark.parametrize("modality", ["image", "audio"])
 def test_checkpoints(modality, count, checkpoint, audio_checkpoint, tmp_path):

@@ -102,6 +102,7 @@ def test_no_labels_are_the_null_class():
     assert model(image_codes=codes.int()).loss == losses[0]
 
 
+@pytest.mark.slow
 def test_guidance_changes_samples(trained):
     def share(label: int, scale: float) -> float:
         """Of the first row's codes, how many are those of the class."""

@@ -119,6 +119,7 @@ def test_impossible_wishes_are_named(pipe, tiny_model):
         modeling_simvq.SimVQImagePipeline(tiny_model, other, pipe.processor)
 
 
+@pytest.mark.slow
 def test_one_repository_with_and_without_the_package(pipe, hub, tmp_path):
     folder = tmp_path / "repository"
     pipe.save_pretrained(folder)

@@ -110,6 +110,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_model, pixels):
         torch.testing.assert_close(saved[name], plain[name])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_torch_compile_takes_the_whole_graph(small_model):
     model = copy.deepcopy(small_model)

@@ -14,6 +14,7 @@ from tests.modeling_simvq.parity import FIXTURES, checkpoint, relative
 NAMES = ["image_tiny1", "image_tiny2", "image_tiny2_wide", "image_real"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["raw", "ema"])
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_equal_the_original(name, weights, tmp_path):
@@ -35,6 +36,7 @@ def test_outputs_equal_the_original(name, weights, tmp_path):
         assert torch.equal(decoded.pixel_values, whole.pixel_values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_equal_the_original(name, tmp_path):
     expected = load_file(FIXTURES / name / "outputs.safetensors")

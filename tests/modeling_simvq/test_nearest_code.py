@@ -101,6 +101,7 @@ def test_float32_alone_would_be_wrong_on_near_ties():
     assert (plain != exact(z, e)).float().mean() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [2, 130, 5000])
 @pytest.mark.parametrize("times", [30, 32])
 def test_equal_codes_give_the_lowest_index(width, times, small_blocks):
@@ -209,6 +210,7 @@ def test_search_refuses_what_does_not_fit():
         nearest_code(torch.zeros(4, 3), torch.zeros(0, 3))
 
 
+@pytest.mark.slow
 def test_compiled_and_exported_graphs_find_the_same_codes():
     z, e = torch.randn(50, 8), torch.randn(200, 8)
     expected = nearest_code(z, e)
@@ -223,6 +225,7 @@ def test_compiled_and_exported_graphs_find_the_same_codes():
     assert torch.equal(torch.export.export(Search(), (z, e)).module()(z, e), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 def test_memory_does_not_grow_with_the_number_of_scores():
     """1,024 x 131,072 scores would be 512 MiB. In a process of its own."""

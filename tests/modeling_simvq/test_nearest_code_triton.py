@@ -190,6 +190,7 @@ def interpreted():
     return json.loads(run_this_file(TRITON_INTERPRET="1"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_interpreted(case, interpreted):
     assert interpreted[case] is True
@@ -219,6 +220,7 @@ def test_not_chosen_on_the_cpu():
     assert not kernels.triton_can_search(torch.randn(2, 2))
 
 
+@pytest.mark.slow
 def test_the_package_works_without_triton():
     run_this_file("without-triton")
 

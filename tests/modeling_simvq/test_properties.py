@@ -51,6 +51,7 @@ PICTURES = {
 }
 
 
+@pytest.mark.slow
 @tries(30, 1_000)
 def test_pictures(count, image_model):
     @settings(max_examples=count, deadline=None, derandomize=True)

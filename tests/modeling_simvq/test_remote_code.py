@@ -85,6 +85,7 @@ def check(result: dict, stderr: str) -> None:
     assert len(lines) <= 2 and "Traceback" not in stderr, stderr
 
 
+@pytest.mark.slow
 def test_the_folder_loads_without_the_package(tiny_folder, reference, tmp_path):
     remote = {"trust_remote_code": True}
     result, stderr = run(BLOCK + LOAD, tiny_folder, reference, remote, tmp_path)
@@ -93,6 +94,7 @@ def test_the_folder_loads_without_the_package(tiny_folder, reference, tmp_path):
     check(result, stderr)
 
 
+@pytest.mark.slow
 def test_with_the_package_no_remote_code_is_needed(tiny_folder, reference, tmp_path):
     result, stderr = run("import modeling_simvq\n" + LOAD, tiny_folder, reference, {}, tmp_path)
     assert result["module"] == "modeling_simvq.modeling_simvq_image"

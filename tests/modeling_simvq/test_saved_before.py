@@ -70,6 +70,7 @@ def test_pipeline(expected):
     torch.testing.assert_close(drawn, expected["pipeline.drawn"])
 
 
+@pytest.mark.slow
 def test_their_own_code_still_runs(tmp_path):
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     result = run("-c", BLOCK + REMOTE, FOLDER, env=environment)

@@ -21,6 +21,7 @@ def enlarge(cell):
     return lambda x: x.repeat_interleave(cell, dim=-2).repeat_interleave(cell, dim=-1)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     height=st.integers(1, 60),
@@ -167,6 +168,7 @@ print(json.dumps({"tiled": tiled, "whole": whole}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
 def test_tiling_bounds_the_memory():
     done = run("-c", MEASURE)

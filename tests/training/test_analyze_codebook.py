@@ -148,6 +148,7 @@ def command(*words: str):
     return run("training/analyze_codebook.py", *words, cwd=REPOSITORY)
 
 
+@pytest.mark.slow
 def test_the_command_on_a_run(tmp_path):
     """Pictures, a history beside the model, and a second system compared with it."""
     folder = tmp_path / "photos" / "validation"
@@ -191,6 +192,7 @@ def test_the_command_on_a_run(tmp_path):
     assert "latent_to_code" in ours["distances"] and "latent_to_code" not in bits["distances"]
 
 
+@pytest.mark.slow
 def test_the_command_without_data_on_sound(tmp_path):
     torch.manual_seed(0)
     small = {"num_filters": 4, "downsampling_ratios": [4, 5, 8], "num_lstm_layers": 0, "n_fft": 640}

@@ -76,6 +76,7 @@ def accelerator(monkeypatch):
     return Accelerator()
 
 
+@pytest.mark.slow
 def test_copies_of_the_training_pictures_are_found_out(accelerator, few_features, tmp_path):
     train, held_out = DataLoader(Pictures(12, 0), 4), DataLoader(Pictures(9, 1), 4)
     real = RealPictures(train, held_out, "train")
@@ -177,6 +178,7 @@ def write_pipeline(folder: Path) -> None:
     pipe.save_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_sampled_alike_on_any_number_of_ranks(
     accelerator, few_features, tmp_path, monkeypatch
 ):

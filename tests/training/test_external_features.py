@@ -56,6 +56,7 @@ def test_the_packages_network_knows_a_cat():
         assert left @ right > left @ feature(rocket) + 0.1
 
 
+@pytest.mark.slow
 @packaged
 def test_the_command_makes_what_the_trainer_takes(photos, tmp_path):
     output = tmp_path / "out" / "features.safetensors"

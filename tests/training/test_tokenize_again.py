@@ -84,6 +84,7 @@ def age(*folders: Path, seconds: float = 7200) -> None:
             os.utime(path, (time.time() + seconds,) * 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "streaming"), [("folder", "false"), ("parquet", "true")])
 def test_a_source_that_has_grown_gives_all_its_rows(tokenize, tmp_path, kind, streaming):
     options = ("flips=true", f"streaming={streaming}")
@@ -114,6 +115,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRITERS)
 def test_any_other_change_is_refused(tokenize, tmp_path, kind):
     source = WRITERS[kind](tmp_path / "source", list(range(20)))
@@ -127,6 +129,7 @@ def test_any_other_change_is_refused(tokenize, tmp_path, kind):
     assert contents(tmp_path / "codes") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numbers", [list(range(12)), [99, *range(1, 20)]])
 def test_a_stream_that_is_another_is_refused(tokenize, tmp_path, numbers):
     source = write_parquet(tmp_path / "source", list(range(20)))
@@ -136,6 +139,7 @@ def test_a_stream_that_is_another_is_refused(tokenize, tmp_path, numbers):
         tokenize(source, "streaming=true")
 
 
+@pytest.mark.slow
 def test_other_labels_are_refused(tokenize, tmp_path):
     source = write_parquet(tmp_path / "source", list(range(20)))
     tokenize(source)
@@ -146,6 +150,7 @@ def test_other_labels_are_refused(tokenize, tmp_path):
         tokenize(source)
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_moved_or_copied_goes_on(tokenize, tmp_path):
     source = write_folder(tmp_path / "source", list(range(20)))
     tokenize(source)
@@ -168,6 +173,7 @@ def test_old_files_are_not_read_again_and_young_ones_are(tmp_path, monkeypatch):
     assert not digests.still_hold(rows, record, codes)
 
 
+@pytest.mark.slow
 def test_unreadable_rows_are_counted_in_every_run(tokenize, tmp_path):
     source = write_folder(tmp_path / "source", list(range(20)))
     (source / "train/005.png").write_bytes(b"no picture")
@@ -176,6 +182,7 @@ def test_unreadable_rows_are_counted_in_every_run(tokenize, tmp_path):
         assert "train: 38 rows" in printed and "1 pictures could not be read" in printed
 
 
+@pytest.mark.slow
 def test_files_of_others_are_neither_counted_nor_deleted(tokenize, tmp_path):
     source = write_folder(tmp_path / "source", list(range(9)))
     tokenize(source)
@@ -189,6 +196,7 @@ def test_files_of_others_are_neither_counted_nor_deleted(tokenize, tmp_path):
         tokenize(source, output="photos")
 
 
+@pytest.mark.slow
 def test_codes_without_a_record_are_refused(tokenize, tmp_path):
     """Those of the version before; and rows that nobody accounts for."""
     source = write_parquet(tmp_path / "source", list(range(9)))
@@ -212,6 +220,7 @@ def test_rows_that_vanish_meanwhile_are_an_error(tokenize, tmp_path, monkeypatch
         tokenize(source)
 
 
+@pytest.mark.slow
 def test_what_is_passed_on_names_no_folder_of_this_machine(tokenize, tmp_path):
     """Other media of a row go into the file of codes; texts that are paths count from the data set."""
     source = write_parquet(tmp_path / "source", list(range(3)))

@@ -96,6 +96,7 @@ def whole(image_model, pictures, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_the_same_to_the_byte(whole, image_model, pictures, tmp_path):
     """kill -9 in the middle; then the same command, on two ranks even, finishes what is missing."""
     words = arguments(image_model, pictures, tmp_path / "codes", *OPTIONS)
@@ -144,6 +145,7 @@ def test_the_codes_decode_as_when_encoded_live(whole, image_model, pictures, tmp
     assert "| train | 44 |" in card and "`image_codes`" in card and "`flipped`" in card
 
 
+@pytest.mark.slow
 def test_a_stream_gives_the_same_codes(whole, image_model, pictures, tmp_path, monkeypatch, capsys):
     words = arguments(image_model, pictures, tmp_path / "codes", *OPTIONS)
     tokenize([*words, "streaming=true"], monkeypatch)
@@ -160,6 +162,7 @@ def test_other_settings_do_not_mix_with_what_is_there(whole, image_model, pictur
     assert digests(whole) == before
 
 
+@pytest.mark.slow
 def test_a_file_of_broken_rows_alone_is_empty(image_model, pictures, tmp_path, monkeypatch):
     words = arguments(image_model, pictures, tmp_path / "codes", "rows_per_file=5")
     tokenize([*words, "max_train_samples=6"], monkeypatch)
@@ -194,6 +197,7 @@ def test_random_crops_follow_the_seed_and_the_row(image_model):
     assert torch.equal(one.decode(cell, 7, Variant(0, True)), first.flip(-1))
 
 
+@pytest.mark.slow
 def test_sound_becomes_codes_of_its_own_length(tmp_path, monkeypatch):
     torch.manual_seed(0)
     small = {"num_filters": 4, "downsampling_ratios": [4, 5, 8], "num_lstm_layers": 0, "n_fft": 640}

@@ -58,6 +58,7 @@ def train(*words: str, processes: int = 1, **more: str) -> subprocess.CompletedP
     return launch(script, *TINY, *words, launcher=launcher, **more)
 
 
+@pytest.mark.slow
 def test_train_resume_publish_and_load(tmp_path, hub):
     data = tmp_path / "speech"
     shutil.copytree(SPEECH, data)

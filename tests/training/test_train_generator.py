@@ -56,6 +56,7 @@ def picture_codes(tmp_path_factory):
     return write_picture_codes(tmp_path_factory.mktemp("pictures"))
 
 
+@pytest.mark.slow
 def test_classes_are_learnt_and_the_figures_are_those_of_the_saved_model(
     run, picture_codes, tmp_path
 ):
@@ -81,6 +82,7 @@ def test_classes_are_learnt_and_the_figures_are_those_of_the_saved_model(
     assert loss < unconditional < loss + 1
 
 
+@pytest.mark.slow
 def test_resume_goes_on_bit_for_bit(run, picture_codes, tmp_path):
     same = {"label_dropout": 0.5, "lr_schedule": "constant", "mixed_precision": "bf16"}
     whole = run(picture_codes, max_steps=6, output_dir=str(tmp_path / "whole"), **same)
@@ -99,6 +101,7 @@ def test_resume_goes_on_bit_for_bit(run, picture_codes, tmp_path):
         run(picture_codes, max_steps=7, resume="latest", hidden_size=64, **same)
 
 
+@pytest.mark.slow
 def test_weight_decay_spares_vectors(run, picture_codes):
     recipe = run(picture_codes, max_steps=1, gradient_checkpointing=True)
     optimizer = make_optimizer(recipe.model, GeneratorLoopSettings())
@@ -108,6 +111,7 @@ def test_weight_decay_spares_vectors(run, picture_codes):
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_sound_of_any_length(run, tmp_path, streaming, capsys, monkeypatch):
     """Crops and padding; the validation's loss is the mean over codes, not over clips."""
@@ -263,6 +267,7 @@ def test_mistakes_are_named(run, picture_codes, tmp_path):
         run(picture_codes, codebook_size=5, max_steps=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_damaged_shard_of_a_stream(run, picture_codes, tmp_path, num_workers, monkeypatch, capfd):
     """What is not whole is skipped by name; what breaks while it is read ends the run in one line."""

@@ -62,6 +62,7 @@ def said(result: subprocess.CompletedProcess) -> str:
     return result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_train_with_lpips_resume_and_load(photos, tmp_path):
     # With this seed the broken file comes first.
     start = words(photos, "perceptual=vgg", "max_steps=2", "tracker=tensorboard", "seed=4")
@@ -103,6 +104,7 @@ def test_train_with_lpips_resume_and_load(photos, tmp_path):
     assert not model.quantizer.basis.requires_grad
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work_and_publish_it_once(photos, tmp_path, hub):
     """Real processes throughout: `accelerate launch` as users type it."""
     command = [sys.executable, "-m", "accelerate.commands.launch", *PLAIN_LAUNCH, *TWO_RANKS]

@@ -75,6 +75,7 @@ def test_a_change_for_good_is_told_once_also_after_a_resume():
     )
 
 
+@pytest.mark.slow
 def test_a_training_advises_after_its_warm_up(make_trainer, monkeypatch, caplog):
     from training.codebook import watch as codebook_watch
 

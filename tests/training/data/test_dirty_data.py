@@ -87,6 +87,7 @@ def test_broken_pictures_are_named(name):
         decode_pixels({"bytes": PICTURES[name].content, "path": name}, name, None, 128)
 
 
+@pytest.mark.slow
 def test_the_processor_sees_what_training_sees():
     """PIL.Image.open and the processor give the pixels of training, or an error that says why not."""
     processor = SimVQImageProcessor(
@@ -232,6 +233,7 @@ def run(module, words: list[str], monkeypatch) -> None:
     module.main()
 
 
+@pytest.mark.slow
 def test_pictures_through_every_command(tmp_path, monkeypatch, capsys):
     data = folder(tmp_path / "photos", PICTURES)
     torch.manual_seed(0)
@@ -263,6 +265,7 @@ def test_pictures_through_every_command(tmp_path, monkeypatch, capsys):
     assert f"train: {good} rows" in printed and f"{bad} pictures could not be read" in printed
 
 
+@pytest.mark.slow
 def test_recordings_through_every_command(tmp_path, monkeypatch, capsys):
     data = folder(tmp_path / "speech", RECORDINGS)
     torch.manual_seed(0)

@@ -171,6 +171,7 @@ def test_every_recording_that_can_be_read_is_taken(tmp_path, caplog):
     assert "left out: 3 files (b.m4a, c.png, notes.txt): not readable as recordings" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["set [v1]", "a*b?", "a::b", "s3:", "50%20 #1", "ä {x,y}", "new\nline", "~x", "-x"]
 )
@@ -283,6 +284,7 @@ def test_tables_of_paths(tmp_path):
     assert decode_image(row["image"]).size == (20, 20) and row["text"] == "one"
 
 
+@pytest.mark.slow
 def test_tar_archives(tmp_path, caplog):
     sample = {"a/1.JPG": encoded("JPEG"), "a/1.cls": b"7", "a/1.json": b'{"x": 1}'}
     for name in ("shards/0.tar", "splits/train-000.tar", "splits/val-000.tar", "mixed/0.tar"):

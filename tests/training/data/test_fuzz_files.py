@@ -3,6 +3,7 @@
 import json
 import random
 
+import pytest
 import torch
 import yaml
 
@@ -75,6 +76,7 @@ HOSTILE_YAML = [
 ]
 
 
+@pytest.mark.slow
 @tries(600, 10_000)
 def test_settings(count, tmp_path):
     source = random.Random(12)

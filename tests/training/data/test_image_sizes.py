@@ -29,6 +29,7 @@ def is_smallest(network, side: int) -> bool:
     return takes(network, side) and not takes(network, side - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_sizes_are_those_at_which_the_networks_work():
     for layers in (1, 2, 3):

@@ -69,6 +69,7 @@ def evaluated(model, images, accelerator, output: Path, name=None, **data) -> di
     return json.loads((output / "evaluation.json").read_text())
 
 
+@pytest.mark.slow
 def test_an_evaluation_has_the_size_of_the_training(model, tmp_path, accelerator, caplog):
     images = save_images(tmp_path / "held_out")
     report = evaluated(model, images, accelerator, tmp_path / "a")
@@ -87,6 +88,7 @@ def test_an_evaluation_has_the_size_of_the_training(model, tmp_path, accelerator
     assert said in (tmp_path / "b" / "evaluation.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_held_out_folder_is_called_by_its_name(model, tmp_path, accelerator):
     images = save_images(tmp_path / "held_out")
     report = evaluated(model, images, accelerator, tmp_path / "a")
@@ -173,6 +175,7 @@ def test_without_a_processor_the_size_must_be_given(tmp_path):
         EvaluatedImages(dataset="x", resolution=0)
 
 
+@pytest.mark.slow
 def test_codes_and_the_analysis_have_the_size_of_the_training(model, tmp_path, accelerator):
     images = save_images(tmp_path / "shelf")
     settings = tokenize_dataset.TokenizeSettings(

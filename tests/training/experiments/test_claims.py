@@ -47,6 +47,7 @@ def command(name: str, pictures: Path, work: Path, output: Path, *words: str):
     return programs.run("-m", module, *words, cwd=REPOSITORY)
 
 
+@pytest.mark.slow
 def test_collapse_compares_the_systems_and_runs_nothing_twice(
     pictures, work, tmp_path, monkeypatch
 ):
@@ -72,6 +73,7 @@ def test_collapse_compares_the_systems_and_runs_nothing_twice(
     assert times == {path: path.stat().st_mtime_ns for path in work.glob("*/result.json")}
 
 
+@pytest.mark.slow
 def test_a_run_has_a_process_of_its_own(pictures, tmp_path):
     done = command("rank", pictures, tmp_path / "work", tmp_path / "out", "--sizes", "32")
     assert done.returncode == 0, done.stderr
@@ -99,6 +101,7 @@ def here(monkeypatch, name: str, pictures: Path, work: Path, output: Path, *word
     importlib.import_module(f"training.experiments.{name}").main()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["trained_parts", "initialisation", "warmup", "long_training", "rank", "larger"]
 )
@@ -111,6 +114,7 @@ def test_each_claim_has_a_command(name, pictures, work, tmp_path, monkeypatch):
     assert len([row for row in rows if row.startswith("|")]) == len(found)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_leaves_the_others(pictures, work, tmp_path, monkeypatch):
     pytest.importorskip("vector_quantize_pytorch")
     # No levels of FSQ multiply to 32.

@@ -14,6 +14,7 @@ from training.experiments import memory, other_data, toy
 REPOSITORY = Path(__file__).parents[3]
 
 
+@pytest.mark.slow
 def test_memory_of_training_is_that_of_w_and_not_of_the_codes(tmp_path, monkeypatch):
     """Gradients and two moments of float32: 12 bytes a number, of W and b or of all codes."""
     if not Path("/proc/self/clear_refs").exists() and not torch.cuda.is_available():
@@ -33,6 +34,7 @@ def test_memory_of_training_is_that_of_w_and_not_of_the_codes(tmp_path, monkeypa
     assert (tmp_path / "figure.png").stat().st_size > 5_000
 
 
+@pytest.mark.slow
 def test_joint_optimisation_moves_every_code(tmp_path, monkeypatch):
     monkeypatch.setattr(toy, "STEPS", 40)
     monkeypatch.setattr(toy, "SHOWN", (0, 10, 40))
@@ -48,6 +50,7 @@ def test_joint_optimisation_moves_every_code(tmp_path, monkeypatch):
         assert animation.n_frames == 5
 
 
+@pytest.mark.slow
 def test_codes_that_are_not_picked_stay_where_they_are_without_w():
     found = toy.train(toy.SYSTEMS["plain VQ: codes are trained (disjoint)"], toy.targets(0), 0)
     moved = (found["path"][-1] != found["path"][0]).any(dim=1)
@@ -62,6 +65,7 @@ def small(monkeypatch):
     monkeypatch.setattr(other_data, "BATCH", 1024)
 
 
+@pytest.mark.slow
 def test_simvq_uses_more_codes_than_plain_vq(small, tmp_path):
     pytest.importorskip("vector_quantize_pytorch")
     other_data.main(

@@ -39,6 +39,7 @@ def everything(trainer) -> dict:
     return state | {"rates": [s.state_dict() for s in trainer.schedulers]}
 
 
+@pytest.mark.slow
 def test_resume_goes_on_bit_for_bit_in_the_middle_of_a_window(make_trainer, tmp_path, monkeypatch):
     """Also of an epoch, between two reports, after the autoencoder phase, with LeCAM's means in the loss."""
     settings = {"epochs": 9, "save_every": 100, "log_every": 4, "validate_every": 4}
@@ -166,6 +167,7 @@ def test_a_broken_manifest_is_no_crash(sealed, content):
         verify(sealed)
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_gives_way_to_the_one_before(make_trainer, tmp_path, caplog):
     run = tmp_path / "run"
     make_trainer(max_steps=4, save_every=2).train()
@@ -189,6 +191,7 @@ def test_a_damaged_newest_gives_way_to_the_one_before(make_trainer, tmp_path, ca
         make_trainer(max_steps=5, resume="latest").train()
 
 
+@pytest.mark.slow
 def test_going_back_sets_the_newer_ones_aside(make_trainer, tmp_path):
     run = tmp_path / "run"
     make_trainer(max_steps=4, save_every=2, validate_every=2).train()
@@ -222,6 +225,7 @@ HOSTILE = (
 )
 
 
+@pytest.mark.slow
 def test_no_file_of_a_checkpoint_can_run_code(make_trainer, tmp_path):
     """As a plain pickle and in torch's own format, under a manifest that fits."""
     make_trainer(max_steps=1).train()

@@ -144,6 +144,7 @@ def test_a_window_of_bad_steps_is_reported(make_trainer):
     assert "generator/total" not in figures[1] and figures[2]["generator/total"] > 0
 
 
+@pytest.mark.slow
 def test_bad_steps_in_a_row_end_the_run_with_a_diagnosis(make_trainer, tmp_path):
     """A layer that turns to NaN is found by its output."""
     trainer = make_trainer(max_steps=50, epochs=50, max_bad_steps=3, save_every=1)
@@ -211,6 +212,7 @@ def fp16(make_trainer, init_scale: float, **settings):
     return scaler, make_trainer(recipe, scaler, mixed_precision="fp16", **settings)
 
 
+@pytest.mark.slow
 def test_overflow_of_fp16_is_no_fault(make_trainer, caplog):
     """With far too large a scale the scaler halves it until gradients fit: no step counts as bad."""
     scaler, trainer = fp16(make_trainer, 2.0**26, max_steps=10, max_bad_steps=1, epochs=9)
@@ -225,6 +227,7 @@ def test_overflow_of_fp16_is_no_fault(make_trainer, caplog):
     assert not torch.equal(before, after)
 
 
+@pytest.mark.slow
 def test_a_loss_of_nan_is_a_fault_with_fp16_too(make_trainer, caplog):
     scaler, trainer = fp16(make_trainer, 2.0**10, max_steps=4, epochs=9)
     injection = LossOf(trainer)
@@ -234,6 +237,7 @@ def test_a_loss_of_nan_is_a_fault_with_fp16_too(make_trainer, caplog):
     assert trainer.stepper.guard.overflows == 0 and LossOf.cause in caplog.text
 
 
+@pytest.mark.slow
 def test_gradients_that_no_scale_saves_are_a_fault(make_trainer):
     scaler, trainer = fp16(make_trainer, 4.0, max_steps=50, max_bad_steps=2, epochs=50)
     GradientOfNaN(trainer, steps=range(50))

@@ -17,6 +17,7 @@ def kill(*arguments: str, timeout: float) -> list[dict]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_runs_that_are_killed_or_stopped_end_as_if_they_had_not_been():
     """Pictures streamed to two processes, of which one gets the signal and the NaN."""
     killed, stopped, spoiled = kill(

@@ -54,6 +54,7 @@ def ranks(tmp_path, monkeypatch) -> tuple[Path, list[dict]]:
     return tmp_path, [json.loads((tmp_path / f"rank-{r}.json").read_text()) for r in (0, 1)]
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(ranks, subtests):
     folder, said = ranks
     for case in two_ranks.CASES:

@@ -85,6 +85,7 @@ def run(make_trainer, monkeypatch, tmp_path):
     return train
 
 
+@pytest.mark.slow
 def test_rates_betas_and_decay_are_applied_and_recorded(run, tmp_path):
     run(learning_rate=1e-3, weight_decay=0.1, ema_decay=0.9)
     changes = {"learning_rate": 1e-5, "adam_betas": [0.1, 0.2], "weight_decay": 0.0}
@@ -114,6 +115,7 @@ def test_rates_betas_and_decay_are_applied_and_recorded(run, tmp_path):
     assert decays == [0.1, 0.0] and [c["step"] for c in record.changes] == [2, 4]
 
 
+@pytest.mark.slow
 def test_going_back_forgets_the_changes_that_came_later(run, tmp_path):
     run(max_steps=1)
     run(max_steps=2, learning_rate=1e-5, resume="latest")
@@ -179,6 +181,7 @@ def test_a_perceptual_network_may_come_later(make_trainer, tmp_path, monkeypatch
     assert trainer.recipe.loss.perceptual.shift.tolist() == [5.0] * 3
 
 
+@pytest.mark.slow
 def test_mixed_precision_may_change(make_trainer):
     """With and without gradient scaler, which fp16 has."""
     fp16 = torch.amp.GradScaler("cpu", init_scale=4.0)

@@ -42,6 +42,7 @@ def figures(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "figures.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_parts_train_what_a_whole_does(codes, tmp_path):
     """With tied factors, accumulated gradients and samples, all of which reach for weights in their own way."""
     torch.manual_seed(0)

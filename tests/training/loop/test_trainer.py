@@ -15,6 +15,7 @@ from training.recipes.tokenizer import TokenizerLoopSettings
 from training.runtime.settings import SettingsError
 
 
+@pytest.mark.slow
 def test_a_run_leaves_model_pictures_figures_and_checkpoints(make_trainer, tmp_path):
     trainer = make_trainer(max_steps=5, save_every=2, validate_every=3, keep_checkpoints=2)
     basis = trainer.recipe.model.quantizer.basis.clone()
@@ -139,6 +140,7 @@ def test_validation_counts_no_picture_twice_and_no_broken_one(make_trainer):
     assert figures["l1"] == pytest.approx(float((output - pixels)[kept].abs().mean()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_time_spent_waiting_for_data_is_told(make_trainer, monkeypatch):
     trainer = make_trainer({"validation": 0}, max_steps=3, log_every=1)
     pictures, logged, pause = type(trainer.train_loader.dataset), [], 0.05

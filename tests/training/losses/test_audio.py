@@ -71,6 +71,7 @@ def speechlike() -> torch.Tensor:
     return chirp + 0.05 * torch.randn(2, 1, 2400)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["small", "small_div", "full_recipe"])
 def test_case_equals_the_original(case):
     """Terms, scores, statistics of the features, gradients; full_recipe has the published sizes."""
@@ -196,6 +197,7 @@ def test_a_tone_is_loudest_in_its_mel_band(sampling_rate):
     assert abs(int(spectrum[0, :, 30].argmax()) - band) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("silent", ["input", "reconstruction", "both"])
 def test_silence_has_finite_losses_and_gradients(discriminator, speechlike, silent, dtype):

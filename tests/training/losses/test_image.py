@@ -61,6 +61,7 @@ def other_discriminator_loss(kind: str, discriminator, pixels, reconstruction):
     return F.softplus(-real).mean() + F.softplus(fake).mean() - hinge
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_case_equals_the_original(name):
     tensors = load_file(FOLDER / "tensors.safetensors")
@@ -126,6 +127,7 @@ def test_case_equals_the_original(name):
             assert float(gradient.norm()) == pytest.approx(norm, rel=1e-4, abs=1e-6), parameter
 
 
+@pytest.mark.slow
 def test_full_size_equals_the_original():
     """Published sizes: PatchGAN and VGG with weights that recipe.py derives from names, real LPIPS heads."""
     shapes = json.loads((FOLDER / "full_keys.json").read_text())

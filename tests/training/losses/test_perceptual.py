@@ -27,6 +27,7 @@ def photo(name: str = "astronaut") -> torch.Tensor:
     return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
+@pytest.mark.slow
 def test_distance_behaves(vgg):
     picture = photo()
     noise = torch.randn(picture.shape, generator=torch.Generator().manual_seed(0))

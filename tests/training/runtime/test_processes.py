@@ -88,6 +88,7 @@ def test_accelerate_that_started_one_of_four(monkeypatch, tmp_path, command):
     check_processes(Alone())
 
 
+@pytest.mark.slow
 def test_accelerate_launch_on_cpu_that_runs_one_of_two_ends_in_one_line(tmp_path):
     """The trap itself, as users type it."""
     script = REPOSITORY / "training" / "train_image.py"

@@ -65,6 +65,7 @@ def test_a_worker_ends_for_its_parent_and_for_nobody_else():
     assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == 0
 
 
+@pytest.mark.slow
 def test_a_validation_that_a_signal_cut_off_comes_after_the_resume(
     make_trainer, tmp_path, monkeypatch
 ):
