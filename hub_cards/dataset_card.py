@@ -1,6 +1,8 @@
 """Tokenised data sets on the Hub: a card, and codes in Parquet files, as the smallest integers that do."""
 
+import hashlib
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,16 @@ def code_type(codebook_size: int) -> str:
     return np.min_scalar_type(codebook_size - 1).name
 
 
+def content_digest(files: Iterable[Path]) -> str:
+    """Return 32 hexadecimal digits of the names and the contents of files."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+        digest.update(f"{path.name}\0{content.hexdigest()}\0".encode())
+    return digest.hexdigest()
+
+
 def make_dataset_card(
     repo_id: str,
     tokenizer: str,
@@ -27,6 +39,7 @@ def make_dataset_card(
     *,
     codebook_size: int,
     files: dict[str, list[str]] | None = None,
+    digest: str | None = None,
     source: str | None = None,
     license: str | None = None,
 ) -> DatasetCard:
@@ -34,6 +47,9 @@ def make_dataset_card(
 
     Args:
         files: split to the paths of its files in the repository; by default all data/SPLIT-*.parquet.
+        digest: content_digest of these files. Datasets keeps the rows of a local folder by its last name and by
+            what its card says, so without one two folders called codes, or a folder before and after it has
+            grown, would be the same to load_dataset.
         repo_id: Hub id; another name is that of a local folder, where the card's example is to be run.
         tokenizer: Hub id of the model that made the codes; another name is not shown.
         splits: name to number of rows.
@@ -51,12 +67,15 @@ def make_dataset_card(
         )
     files = files or {name: [f"data/{name}-*.parquet"] for name in splits}
     data_files = [{"split": name, "path": paths} for name, paths in files.items()]
+    config = {"config_name": "default", "data_files": data_files}
+    if digest is not None:
+        config["description"] = f"Codes with the digest {digest}"
     data = DatasetCardData(
         license=license,
         pretty_name=repo_id.split("/")[-1],
         source_datasets=[source] if source else None,
         tags=[*PROJECT_TAGS, column.replace("_codes", "-codes")],
-        configs=[{"config_name": "default", "data_files": data_files}],
+        configs=[config],
     )
     text = (
         load_templates()
@@ -64,7 +83,7 @@ def make_dataset_card(
         .render(
             card_data=data.to_yaml(),
             title=repo_id.split("/")[-1],
-            place=repo_id if HUB_ID.fullmatch(repo_id) else ".",
+            place=repo_id if HUB_ID.fullmatch(repo_id) else None,
             tokenizer=tokenizer if HUB_ID.fullmatch(tokenizer) else None,
             source=source,
             codebook_size=codebook_size,
@@ -109,6 +128,7 @@ def push_tokens(
         }
         # Each file by its name: others in the folder, which may be anyone's, are not among the rows.
         options["files"] = {name: list(paths) for name, paths in shards.items()}
+        options["digest"] = content_digest(p for paths in shards.values() for p in paths.values())
         card = make_dataset_card(repo_id, tokenizer, sizes, first.column_names, **options)
         (Path(made) / "README.md").write_text(str(card))
         files = {"README.md": Path(made) / "README.md"}

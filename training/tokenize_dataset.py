@@ -9,7 +9,6 @@ command goes on where it stopped, with any number of processes, and the result i
 rows too that were added at the end of the data set since; where rows that are done have changed, it refuses.
 """
 
-import glob
 import logging
 import re
 import sys
@@ -30,13 +29,14 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel
 
 import modeling_simvq  # noqa: F401  (registers the models)
-from hub_cards.dataset_card import make_dataset_card, push_tokens
+from hub_cards.dataset_card import content_digest, make_dataset_card, push_tokens
 from hub_cards.hub_commit import HubError
 from hub_cards.tokenizer_card import is_hub_id
 from training.data.images import ImageDataConfig
 from training.data.loader import MOST_UNREADABLE_IN_A_ROW, UnreadableSample
 from training.data.recordings import AudioDataConfig
 from training.data.source import DataSettings, Source, open_splits
+from training.data.tables import data_files_of
 from training.evaluation.evaluated_data import EvaluatedImages, at_trained_resolution
 from training.runtime.console import error_line, quiet_logs
 from training.runtime.processes import end_processes, join_processes
@@ -338,27 +338,29 @@ def _counts(splits: list[str], sources: list[Source], data: DataSettings) -> str
 
 def _finish(settings, data, model, tokens, folder: Path, plan: dict, counts: dict) -> None:
     sources, rows, columns, unreadable = {}, {}, [], 0
+    files = {split: list(list_code_files(folder, split).values()) for split in counts}
     for split, count in counts.items():
         sources[split], rows[split], left_out = account_for(folder, split, count)
         unreadable += left_out
-        files = list(list_code_files(folder, split).values())
-        columns = pyarrow.parquet.read_schema(files[0]).names if files else columns
+        if files[split]:
+            columns = pyarrow.parquet.read_schema(files[split][0]).names
     write_manifest(folder, plan | {"source": sources})
     source = data.dataset if is_hub_id(data.dataset) else None
     name = settings.push_to_hub or folder.resolve().name
     options = {"codebook_size": model.config.codebook_size, "source": source}
     tokenizer = settings.model if is_hub_id(settings.model) else Path(settings.model).resolve().name
-    card = make_dataset_card(name, tokenizer, rows, columns, **options)
+    digest = content_digest(path for paths in files.values() for path in paths)
+    card = make_dataset_card(name, tokenizer, rows, columns, digest=digest, **options)
     (folder / "README.md").write_text(str(card))
     print(", ".join(f"{split}: {count:,} rows" for split, count in rows.items()) + f" in {folder}")
     if unreadable:
         print(f"{unreadable:,} {tokens.plural} could not be read and were left out")
     if settings.push_to_hub:
         loaded = {}
-        for split in settings.splits:
-            # Each file by its name, which is no pattern.
-            paths = [glob.escape(str(p)) for p in list_code_files(folder, split).values()]
-            loaded[split] = datasets.load_dataset("parquet", data_files=paths)["train"]
+        for split, paths in files.items():
+            names = [f"data/{path.name}" for path in paths]
+            there = data_files_of(folder.absolute(), names)
+            loaded[split] = datasets.load_dataset("parquet", data_files=there, split="train")
         print(push_tokens(loaded, settings.push_to_hub, tokenizer, **options))
 
 

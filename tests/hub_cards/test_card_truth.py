@@ -94,7 +94,8 @@ def test_model_index_keeps_the_data_apart():
 def test_cards_of_codes_name_only_what_resolves():
     options = {"splits": {"train": 3}, "columns": ["image_codes"], "codebook_size": 16}
     text = str(make_dataset_card("codes", "model", **options))
-    assert 'load_dataset(".", split="train")' in text and "# in this folder" in text
+    # Datasets refuses ".", which has no name.
+    assert 'load_dataset(str(Path.cwd()), split="train")' in text and "# in this folder" in text
     assert 'from_pretrained("NAME OF THE TOKENIZER"' in text and "is not on the Hub" in text
     text = str(make_dataset_card("me/codes", "me/tokenizer", **options))
     assert 'load_dataset("me/codes", split="train")' in text

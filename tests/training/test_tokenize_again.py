@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -17,6 +18,7 @@ from PIL import Image
 
 from modeling_simvq import SimVQImageConfig, SimVQImageModel
 from training import tokenize_dataset
+from training.data.codes import TokenDataConfig
 from training.tokenization.code_files import RowDigests
 
 
@@ -103,6 +105,34 @@ def test_a_source_that_has_grown_gives_all_its_rows(tokenize, tmp_path, kind, st
     about = json.loads((tmp_path / "codes/tokenization.json").read_text())
     assert about["source"]["train"]["rows"] == 40
     assert about == json.loads((tmp_path / "whole/tokenization.json").read_text())
+
+
+def test_codes_are_those_of_the_folder(tokenize, tmp_path, monkeypatch):
+    """For the trainer, and by the line that the card prints: not those of another, nor older ones."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def check(output: str) -> None:
+        files = sorted((tmp_path / output / "data").iterdir())
+        own = pyarrow.parquet.read_table(files)["image_codes"].to_pylist()
+        settings = TokenDataConfig(dataset=str(tmp_path / output), label_column=None)
+        opened = settings.open("train")
+        monkeypatch.chdir(tmp_path / output)
+        card = Path("README.md").read_text()
+        (line,) = re.findall(r"^tokens = (load_dataset\(.*\))\.with_format", card, re.MULTILINE)
+        shown = eval(line, {"Path": Path, "load_dataset": datasets.load_dataset})
+        for rows in (opened, shown):
+            assert rows["image_codes"][:] == own
+
+    for name, first in (("a", 0), ("b", 50)):
+        source = write_folder(tmp_path / name, list(range(first, first + 10)))
+        tokenize(source, output=f"{name}/codes")
+        check(f"{name}/codes")
+    write_folder(tmp_path / "b", list(range(50, 60)), first=10)
+    tokenize(source, output="b/codes")
+    check("b/codes")
+    shutil.rmtree(tmp_path / "a/codes")
+    tokenize(source, output="a/codes")  # another one in its place
+    check("a/codes")
 
 
 CHANGES = {

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import yaml
 from datasets.data_files import DataFilesDict, DataFilesList, sanitize_patterns
+from datasets.fingerprint import Hasher
 from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData, metadata_load
@@ -103,9 +104,13 @@ def load_files(config, root: Path, files: list[str], features: datasets.Features
 def data_files_of(root: Path, files: list[str]) -> DataFilesDict:
     """Files for Datasets, which takes these as names rather than patterns, and notices when one has changed."""
     paths = [str(literal_path(root / path)) for path in files]
-    states = [os.stat(path) for path in paths]
-    marks = [(str(state.st_mtime_ns), str(state.st_size)) for state in states]
-    return DataFilesDict({"train": DataFilesList(paths, marks)})
+    return DataFilesDict({"train": DataFilesList(paths, [_state_of(path) for path in paths])})
+
+
+def _state_of(path: str) -> tuple[str, ...]:
+    """Return what changes whenever a file does: copies may keep its time of change, but not the inode's."""
+    state = os.stat(path)
+    return str(state.st_mtime_ns), str(state.st_ctime_ns), str(state.st_size)
 
 
 # What a card declares
@@ -152,13 +157,27 @@ def open_declared(config, path: Path, split: str) -> Source:
         return take_split(
             splits, split, lambda name: load_files(config, path, splits.files[name], features)
         )
-    arguments = {"path": str(path), "name": config.config_name}
+    builder = datasets.load_dataset_builder(str(path), config.config_name)
     if not config.streaming:
-        return datasets.load_dataset(**arguments, split=split)
-    builder = datasets.load_dataset_builder(**arguments)
+        # Datasets keeps the rows by the folder's last name and by what the card says, neither of which
+        # tells one folder of codes from another, or from what it held before. Any argument becomes part of
+        # the key; the description changes nothing else.
+        state = Hasher.hash(_states_of(builder.config.data_files))
+        return datasets.load_dataset(
+            str(path), builder.config.name, split=split, description=f"files {state}"
+        )
     if hasattr(builder.config, "on_bad_files"):
         builder.config.on_bad_files = "warn"
     return builder.as_streaming_dataset(split=split)
+
+
+def _states_of(files: DataFilesDict) -> list:
+    """Return name and state of every file that a card names; of those elsewhere, what Datasets knows."""
+    return [
+        (split, path, _state_of(path) if os.path.exists(path) else found.origin_metadata)
+        for split, found in files.items()
+        for path in found
+    ]
 
 
 def _expanded(config, path: Path) -> Splits:

@@ -1,6 +1,7 @@
 """Which files make up a data set: every image or recording, by literal paths; the rest is counted and named."""
 
 import io
+import json
 import os
 import tarfile
 import zipfile
@@ -197,6 +198,47 @@ def test_paths_are_literal(name, tmp_path):
     )
     write(tmp_path / "table" / name, "README.md", content=card)
     assert len(rows(tmp_path / "table" / name, "fit")) == 1
+
+
+def with_card(folder: Path, text: str, content: bytes, kind: str) -> Path:
+    """A folder whose card names its files; the kind is parquet, csv or images."""
+    name = {"parquet": "0.parquet", "csv": "0.csv", "images": "a/0.png"}[kind]
+    files = [{"split": "train", "path": f"**/{name}"}]
+    card = (
+        f"---\n{json.dumps({'configs': [{'config_name': 'default', 'data_files': files}]})}\n---\n"
+    )
+    write(folder, "README.md", content=card.encode())
+    if kind == "parquet":
+        datasets.Dataset.from_dict({"image": [content], "text": [text]}).to_parquet(folder / name)
+    elif kind == "csv":
+        write(folder, name, content=f"image,text\n{folder}/a.png,{text}\n".encode())
+    else:
+        write(folder, name, content=content)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "images"])
+def test_a_folder_with_a_card_gives_the_files_that_are_there(kind, tmp_path):
+    """Folders of one name, and a folder whose files were replaced: Datasets' cache takes them for the same."""
+
+    def found(folder: Path) -> tuple:
+        row = open_split(config(folder), "train", all_columns=True)[0]
+        return row.get("text"), row["image"]["path"] or row["image"]["bytes"]
+
+    for name in ("one", "two"):
+        folder = with_card(tmp_path / name / "codes", name, PNG + name.encode(), kind)
+        text, cell = found(folder)
+        assert text in (name, None)
+        assert cell in (PNG + name.encode(), f"{folder}/a.png", f"{folder}/a/0.png")
+    if kind == "images":
+        return
+    # The same size and the time of change of the file before, as some copies have them.
+    path = next(folder.glob("0.*"))
+    before = path.stat()
+    with_card(folder, "new", PNG + b"new", kind)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert found(folder)[0] == "new"
 
 
 def test_relative_paths_and_home(tmp_path, monkeypatch):
