@@ -263,12 +263,12 @@ def test_the_model_may_end_what_has_no_fixed_length():
     assert fixed[1].nonzero().flatten().tolist() == [11]
 
 
-def test_the_snippet_of_the_readme_runs(tiny_model, tmp_path, monkeypatch):
+def test_the_snippet_of_the_docs_runs(tiny_model, tmp_path, monkeypatch):
     tokenizer = byte_pair_tokenizer()
     llama(len(tokenizer)).save_pretrained(tmp_path / "language")
     tokenizer.save_pretrained(tmp_path / "language")
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    snippet = readme.split("### In a language model")[1].split("```python\n")[1].split("```")[0]
+    page = (Path(__file__).parents[2] / "docs" / "generation.md").read_text()
+    snippet = page.split("## In a language model")[1].split("```python\n")[1].split("```")[0]
     assert "Qwen/Qwen3-0.6B" in snippet
     monkeypatch.chdir(tmp_path)
     names = {"model": tiny_model, "codes": torch.arange(20).reshape(1, 4, 5)}
