@@ -9,6 +9,7 @@ unpickled. Of a generator of pictures whose tokenizer can still be opened, outpu
 
 import logging
 import os
+import secrets
 import shutil
 import sys
 from dataclasses import dataclass
@@ -96,8 +97,8 @@ def export_checkpoint(checkpoint: Path, output: Path) -> Path:
         raise SettingsError(f"{checkpoint}: its settings are of another model: {reason}") from None
     progress = state["progress"]
     figures = progress["figures"] if progress["validated"] == progress["step"] else None
-    staging = output.with_name(f".partial-{output.name}")
-    shutil.rmtree(staging, ignore_errors=True)
+    # Two exports at once do not meet: each has its own folder, and the first to be renamed stays.
+    staging = output.with_name(f".partial-{output.name}-{secrets.token_hex(4)}")
     staging.mkdir(parents=True)
     try:
         published = _save(model.eval(), staging / MODEL, settings)

@@ -39,6 +39,7 @@ from training.data.source import DataSettings, Source, open_splits
 from training.data.tables import data_files_of
 from training.evaluation.evaluated_data import EvaluatedImages, at_trained_resolution
 from training.runtime.console import error_line, quiet_logs
+from training.runtime.folder_lock import hold_folder
 from training.runtime.processes import end_processes, join_processes
 from training.runtime.settings import (
     SettingsError,
@@ -294,7 +295,16 @@ def run(settings: TokenizeSettings, data: DataSettings, accelerator: Accelerator
     sources = [_limited(source, data) for source in open_splits(data, settings.splits, "splits")]
     if accelerator.is_main_process:
         logging.info(_counts(settings.splits, sources, data))
+    with hold_folder(folder, "output", accelerator):
+        _tokenize(settings, data, model, tokens, sources, accelerator)
+    end_processes(accelerator)
+
+
+def _tokenize(
+    settings: TokenizeSettings, data: DataSettings, model, tokens, sources: list, accelerator
+) -> None:
     plan = make_plan(settings, data, weights_hash(model))
+    folder = Path(settings.output)
     if accelerator.is_main_process:
         check_manifest(folder, plan)
         clear_unfinished(folder, settings.splits)
@@ -313,7 +323,6 @@ def run(settings: TokenizeSettings, data: DataSettings, accelerator: Accelerator
             f"process(es): {samples / seconds:,.1f} {tokens.plural} and {codes / seconds:,.0f} codes a second"
         )
         _finish(settings, data, model, tokens, folder, plan, counts)
-    end_processes(accelerator)
 
 
 def _limited(source: Source, data: DataSettings) -> Source:

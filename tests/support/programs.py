@@ -172,6 +172,8 @@ def _finish(programs: list[Program], timeout: float) -> subprocess.CompletedProc
         if ended or late:
             for program in running:
                 program.kill()
+            # Asked again by kill, one may turn out to have ended meanwhile.
+            running = [program for program in running if program.returncode is None]
         status = status or next(iter(ended), 0)
         select.select(running, [], [], 1 if ended or late else deadline - time.monotonic())
     stdout, stderr = ("".join(parts) for parts in zip(*(p.output() for p in programs), strict=True))

@@ -19,6 +19,7 @@ from PIL import Image
 from modeling_simvq import SimVQImageConfig, SimVQImageModel
 from training import tokenize_dataset
 from training.data.codes import TokenDataConfig
+from training.runtime.folder_lock import hold_folder
 from training.tokenization.code_files import RowDigests
 
 
@@ -224,6 +225,23 @@ def test_files_of_others_are_neither_counted_nor_deleted(tokenize, tmp_path):
     (tmp_path / "photos/data").mkdir(parents=True)
     with pytest.raises(SystemExit, match="did not write"):
         tokenize(source, output="photos")
+
+
+@pytest.mark.slow
+def test_a_folder_that_another_command_writes_to_is_refused(tokenize, tmp_path):
+    source = write_folder(tmp_path / "source", list(range(9)))
+    tokenize(source)
+    unfinished = tmp_path / "codes/data/train-00001.7.unfinished"
+    unfinished.write_bytes(b"what the other is writing")
+    with hold_folder(tmp_path / "codes", "output"):
+        for more in ((), ("seed=5",)):
+            with pytest.raises(
+                SystemExit, match=r"output: process \d+ on .* is writing to .*codes"
+            ):
+                tokenize(source, *more)
+        assert unfinished.exists()
+    assert "train: 9 rows" in tokenize(source)
+    assert not unfinished.exists() and not (tmp_path / "codes/.lock").exists()
 
 
 @pytest.mark.slow

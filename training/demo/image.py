@@ -58,9 +58,9 @@ def write_training_folder(folder: Path) -> int:
 def train(output_dir: Path) -> None:
     """Write the photographs and run the real trainer as a user would."""
     photos, run = output_dir / "photos", output_dir / "run"
+    clear_run(run)  # first, for it refuses while another demo trains there
     count = write_training_folder(photos)
     print(f"{count} tiles of {len(TRAINING_PHOTOS)} photographs are in {photos}")
-    clear_run(run)
     launch_trainer("train_image.py", "demo_image.yaml", f"dataset={photos}", f"output_dir={run}")
 
 

@@ -2,11 +2,14 @@
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from training.runtime.console import error_line
+from training.runtime.folder_lock import clear_folder
+from training.runtime.settings import SettingsError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -32,10 +35,13 @@ def clear(folder: Path, ours: bool) -> None:
     """Remove what an earlier demo left.
 
     Raises:
-        SystemExit: if there is something, and it is not `ours`.
+        SystemExit: if there is something, and it is not `ours` or still being written.
     """
     if ours:
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            clear_folder(folder)
+        except SettingsError as error:
+            sys.exit(error_line(error))
     elif any(folder.iterdir()):
         sys.exit(f"error: {folder} holds files that no demo wrote: name another output_dir")
 

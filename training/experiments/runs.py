@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from training.data.images import ImageDataConfig
 from training.recipes.image import ImageLossSettings, ImageModelSettings
 from training.recipes.tokenizer import TokenizerLoopSettings
+from training.runtime.folder_lock import clear_folder
 from training.runtime.setting_values import read_yaml
 from training.runtime.settings import SettingsError, build_settings, convert_values, parse_overrides
 
@@ -166,10 +167,10 @@ def _prepare(threads: int) -> None:
 
 def _run(settings: dict) -> dict:
     folder = Path(settings["output_dir"])
-    shutil.rmtree(folder, ignore_errors=True)
     start = time.perf_counter()
     result = {"settings": _shown(settings)}
     try:
+        clear_folder(folder)
         metrics = _train_and_evaluate(settings)
     except Exception as error:  # one run that fails must not take the others with it
         return result | {"error": f"{type(error).__name__}: {error}"}

@@ -26,6 +26,7 @@ from training.loop.run_record import RunRecord
 from training.loop.trainer import Trainer
 from training.runtime import sharding
 from training.runtime.console import error_line, quiet_logs
+from training.runtime.folder_lock import hold_folder
 from training.runtime.launch_options import follow_launch
 from training.runtime.processes import PATIENT, check_processes, end_processes, refuse_sharding
 from training.runtime.settings import LoopSettings, SettingsError, parse_settings
@@ -119,7 +120,14 @@ def train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Acce
         publishing.check_login()
     output_dir = Path(loop.output_dir)
     check_shared(accelerator, output_dir)
-    refuse_to_mix(output_dir, loop.resume)
+    # Before anything there is read or written: two runs in one folder would take each other's files away.
+    with hold_folder(output_dir, accelerator=accelerator):
+        refuse_to_mix(output_dir, loop.resume)
+        _train(settings, build_recipe, accelerator)
+
+
+def _train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Accelerator) -> None:
+    loop = settings["loop"]
     record = RunRecord(settings)
     groups = {name: group for name, group in settings.items() if name != "loop"}
     recipe = build_recipe(**groups, batch_size=loop.batch_size, seed=loop.seed)
