@@ -62,10 +62,9 @@ class ModelFolders:
                     os.replace(former, self.output_dir / name)
             if not ends:
                 (self.output_dir / FINISHED).unlink(missing_ok=True)
-            other = self._validates_otherwise()
             for name in (MODEL, PIPELINE, BEST, BEST_PIPELINE):
-                if not resumed or (other and name in (BEST, BEST_PIPELINE)):
-                    _set_aside(self.output_dir / name)
+                if (reason := self._why_aside(name, step, resumed)) is not None:
+                    _set_aside(self.output_dir / name, reason)
             best = self._figure(_read(self.output_dir / BEST / SAVED_AT))
             steps = _read(self.output_dir / MODEL / SAVED_AT).get("step")
             if self.record is not None:
@@ -160,10 +159,18 @@ class ModelFolders:
             return None
         return sign * value
 
-    def _validates_otherwise(self) -> bool:
-        """Whether this resume measures on other data, so that the best figure means nothing any more."""
+    def _why_aside(self, name: str, step: int, resumed: bool) -> str | None:
+        """Reason why a model in the folder is none of this run from `step` on; None if it is."""
+        if not resumed:
+            return "was there before this run began"
+        saved = _read(self.output_dir / name / SAVED_AT).get("step")
+        if isinstance(saved, int) and saved > step:
+            return f"is of step {saved}, and the run continues from step {step}"
         changes = self.record.latest if self.record is not None else {}
-        return bool(VALIDATION & changes.keys())
+        changed = sorted(VALIDATION & changes.keys())
+        if name in (BEST, BEST_PIPELINE) and changed:
+            return f"was the best on other validation data ({', '.join(changed)} changed)"
+        return None
 
 
 def _replace(new: Path, final: Path) -> None:
@@ -172,7 +179,7 @@ def _replace(new: Path, final: Path) -> None:
     shutil.rmtree(former, ignore_errors=True)
     if final.exists():
         if _touched(final):
-            _set_aside(final)
+            _set_aside(final, "holds files that were written there after it was saved")
         else:
             os.replace(final, former)
     os.replace(new, final)
@@ -189,8 +196,8 @@ def _touched(folder: Path) -> bool:
         return True
 
 
-def _set_aside(folder: Path) -> None:
-    """Rename a folder that must neither be taken for this run's nor be lost."""
+def _set_aside(folder: Path, reason: str) -> None:
+    """Rename a folder that must neither be taken for this run's model nor be lost."""
     if not folder.exists():
         return
     step = _read(folder / SAVED_AT).get("step")
@@ -198,7 +205,7 @@ def _set_aside(folder: Path) -> None:
     names = (f"{stem}-{number}" if number > 1 else stem for number in range(1, 1000))
     aside = next(path for path in map(folder.with_name, names) if not path.exists())
     os.replace(folder, aside)
-    logger.warning(f"{folder} has what this run did not write, it is now {aside.name}")
+    logger.warning(f"{folder} {reason}: it is now {aside.name}")
 
 
 def _read(path: Path) -> dict:

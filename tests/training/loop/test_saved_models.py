@@ -140,6 +140,61 @@ def test_what_others_wrote_into_a_model_is_kept(tmp_path):
     assert listed(tmp_path)["aside-model-step-00000003"] == "3"
 
 
+@pytest.mark.parametrize("pipeline", [False, True])
+def test_models_beyond_the_checkpoint_are_set_aside(tmp_path, caplog, pipeline):
+    """Models of steps that a resume has abandoned are neither its best nor its newest."""
+    models = folders(tmp_path, pipeline=pipeline)
+    models.save(BEST, 4, 4, {"loss": 1.0})
+    models.save(MODEL, 6, 6, {"loss": 2.0})
+    models = folders(tmp_path, step=4, resumed=True, pipeline=pipeline)
+    assert not models.is_best({"loss": 1.5}) and models.step_of(MODEL) is None
+    kept = {"best_model": "4", "aside-model-step-00000006": "6"}
+    more = {"best_pipeline": "4", "aside-pipeline-step-00000006": "6"} if pipeline else {}
+    assert listed(tmp_path) == kept | more
+    assert "model is of step 6, and the run continues from step 4: it is now aside-" in caplog.text
+    models = folders(tmp_path, step=3, resumed=True, pipeline=pipeline)
+    assert models.is_best({"loss": 1.5})
+    assert "best_model" not in listed(tmp_path)
+    assert listed(tmp_path)["aside-best_model-step-00000004"] == "4"
+
+
+def test_the_best_on_other_data_is_set_aside_for_that_reason(tmp_path, caplog):
+    models = folders(tmp_path)
+    models.save(BEST, 1, 1, {"loss": 1.0})
+    models.save(MODEL, 1, 1, {"loss": 1.0})
+    changed = {"validation_split": ("validation", "test"), "learning_rate": (1, 2), "dataset": "ab"}
+    record = SimpleNamespace(latest=changed, write=lambda folder: None)
+    models = ModelFolders(Numbers(), tmp_path, OneProcess(), record)
+    models.start(1, resumed=True, ends=False)
+    assert listed(tmp_path) == {"aside-best_model-step-00000001": "1", "model": "1"}
+    said = "best_model was the best on other validation data (dataset, validation_split changed)"
+    assert said in caplog.text and "did not write" not in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["earlier", "damaged"])
+def test_an_abandoned_branch_gives_no_best_model(make_trainer, tmp_path, how):
+    run, settings = tmp_path / "run", {"validate_every": 2, "save_every": 2, "ema_decay": 0.1}
+    make_trainer({"validation": 4}, max_steps=4, learning_rate=3e-3, **settings).train()
+    first, last = list_checkpoints(run)
+    assert json.loads((run / BEST / "saved_at.json").read_text())["step"] == 4
+    if how == "damaged":
+        (last / "run_state.pt").write_bytes(b"x")
+    resume = "latest" if how == "damaged" else str(first)
+    trainer = make_trainer(
+        {"validation": 4}, max_steps=4, learning_rate=1e-6, resume=resume, **settings
+    )
+    trainer.train()
+    figures = [json.loads(line) for line in (run / "figures.jsonl").read_text().splitlines()]
+    best = json.loads((run / BEST / "saved_at.json").read_text())
+    assert best["psnr"] in [line["psnr"] for line in figures]
+    saved = SimVQImageModel.from_pretrained(run / BEST).state_dict()
+    average = trainer.ema.module.state_dict()
+    assert all(torch.equal(saved[name], average[name]) for name in average)
+    asides = sorted(path.name for path in run.glob("aside-*"))
+    assert asides == ["aside-best_model-step-00000004", "aside-model-step-00000004"]
+
+
 def test_a_stopped_run_has_a_model_and_an_export_is_the_same(make_trainer, tmp_path, monkeypatch):
     trainer = make_trainer({"validation": 4}, max_steps=2, validate_every=1)
     with monkeypatch.context() as patched:
