@@ -6,7 +6,8 @@ accelerate launch training/tokenize_dataset.py model=runs/mine/model dataset=pat
 
 Labels, texts and ids stay beside the codes. Every file is written whole or not at all: after a kill the same
 command goes on where it stopped, with any number of processes, and the result is the same to the byte. It takes
-rows too that were added at the end of the data set since; where rows that are done have changed, it refuses.
+rows too that were added at the end of the data set since, and classes behind the others; where rows that are
+done or their classes have changed, it refuses.
 """
 
 import logging
@@ -55,9 +56,14 @@ from training.tokenization.code_files import (
     clear_unfinished,
     code_path,
     list_code_files,
-    read_record,
     relative_texts,
     write_code_file,
+)
+from training.tokenization.earlier_files import (
+    check_columns,
+    check_length,
+    has_grown,
+    name_classes,
 )
 from training.tokenization.encoders import AudioTokens, ImageTokens, Variant, weights_hash
 from training.tokenization.manifest import account_for, check_manifest, make_plan, write_manifest
@@ -161,6 +167,17 @@ class FileWriter:
             logging.warning(f"skipped {error}")
             return None
 
+    @property
+    def _own(self) -> dict:
+        own = {"source_row": datasets.Value("int64")}
+        own |= {"crop": datasets.Value("int32")} if self.settings.crops else {}
+        own |= {"flipped": datasets.Value("bool")} if self.settings.flips else {}
+        return own | {self.tokens.column: self.tokens.feature}
+
+    def schema(self, features: datasets.Features | None) -> datasets.Features | None:
+        """Return the columns of a file: those beside the samples, then ours, the codes last; None of None."""
+        return None if features is None else datasets.Features({**features, **self._own})
+
     def _marks(self, variant: Variant) -> dict:
         marks = {"crop": variant.crop} if self.settings.crops else {}
         return marks | ({"flipped": variant.flipped} if self.settings.flips else {})
@@ -168,15 +185,11 @@ class FileWriter:
     def _save(
         self, rows: list[dict], path: Path, features: datasets.Features | None, record: Record
     ) -> None:
-        own = {"source_row": datasets.Value("int64"), self.tokens.column: self.tokens.feature}
-        own |= {"crop": datasets.Value("int32")} if self.settings.crops else {}
-        own |= {"flipped": datasets.Value("bool")} if self.settings.flips else {}
         if features is None:
             inferred = datasets.Dataset.from_list(rows).features
-            features = {k: v for k, v in inferred.items() if k not in own}
-        order = [*features, *(k for k in own if k != self.tokens.column), self.tokens.column]
-        schema = datasets.Features({k: {**features, **own}[k] for k in order})
-        columns = {name: [row[name] for row in rows] for name in order}
+            features = {k: v for k, v in inferred.items() if k not in self._own}
+        schema = self.schema(features)
+        columns = {name: [row[name] for row in rows] for name in schema}
         table = datasets.Dataset.from_dict(columns, features=schema)
         write_code_file(table, path, record)
 
@@ -200,10 +213,7 @@ def tokenize_split(
     Raises:
         SettingsError: if a file that is there was made of other rows than the source has there now.
     """
-    column = writer.tokens.source_column
-    features = None
-    if source.features is not None:
-        features = {k: v for k, v in source.features.items() if k != column}
+    features = _other_columns(source, writer.tokens.source_column)
     source = _still_encoded(source)
     size = writer.settings.rows_per_file
     streaming = isinstance(source, datasets.IterableDataset)
@@ -211,46 +221,27 @@ def tokenize_split(
     hidden = not accelerator.is_local_main_process
     there = list_code_files(folder, split)
     if total is not None:
-        _check_length(total, there, size, folder, split)
+        check_length(total, there, size, folder, split)
     count = 0
     with tqdm(total=total, desc=split, unit="row", disable=hidden) as bar:
         for index, number, rows in _portions(source, size):
             count += number
             if index % accelerator.num_processes == accelerator.process_index:
                 taken = [relative_texts(row, dataset) for row in rows()]
-                if index not in there or _has_grown(taken, there[index], split, writer.digests):
+                if index not in there or has_grown(taken, there[index], split, writer.digests):
                     writer.write(taken, index * size, code_path(folder, split, index), features)
+                else:
+                    name_classes(there[index], writer.schema(features))
             bar.update(number)
-    _check_length(count, there, size, folder, split)
+    check_length(count, there, size, folder, split)
     return count
 
 
-def _check_length(count: int, there: dict[int, Path], size: int, folder: Path, split: str) -> None:
-    if beyond := [path.name for index, path in there.items() if index * size >= count]:
-        raise _other_rows(folder, split, f"{split} has {count:,} rows, too few for {beyond[0]}")
-
-
-def _has_grown(rows: list[dict], path: Path, split: str, digests: RowDigests) -> bool:
-    """Whether a file lacks rows of its portion that the source did not have when it was written.
-
-    Raises:
-        SettingsError: if the rows that the file was made of are not the first ones of the portion.
-    """
-    folder = path.parent.parent
-    try:
-        record = read_record(path)
-    except ValueError as error:
-        raise _other_rows(folder, split, str(error)) from error
-    if not digests.still_hold(rows[: record.rows], record, path):
-        raise _other_rows(folder, split, f"the rows of {path.name} are no longer those of {split}")
-    return len(rows) > record.rows
-
-
-def _other_rows(folder: Path, split: str, reason: str) -> SettingsError:
-    return SettingsError(
-        f"output: {folder} holds codes of another state of the data set ({reason}). Rows may be added at the "
-        "end; after any other change begin again: take another folder, or delete this one"
-    )
+def _other_columns(source: Source, column: str) -> datasets.Features | None:
+    """Return all columns but that of the samples; None if the source does not know its columns."""
+    if source.features is None:
+        return None
+    return datasets.Features({k: v for k, v in source.features.items() if k != column})
 
 
 def _still_encoded(source: Source) -> Source:
@@ -311,6 +302,9 @@ def _tokenize(
     accelerator.wait_for_everyone()
     digests, counts = RowDigests(tokens.source_column, data.dataset), {}
     writer = FileWriter(tokens, settings, digests, data.num_workers)
+    for split, source in zip(settings.splits, sources, strict=True):
+        columns = _other_columns(source, tokens.source_column)
+        check_columns(folder, split, writer.schema(columns))
     start = time.perf_counter()
     for split, source in zip(settings.splits, sources, strict=True):
         counts[split] = tokenize_split(source, split, writer, folder, accelerator, data.dataset)

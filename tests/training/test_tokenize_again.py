@@ -136,6 +136,83 @@ def test_codes_are_those_of_the_folder(tokenize, tmp_path, monkeypatch):
     check("a/codes")
 
 
+def write_classes(root: Path, *classes: str, split: str = "train") -> Path:
+    for name in classes:
+        folder = root / "photos" / split / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(5):
+            (folder / f"{number}.png").write_bytes(png(number + 10 * ord(name[0])))
+    return root / "photos"
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_classes_behind_the_others_are_named_in_every_file(tokenize, tmp_path, streaming):
+    options = ("splits=[train,test]", f"streaming={streaming}")
+    write_classes(tmp_path, "ant", split="test")
+    source = write_classes(tmp_path, "ant", "bee")
+    tokenize(source, *options)
+    age(tmp_path / "codes")
+    write_classes(tmp_path, "cow")  # the finished files and the whole split of test lack its name
+    grown = tokenize(source, *options)
+    assert grown.startswith("7 pictures encoded")
+    for split, labels in (("train", [0, 1, 2]), ("test", [0])):
+        rows = TokenDataConfig(dataset=str(tmp_path / "codes")).open(split)
+        assert rows.features["label"].names == ["ant", "bee", "cow"]
+        assert list(rows["label"]) == [label for label in labels for _ in range(5)]
+    tokenize(source, *options, output="whole")
+    assert contents(tmp_path / "codes") == contents(tmp_path / "whole")
+    kept = contents(tmp_path / "codes"), os.stat(tmp_path / "codes/data/train-00000.parquet")
+    tokenize(source, *options)  # nothing is left to be done
+    assert kept[0] == contents(tmp_path / "codes")
+    assert kept[1] == os.stat(tmp_path / "codes/data/train-00000.parquet")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["cat", "dog", "eel"], None),
+        (["dog", "cat"], "column 'label' had the classes cat, dog and has dog, cat"),
+        (["cat"], "column 'label' had the classes cat, dog and has cat"),
+        (None, r"column 'label' was ClassLabel.*and is Value\('int64'\)"),
+    ],
+)
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_labels_that_mean_something_else_are_refused(
+    tokenize, tmp_path, change, message, streaming
+):
+    """The numbers of the rows are the same, so only the columns tell."""
+
+    def write(classes: list[str] | None) -> Path:
+        source = write_parquet(tmp_path / "source", list(range(9)))
+        table = pyarrow.parquet.read_table(source)
+        features = datasets.Features.from_arrow_schema(table.schema)
+        features["label"] = datasets.ClassLabel(names=classes) if classes else features["label"]
+        labels = pyarrow.array([0] * 9, pyarrow.int64())
+        table = table.set_column(table.schema.get_field_index("label"), "label", labels)
+        metadata = features.arrow_schema.metadata
+        pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), source)
+        return source
+
+    source = write(["cat", "dog"])
+    tokenize(source, f"streaming={streaming}")
+    before = contents(tmp_path / "codes")
+    write(change)
+    if message is None:
+        assert tokenize(source, f"streaming={streaming}").startswith("0 pictures encoded")
+        return
+    with pytest.raises(SystemExit, match=f"another state of the data set .*{message}"):
+        tokenize(source, f"streaming={streaming}")
+    assert contents(tmp_path / "codes") == before
+
+
+def test_a_class_between_the_others_is_refused_by_name(tokenize, tmp_path):
+    source = write_classes(tmp_path, "ant", "cow")
+    tokenize(source)
+    write_classes(tmp_path, "bee")
+    with pytest.raises(SystemExit, match="classes ant, cow and has ant, bee, cow"):
+        tokenize(source)
+
+
 CHANGES = {
     "shrunk": list(range(12)),
     "shrunk within the last file": list(range(18)),

@@ -152,13 +152,38 @@ def write_code_file(table: datasets.Dataset, path: Path, record: Record) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = table.with_format("arrow")[:]
     about = table.features.arrow_schema.metadata | {RECORD_KEY: json.dumps(asdict(record)).encode()}
-    unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
     # Media that were passed on become part of the file: their own files lie on this machine.
-    rows = embed_table_storage(rows).replace_schema_metadata(about)
+    _write_table(embed_table_storage(rows), path, about)
+
+
+def _write_table(rows: pyarrow.Table, path: Path, about: dict[bytes, bytes]) -> None:
+    rows = rows.replace_schema_metadata(about)
+    unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
     with pyarrow.parquet.ParquetWriter(unfinished, rows.schema) as writer:
         if rows.num_rows:  # Datasets cannot read a row group of none
             writer.write_table(rows)
     os.replace(unfinished, path)  # a kill leaves the whole file or none
+
+
+def read_features(path: Path) -> datasets.Features:
+    """Return the columns of a file of codes.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    try:
+        return datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(path))
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{path} is no file of codes") from error
+
+
+def restate_features(path: Path, features: datasets.Features) -> None:
+    """Write a file of codes again with the same rows, and with columns that name more classes."""
+    rows = pyarrow.parquet.read_table(path)
+    record = rows.schema.metadata[RECORD_KEY]
+    # The reader calls the elements of lists otherwise than Datasets does, which would be other bytes.
+    rows = rows.select(list(features)).cast(features.arrow_schema).combine_chunks()
+    _write_table(rows, path, features.arrow_schema.metadata | {RECORD_KEY: record})
 
 
 def read_record(path: Path) -> Record:
