@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoSibling
+from huggingface_hub.utils import validate_repo_id
 
 from hub_cards.pushed_files import (
     LIST_FILE,
@@ -150,6 +151,48 @@ def full_name(repo_id: str) -> str:
         return f"{_retrying(HfApi().whoami)['name']}/{repo_id}"
 
 
+def check_name(repo_id: str) -> None:
+    """Refuse what cannot be the name of a repository.
+
+    Raises:
+        HubError: if it cannot.
+    """
+    with hub_errors(repo_id):
+        validate_repo_id(repo_id)
+
+
+def check_may_push(repo_id: str, repo_type: str = "model") -> str | None:
+    """Refuse what commit_files would refuse, as far as reading tells.
+
+    Returns:
+        Owner and name of the repository; None if the Hub cannot be asked.
+
+    Raises:
+        HubError: if nobody is logged in, or this account may not write there.
+    """
+    api = HfApi()
+    with hub_errors(repo_id):
+        try:
+            account = api.whoami()
+            owner, _, name = repo_id.rpartition("/")
+            full = f"{owner or account['name']}/{name}"
+            may = {account["name"], *(one["name"] for one in account.get("orgs", []))}
+            token = account.get("auth", {}).get("accessToken", {})
+            if token.get("role") == "read" or full.split("/")[0] not in may:
+                raise HubError(_may_not_write(full))
+            with suppress(RepositoryNotFoundError):  # it will be made
+                api.auth_check(full, repo_type=repo_type, write=True)
+        except LocalTokenNotFoundError:
+            raise
+        except HfHubHTTPError as error:
+            if error.response is not None and error.response.status_code < 500:
+                raise
+            return None
+        except (HTTPError, OSError):
+            return None
+    return full
+
+
 def is_hidden(repo_id: str) -> bool:
     """Whether a model is private or gated. One that is not there yet is not.
 
@@ -275,9 +318,7 @@ def hub_errors(repo_id: str = "the Hub") -> Iterator[None]:
         if status == 401:
             raise HubError(_LOG_IN) from error
         if status == 403:
-            raise HubError(
-                f"this account may not write to {repo_id}: use a token with write access, or another name"
-            ) from error
+            raise HubError(_may_not_write(repo_id)) from error
         said = error.server_message or error
         raise HubError(f"the Hub answered {status} for {repo_id}: {said}") from error
     except RuntimeError as error:
@@ -287,6 +328,12 @@ def hub_errors(repo_id: str = "the Hub") -> Iterator[None]:
         raise HubError(f"{error}: nothing was published. Push again") from error
     except HTTPError as error:
         raise HubError(f"cannot reach the Hub ({type(error).__name__}): {error}") from error
+
+
+def _may_not_write(repo_id: str) -> str:
+    return (
+        f"this account may not write to {repo_id}: use a token with write access, or another name"
+    )
 
 
 _LOG_IN = "the Hub knows no such user: run `hf auth login` with a token that may write"

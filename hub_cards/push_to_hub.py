@@ -26,6 +26,8 @@ from hub_cards.evaluation import FILE_NAME, EvaluationError, read_evaluations
 from hub_cards.generator_card import generator_contents, is_generator
 from hub_cards.hub_commit import (
     HubError,
+    check_may_push,
+    check_name,
     commit_files,
     full_name,
     hub_errors,
@@ -59,8 +61,9 @@ def push_to_hub(
         private: visibility of a new repository; one that exists stays as it is.
         revision: branch, made if it is not there; main by default.
         with_code: add the model's code, for trust_remote_code.
-        dry_run: do everything but write to the Hub, and print what would be sent and deleted; card, samples and
-            the files of the Space are kept in a folder.
+        dry_run: do everything but write to the Hub, print what would be sent and deleted, and refuse what the
+            push would refuse, as far as reading tells; card, samples and the files of the Space are kept in
+            a folder.
         evaluation: JSON file of figures; by default evaluation.json in model_dir.
         without_evaluation: publish although there are no figures.
         samples: pictures, or a recording, to show on the card.
@@ -79,8 +82,12 @@ def push_to_hub(
     model_dir = Path(model_dir)
     if space:
         _check_space(model_dir, with_code=with_code, private=private, revision=revision)
+    for one in (repo_id, space):
+        if one is not None:
+            check_name(one)
+    # The card's program needs all of the name.
+    name = _name_on_dry_run(repo_id, space) if dry_run else full_name(repo_id)
     with _folder(keep=dry_run) as made:
-        name = repo_id if dry_run else full_name(repo_id)  # the card's program needs all of it
         contents = prepare_push(
             model_dir,
             name,
@@ -176,6 +183,19 @@ def _check_space(
         raise PushError(_hidden("a private model"))
     if revision:
         raise PushError(f"a Space shows the main branch, not {revision}: leave out --space")
+
+
+def _name_on_dry_run(repo_id: str, space: str | None) -> str:
+    """Refuse what a push would refuse and reading can tell; returns the model's full name, if it can be had."""
+    name = check_may_push(repo_id)
+    if name is None:
+        print("the Hub cannot be asked whether this account may push")
+        return repo_id
+    if space:
+        check_may_push(space, "space")
+        if is_hidden(name):
+            raise PushError(_hidden(name))
+    return name
 
 
 def _hidden(name: str) -> str:

@@ -143,6 +143,57 @@ def test_who_may_not_push(hub, image_folder, monkeypatch, token, repo, says):
     assert "hf_wrong" not in str(caught.value) and "hf_reader" not in str(caught.value)
 
 
+REFUSED = [
+    ("", REPO, None, "hf auth login"),
+    ("hf_wrong", REPO, None, "hf auth login"),
+    ("hf_reader", "reader/tiny", None, "may not write to reader/tiny"),
+    ("hf_reader", REPO, None, "may not write"),
+    ("hf_maker", "elsewhere/tiny", None, "may not write to elsewhere/tiny"),
+    ("hf_maker", "org/hidden", "org/demo", "a Space cannot read org/hidden"),
+    ("hf_maker", "hidden", "org/demo", "a Space cannot read maker/hidden"),
+    ("hf_maker", "org/gated", "org/demo", "a Space cannot read org/gated"),
+    ("hf_maker", REPO, "elsewhere/demo", "may not write to elsewhere/demo"),
+    ("hf_maker", REPO, "no/good/name", "no/good/name"),
+    ("hf_maker", "no/good/name", None, "no/good/name"),
+    ("hf_maker", "org/tiny.git", None, "tiny.git"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize(("token", "repo", "space", "says"), REFUSED)
+def test_a_dry_run_refuses_what_the_push_refuses(
+    hub, image_folder, monkeypatch, token, repo, space, says, dry_run
+):
+    for name, options in (("hidden", {"private": True}), ("gated", {"gated": "auto"})):
+        for owner in ("org", "maker"):
+            hub.add_repo(f"{owner}/{name}", {}, **options)
+    before = set(hub.repositories)
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises((HubError, PushError), match=says):
+        push_to_hub(image_folder, repo, space=space, with_code=bool(space), dry_run=dry_run)
+    if dry_run:
+        assert {method for method, _ in hub.requests} <= {"GET", "HEAD"}
+    if space != "elsewhere/demo":  # of which only its own commit tells
+        assert set(hub.repositories) == before
+
+
+def test_a_dry_run_of_a_bare_name_means_this_account_s(hub, image_folder, capsys):
+    hub.add_repo("tiny", {"README.md": b"a model of the Hub's own"})
+    hub.add_repo("maker/tiny", {"README.md": b"mine"})
+    folder = Path(push_to_hub(image_folder, "tiny", dry_run=True))
+    assert capsys.readouterr().out.startswith("maker/tiny:")
+    assert 'name = "maker/tiny"' in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", ["/api/whoami-v2", "auth-check"])
+def test_a_dry_run_needs_no_hub_that_answers(hub, image_folder, capsys, path):
+    hub.fail("GET", path, times=99, status=503)
+    assert Path(push_to_hub(image_folder, REPO, dry_run=True), "README.md").is_file()
+    said = capsys.readouterr().out
+    assert "cannot be asked" in said and "model.safetensors" in said
+
+
 @pytest.mark.parametrize("path", ["/api/repos/create", "/commit/", "/api/validate-yaml"])
 def test_server_errors_that_go_away(hub, image_folder, path):
     hub.fail("POST", path, times=2, status=503)
