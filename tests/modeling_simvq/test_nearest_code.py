@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from modeling_simvq import nearest_code
 from tests.support.programs import run
 
-search = sys.modules["modeling_simvq.nearest_code"]
+search = sys.modules["modeling_simvq.nearest_code_cpu"]
 
 
 def exact(queries: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:

@@ -114,6 +114,7 @@ def test_the_folder_holds_every_file_that_its_code_imports(tiny_folder):
         "kept_codebook.py",
         "modeling_simvq_image.py",
         "nearest_code.py",
+        "nearest_code_cpu.py",
         "nearest_code_triton.py",
         "quantization_simvq.py",
         "quantization_baselines.py",
