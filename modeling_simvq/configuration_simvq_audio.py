@@ -14,7 +14,7 @@ from .configuration_checks import (
     truth,
     whole_number,
 )
-from .quantization_baselines import QUANTIZERS
+from .quantizer_names import QUANTIZERS
 
 
 class SimVQAudioConfig(PreTrainedConfig):

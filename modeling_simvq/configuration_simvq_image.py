@@ -11,7 +11,7 @@ from .configuration_checks import (
     set_other_fields,
     whole_number,
 )
-from .quantization_baselines import QUANTIZERS
+from .quantizer_names import QUANTIZERS
 
 
 class SimVQImageConfig(PretrainedConfig):

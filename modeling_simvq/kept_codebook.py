@@ -1,4 +1,4 @@
-"""A projected codebook that is kept until the weights it was made from differ.
+"""The projected codebook of SimVQ, kept in evaluation until the weights it was made from differ.
 
 No mark on a tensor shows every write: its version does not count those through ``.data``, a NumPy view, mapped
 memory or another thread, and new weights may come to lie where old ones lay. So the weights themselves are
@@ -11,14 +11,60 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .nearest_code import Book
+from .basis_and_projection import is_plain, layers_of
+from .nearest_code import Book, make_book
 
-_PLAIN = (Tensor, nn.Parameter)
 _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+class KeepsCodebook(nn.Module):
+    """Mixin of SimVQ: makes the codebook when it is needed, keeps it, and drops it when it may have changed.
+
+    Uses `basis`, `projection` and `_project` of the class that takes it.
+    """
+
+    _kept: "KeptCodebook | None" = None
+
+    @torch.no_grad()
+    def _book(self, codes: Tensor | None = None) -> Book:
+        """Return the codebook of the present weights. With `codes`, only these need be right.
+
+        Raises:
+            ValueError: if the codebook holds NaN or infinity.
+        """
+        structure, weights = made_of(self.basis, self.projection)
+        kept = self._kept
+        if kept is not None and kept.made_from(structure, weights, codes):
+            return kept.book
+        self._kept = kept = None  # the old one goes before the new one is made
+        then = copies(weights) if structure else None
+        book = make_book(self.basis, self._project)
+        if book.half.isneginf().any():
+            raise ValueError("the codebook holds NaN or infinity: its training diverged")
+        if then is not None:
+            kept = KeptCodebook(structure, then, book, version(book.codes))
+            # Weights that another thread wrote to meanwhile would stay mixed.
+            if kept.made_from(*made_of(self.basis, self.projection)):
+                self._kept = kept
+        return book
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """Set the mode. Training drops the kept codebook: the next step changes it."""
+        if mode:
+            self._kept = None
+        return super().train(mode)
+
+    def _apply(self, fn, recurse: bool = True) -> nn.Module:
+        self._kept = None  # it does not move along
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict:
+        # A copy or a pickle makes its own codebook.
+        return {**super().__getstate__(), "_kept": None}
+
+
 class KeptCodebook(NamedTuple):
-    """Codes ready to be searched, and what they were made from.
+    """Codebook that is ready to be searched, and what it was made from.
 
     Attributes:
         structure: what is done with the weights, in any form that compares.
@@ -35,7 +81,7 @@ class KeptCodebook(NamedTuple):
     def made_from(
         self, structure: tuple, weights: list[Tensor], codes: Tensor | None = None
     ) -> bool:
-        """Whether these weights would give the same codes: all of them, or those of `codes` (any shape)."""
+        """Return whether these weights give the same codes: all of them, or those of `codes` (any shape)."""
         if version(self.book.codes) != self.version:
             return False
         if structure != self.structure or len(weights) != len(self.weights):
@@ -53,8 +99,21 @@ class KeptCodebook(NamedTuple):
         return all(_same_bits(now, then) for now, then in reversed(pairs))
 
 
+def made_of(basis: Tensor, projection: nn.Module) -> tuple[tuple, list[Tensor]]:
+    """Return what a codebook is made from: the kinds of the layers, or () if they are unknown; C, W, b, ..."""
+    weights, structure = [basis.detach()], []
+    for layer in layers_of(projection):
+        structure.append((type(layer), getattr(layer, "approximate", None)))
+        if not is_plain(layer):
+            return (), weights
+        if isinstance(layer, nn.Linear):
+            # As attributes: that is where parametrizations and functional_call put theirs.
+            weights += [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+    return tuple(structure), weights
+
+
 def copies(weights: list[Tensor]) -> tuple[Tensor, ...] | None:
-    """Copies to compare with, or None where the weights cannot be compared."""
+    """Return copies to compare with, or None where the weights cannot be compared."""
     if not all(map(_comparable, weights)):
         return None
     return tuple(weight.detach().clone(memory_format=torch.contiguous_format) for weight in weights)
@@ -64,7 +123,7 @@ def _comparable(weight: Tensor) -> bool:
     # Not tensors of another kind (sharded, quantized, without values), nor those of a transform of torch.func,
     # which must not live longer than it.
     return (
-        type(weight) in _PLAIN
+        type(weight) in (Tensor, nn.Parameter)
         and not torch._C._functorch.is_functorch_wrapped_tensor(weight)
         and weight.layout == torch.strided
         and weight.device.type != "meta"
@@ -72,12 +131,12 @@ def _comparable(weight: Tensor) -> bool:
 
 
 def version(tensor: Tensor) -> int:
-    """How often a tensor was written to; 0 for one of inference mode, which does not count."""
+    """Return how often a tensor was written to; 0 for one of inference mode, which does not count."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one shape and type are equal bit by bit, NaN and the sign of a zero included."""
+    """Return whether two tensors of one shape and type have the same bits, in NaN and zeros too."""
     one, other = one.detach(), other.detach()
     size = one.element_size()
     # Eight bytes at a time take half as long as four.
@@ -89,22 +148,3 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
     ):
         return torch.equal(one.view(-1).view(torch.int64), other.view(-1).view(torch.int64))
     return torch.equal(one.view(_SAME_SIZE[size]), other.view(_SAME_SIZE[size]))
-
-
-def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer does what its class in torch does, and with nothing but its weight and bias."""
-    if "forward" in layer.__dict__ or has_hooks(layer):
-        return False
-    if type(layer).forward is nn.Linear.forward:
-        return type(layer.weight) in _PLAIN
-    return type(layer).forward in (nn.GELU.forward, nn.Identity.forward)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether something else runs when the module is called."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )

@@ -20,6 +20,7 @@ from .audio_encoder import AudioEncoder
 from .clip_lengths import clip_lengths, mask_of_clips
 from .configuration_checks import truth
 from .configuration_simvq_audio import SimVQAudioConfig
+from .foldable_codebook import FoldableCodebook
 from .integer_codes import integers
 from .quantization_baselines import make_quantizer
 from .quantization_simvq import SimVQ
@@ -124,7 +125,7 @@ class SimVQAudioPreTrainedModel(VerifiedDownload, PreTrainedAudioTokenizerBase):
             module.reset_parameters()
 
 
-class SimVQAudioModel(SimVQAudioPreTrainedModel):
+class SimVQAudioModel(FoldableCodebook, SimVQAudioPreTrainedModel):
     """Waveforms to codes and codes to waveforms.
 
     Any length from one sample upwards works; a length that is no multiple of ``config.hop_length`` comes
@@ -185,12 +186,6 @@ class SimVQAudioModel(SimVQAudioPreTrainedModel):
     def disable_chunking(self) -> None:
         """Decode every clip whole again."""
         self._decoder_chunks = None
-
-    def fold_codebook(self) -> None:
-        """Make the effective codebook the stored one, for export: W becomes the identity. Codes stay."""
-        self.quantizer.fold_codebook()
-        self.config = copy.deepcopy(self.config)  # other models may have been made with it
-        self.config.quantizer_options = {}
 
     def encode(
         self,

@@ -4,7 +4,6 @@ The architecture is the attention-free VQGAN of the SimVQ authors (arXiv 2411.02
 tested against outputs of their code, tests/fixtures/image_*).
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from .configuration_simvq_image import SimVQImageConfig
+from .foldable_codebook import FoldableCodebook
 from .integer_codes import integers
 from .quantization_baselines import make_quantizer
 from .quantization_simvq import SimVQ
@@ -194,7 +194,7 @@ class SimVQImagePreTrainedModel(VerifiedDownload, PreTrainedModel):
             module.reset_parameters()
 
 
-class SimVQImageModel(SimVQImagePreTrainedModel):
+class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
     """Pictures to codes and codes to pictures.
 
     Any height and width from one token upwards works; sizes that are not multiples of
@@ -237,12 +237,6 @@ class SimVQImageModel(SimVQImagePreTrainedModel):
     def disable_tiling(self) -> None:
         """Encode and decode every picture whole again."""
         self._tiling = None
-
-    def fold_codebook(self) -> None:
-        """Make the effective codebook the stored one, for export: W becomes the identity. Codes stay."""
-        self.quantizer.fold_codebook()
-        self.config = copy.deepcopy(self.config)  # other models may have been made with it
-        self.config.quantizer_options = {}
 
     def encode(
         self, pixel_values: Tensor, return_dict: bool | None = None

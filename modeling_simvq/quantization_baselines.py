@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .float32_module import Float32Module, check_float32, float32_by_default
-from .integer_codes import integers, outside
+from .float32_module import float32_by_default
 from .nearest_code import nearest_code
 from .quantization_simvq import SimVQ
+from .quantizer import Quantizer
+from .straight_through import with_gradient_of
 
-QUANTIZERS = ("simvq", "vq", "vq_ema", "fc", "fsq", "lfq", "lc")
 # Levels per dimension of FSQ: those of its paper (arXiv 2309.15505, section 4.1), and 262,144.
 FSQ_LEVELS = {
     240: [8, 6, 5],
@@ -29,7 +29,7 @@ FSQ_LEVELS = {
 
 
 def make_quantizer(config) -> nn.Module:
-    """The quantizer of a model's configuration.
+    """Return the quantizer of a model's configuration.
 
     - "simvq": SimVQ. Options: its arguments.
     - "vq" (VQGAN): a codebook trained by the gradient of the codes that were picked.
@@ -64,67 +64,25 @@ def make_quantizer(config) -> nn.Module:
         raise ValueError(f"quantizer_options of {name!r}: {error}") from error
 
 
-class Quantizer(Float32Module):
-    """What SimVQ offers, around `inner`, a module of vector-quantize-pytorch. Computes and stays in float32."""
+class RowQuantizer(Quantizer):
+    """Quantizer around `inner`, a module of vector-quantize-pytorch, which takes rows (N, d).
 
-    def __init__(self, codebook_size: int, codebook_dim: int):
-        super().__init__()
-        self.codebook_size, self.codebook_dim = codebook_size, codebook_dim
+    A subclass implements `_quantize_rows` and `_vectors`. Gradients are copied from layout to layout, which
+    SimVQ saves (straight_through.py): it would double the time of its backward pass.
+    """
 
-    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents (B, d, *spatial) to quantized ones, codes (B, *spatial) and the loss: see SimVQ."""
-        if latents.ndim < 2 or latents.shape[1] != self.codebook_dim:
-            raise ValueError(
-                f"the quantizer takes latents (B, {self.codebook_dim}, *spatial), got {tuple(latents.shape)}"
-            )
-        if not (self.training or torch.compiler.is_compiling() or latents.isfinite().all()):
-            raise ValueError("latents hold NaN or infinity")
-        self._check_types()
-        with torch.autocast(device_type=latents.device.type, enabled=False):
-            rows = latents.float().movedim(1, -1)
-            shape, rows = rows.shape, rows.reshape(-1, self.codebook_dim)
-            quantized, codes, loss = self._quantize(rows)
-        quantized = quantized.view(shape).movedim(-1, 1).contiguous()
-        return quantized.to(latents.dtype), codes.long().view(shape[:-1]), loss
+    def _quantize(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows = latents.movedim(1, -1)
+        quantized, codes, loss = self._quantize_rows(rows.reshape(-1, self.codebook_dim))
+        return quantized.view(rows.shape).movedim(-1, 1).contiguous(), codes, loss
 
-    def lookup(self, codes: Tensor) -> Tensor:
-        """Vectors (B, d, *spatial) float32 of codes (B, *spatial): see SimVQ."""
-        codes = integers("codes", codes, next(self.inner.buffers()).device)
-        if not torch.compiler.is_compiling():
-            wrong = outside(codes, self.codebook_size)
-            if wrong is not None:
-                raise ValueError(
-                    f"code {wrong} is out of range: this codebook has {self.codebook_size} codes"
-                )
-        self._check_types()
-        with torch.autocast(device_type=codes.device.type, enabled=False):
-            return self._vectors(codes).movedim(-1, 1).contiguous()
-
-    @torch.no_grad()
-    def codebook(self) -> Tensor:
-        """The vectors of all codes, (K, d) float32, without gradient."""
-        self._check_types()
-        device = next(self.inner.buffers()).device
-        return self._vectors(torch.arange(self.codebook_size, device=device))
-
-    def _check_types(self) -> None:
-        for name, tensor in (*self.inner.named_parameters(), *self.inner.named_buffers()):
-            check_float32(name, tensor)
-
-    def _quantize(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows (N, d) to their quantized rows, straight through, codes (N,) and the loss ()."""
+    def _quantize_rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return quantized rows (N, d), with the gradient for the encoder, codes (N,) and the loss ()."""
         raise NotImplementedError
 
-    def _vectors(self, codes: Tensor) -> Tensor:
-        """Vectors (..., d) of codes (...)."""
-        raise NotImplementedError
 
-    def extra_repr(self) -> str:
-        return f"codebook_size={self.codebook_size}, codebook_dim={self.codebook_dim}"
-
-
-class CodebookQuantizer(Quantizer):
-    """A trained table of codes: "vq", "vq_ema" and "fc" of make_quantizer.
+class CodebookQuantizer(RowQuantizer):
+    """Quantizer with a trained table of codes: "vq", "vq_ema" and "fc" of make_quantizer.
 
     Args:
         commitment_cost: beta.
@@ -163,7 +121,7 @@ class CodebookQuantizer(Quantizer):
         table = self.inner.codebook.float()
         return F.normalize(table, dim=1) if self.unit_length else table
 
-    def _quantize(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _quantize_rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z, table = self.inner.project_in(rows), self._table()
         if self.unit_length:
             z = F.normalize(z, dim=1)
@@ -174,7 +132,7 @@ class CodebookQuantizer(Quantizer):
             loss = loss + F.mse_loss(q, z.detach())
         elif self.training:
             self._move_averages(rows.detach(), codes)
-        return self.inner.project_out(_straight_through(z, q)), codes, loss
+        return self.inner.project_out(with_gradient_of(z, q)), codes, loss
 
     @torch.no_grad()
     def _move_averages(self, rows: Tensor, codes: Tensor) -> None:
@@ -195,7 +153,7 @@ class CodebookQuantizer(Quantizer):
         return self.inner.project_out(F.embedding(codes, self._table()))
 
 
-class FSQuantizer(Quantizer):
+class FSQuantizer(RowQuantizer):
     """Finite scalar quantization, "fsq" of make_quantizer. It needs no loss."""
 
     def __init__(self, codebook_size: int, codebook_dim: int, *, levels: list[int] | None = None):
@@ -214,7 +172,7 @@ class FSQuantizer(Quantizer):
             )
         self.inner = _load("FSQ", levels=list(levels), dim=codebook_dim)
 
-    def _quantize(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _quantize_rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         quantized, codes = self.inner(rows[None])
         return quantized[0], codes[0], rows.new_zeros(())
 
@@ -222,7 +180,7 @@ class FSQuantizer(Quantizer):
         return self.inner.project_out(F.embedding(codes, self.inner.implicit_codebook))
 
 
-class LFQuantizer(Quantizer):
+class LFQuantizer(RowQuantizer):
     """Lookup-free quantization, "lfq" of make_quantizer. Its loss can be negative: it rewards entropy."""
 
     def __init__(self, codebook_size: int, codebook_dim: int, commitment_cost: float, **options):
@@ -232,7 +190,7 @@ class LFQuantizer(Quantizer):
         options = {"commitment_loss_weight": commitment_cost, **options}
         self.inner = _load("LFQ", dim=codebook_dim, codebook_size=codebook_size, **options)
 
-    def _quantize(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _quantize_rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         quantized, codes, loss = self.inner(rows[None])
         return quantized[0], codes[0], loss
 
@@ -240,13 +198,8 @@ class LFQuantizer(Quantizer):
         return self.inner.project_out(F.embedding(codes, self.inner.codebook))
 
 
-def _straight_through(z: Tensor, q: Tensor) -> Tensor:
-    # The value is q to the last bit, so that decoding the codes gives the same picture.
-    return q.detach() + (z - z.detach())
-
-
 def _load(name: str, **arguments) -> nn.Module:
-    """A module of vector-quantize-pytorch."""
+    """Return a module of vector-quantize-pytorch."""
     try:
         import vector_quantize_pytorch
     except ImportError as error:

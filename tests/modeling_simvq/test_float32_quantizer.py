@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModel
 
 from modeling_simvq import SimVQ, SimVQAudioConfig, SimVQAudioModel, SimVQImageConfig
-from modeling_simvq.quantization_baselines import QUANTIZERS
+from modeling_simvq.quantizer_names import QUANTIZERS
 
 IMAGE = {"base_channels": 32, "channel_multipliers": [1, 1], "num_res_blocks": 1}
 OPTIONS = {"lc": {"basis_dim": 8}, "fsq": {"levels": [16, 16]}}

@@ -18,7 +18,7 @@ from modeling_simvq import (
 )
 from modeling_simvq.code_cross_entropy import chunked_cross_entropy
 from modeling_simvq.integer_codes import INTEGER_TYPES, integers
-from modeling_simvq.quantization_baselines import QUANTIZERS
+from modeling_simvq.quantizer_names import QUANTIZERS
 
 K = 64
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "codebook_size": K}

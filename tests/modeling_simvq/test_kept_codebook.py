@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
-from modeling_simvq import SimVQ
-from modeling_simvq import quantization_simvq as quantization
+from modeling_simvq import SimVQ, kept_codebook
 
 K, D = 64, 8
 
@@ -299,8 +298,8 @@ def test_a_write_while_the_codebook_is_made_is_not_kept(monkeypatch):
         quantizer.projection.weight.data.mul_(2)
         return book
 
-    make_book = quantization.make_book
-    monkeypatch.setattr(quantization, "make_book", slow)
+    make_book = kept_codebook.make_book
+    monkeypatch.setattr(kept_codebook, "make_book", slow)
     quantizer.codebook()
     monkeypatch.undo()
     assert torch.equal(quantizer.codebook(), copy.deepcopy(quantizer).codebook())

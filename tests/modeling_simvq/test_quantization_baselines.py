@@ -10,10 +10,10 @@ from modeling_simvq import SimVQAudioConfig, SimVQAudioModel, SimVQImageConfig, 
 from modeling_simvq.nearest_code import nearest_code
 from modeling_simvq.quantization_baselines import (
     FSQ_LEVELS,
-    QUANTIZERS,
     CodebookQuantizer,
     make_quantizer,
 )
+from modeling_simvq.quantizer_names import QUANTIZERS
 from tests.support.programs import run
 
 vector_quantize_pytorch = pytest.importorskip("vector_quantize_pytorch")

@@ -105,10 +105,12 @@ def test_with_the_package_no_remote_code_is_needed(tiny_folder, reference, tmp_p
 def test_the_folder_holds_every_file_that_its_code_imports(tiny_folder):
     names = {path.name for path in tiny_folder.glob("*.py")}
     assert names == {
+        "basis_and_projection.py",
         "configuration_checks.py",
         "configuration_simvq_image.py",
         "float32_module.py",
         "float32_product.py",
+        "foldable_codebook.py",
         "image_processing_simvq.py",
         "integer_codes.py",
         "kept_codebook.py",
@@ -118,6 +120,9 @@ def test_the_folder_holds_every_file_that_its_code_imports(tiny_folder):
         "nearest_code_triton.py",
         "quantization_simvq.py",
         "quantization_baselines.py",
+        "quantizer.py",
+        "quantizer_names.py",
+        "straight_through.py",
         "tiling.py",
         "verified_download.py",
     }

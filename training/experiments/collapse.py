@@ -5,7 +5,7 @@ python -m training.experiments.collapse dataset=path/to/pictures codebook_featur
 The features are for VQGAN-LC: python training/external_features.py makes them; without, it is left out.
 """
 
-from modeling_simvq.quantization_baselines import QUANTIZERS
+from modeling_simvq.quantizer_names import QUANTIZERS
 from training.experiments.report import NAMES, by_variant, mean, new_figure, table, write
 from training.experiments.runs import parse_plan, run_all
 

@@ -24,7 +24,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from modeling_simvq import SimVQImageConfig
-from modeling_simvq.quantization_baselines import QUANTIZERS, make_quantizer
+from modeling_simvq.quantization_baselines import make_quantizer
+from modeling_simvq.quantizer_names import QUANTIZERS
 from training.codebook.usage import CodeUsage
 from training.experiments.collapse import FSQ_SIZES
 from training.experiments.report import NAMES, new_figure, publish, settings_hash

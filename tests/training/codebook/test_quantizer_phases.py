@@ -2,7 +2,7 @@
 
 import pytest
 
-from modeling_simvq.quantization_baselines import QUANTIZERS
+from modeling_simvq.quantizer_names import QUANTIZERS
 from tests.training.support.quantizer_phases import change
 
 

@@ -15,7 +15,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from PIL import Image
 from safetensors.torch import load_file
 
-from modeling_simvq.quantization_baselines import QUANTIZERS
+from modeling_simvq.quantizer_names import QUANTIZERS
 from tests.support.programs import REPOSITORY, TWO_RANKS, free_port, launch
 from tests.training.support import two_ranks
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from modeling_simvq import SimVQImageConfig, SimVQImageModel
-from modeling_simvq.quantization_baselines import QUANTIZERS
+from modeling_simvq.quantizer_names import QUANTIZERS
 from tests.training.support.tiny_recipe import TINY, build_tiny_recipe
 from training.loop.trainer import Trainer
 from training.recipes.run import make_accelerator
