@@ -42,7 +42,7 @@ class KeepsCodebook(nn.Module):
         if book.half.isneginf().any():
             raise ValueError("the codebook holds NaN or infinity: its training diverged")
         if then is not None:
-            kept = KeptCodebook(structure, then, book, version(book.codes))
+            kept = KeptCodebook(structure, then, book)
             # Weights that another thread wrote to meanwhile would stay mixed.
             if kept.made_from(*made_of(self.basis, self.projection)):
                 self._kept = kept
@@ -69,21 +69,17 @@ class KeptCodebook(NamedTuple):
     Attributes:
         structure: what is done with the weights, in any form that compares.
         weights: copies; the first one is the basis (K, m), a row for each code.
-        book: what was made of them.
-        version: of book.codes, which callers of SimVQ.codebook hold too.
+        book: what was made of them. It never leaves the quantizer: writes to it would not be seen.
     """
 
     structure: tuple
     weights: tuple[Tensor, ...]
     book: Book
-    version: int
 
     def made_from(
         self, structure: tuple, weights: list[Tensor], codes: Tensor | None = None
     ) -> bool:
         """Return whether these weights give the same codes: all of them, or those of `codes` (any shape)."""
-        if version(self.book.codes) != self.version:
-            return False
         if structure != self.structure or len(weights) != len(self.weights):
             return False
         pairs = list(zip(weights, self.weights, strict=True))
@@ -128,11 +124,6 @@ def _comparable(weight: Tensor) -> bool:
         and weight.layout == torch.strided
         and weight.device.type != "meta"
     )
-
-
-def version(tensor: Tensor) -> int:
-    """Return how often a tensor was written to; 0 for one of inference mode, which does not count."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

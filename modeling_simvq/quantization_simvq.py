@@ -124,7 +124,7 @@ class SimVQ(KeepsCodebook, Quantizer):
 
     @torch.no_grad()
     def codebook(self) -> Tensor:
-        """Return the effective codebook ``C W^T + b``, (K, d) float32, without gradient. Do not modify it.
+        """Return the effective codebook ``C W^T + b``, (K, d) float32, without gradient: a copy.
 
         In evaluation it is computed once and kept, with the norms that the search needs, until W, b or C
         changes in any way: every use compares them, bit by bit, with copies of what they were. Where W is
@@ -132,7 +132,10 @@ class SimVQ(KeepsCodebook, Quantizer):
         nothing is kept.
         """
         self._check_float32()
-        return self._project(self._rows()) if self._codebook_moves() else self._book().codes
+        # What is kept never leaves: a caller may write to it in ways that no one sees.
+        return (
+            self._project(self._rows()) if self._codebook_moves() else self._book().codes
+        ).clone()
 
     @torch.no_grad()
     def fold_codebook(self) -> None:

@@ -88,7 +88,7 @@ class Quantizer(Float32Module):
 
     @torch.no_grad()
     def codebook(self) -> Tensor:
-        """Return the vectors of all codes, (K, d) float32, without gradient. Do not modify them."""
+        """Return the vectors of all codes, (K, d) float32, without gradient: a copy."""
         self._check_float32()
         return self._vectors(torch.arange(self.codebook_size, device=self._device()))
 

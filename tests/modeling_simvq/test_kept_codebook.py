@@ -233,20 +233,63 @@ def test_plain_vq_follows_its_table():
     assert torch.equal(quantizer.codebook(), quantizer.basis)
 
 
-def test_a_caller_that_writes_to_the_codebook_changes_no_codes():
+def written_in_numpy(codebook):
+    numbers = codebook.numpy()
+    numbers /= np.linalg.norm(numbers, axis=1, keepdims=True)
+
+
+def written_in_inference_mode(codebook):
+    with torch.inference_mode():
+        codebook.div_(codebook.norm(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize("mode", ["evaluation", "training", "made in inference mode"])
+@pytest.mark.parametrize("options", [{}, {"train_projection": False}, {"projection_hidden_dim": 4}])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda codebook: codebook.sub_(codebook.mean(dim=0)),
+        lambda codebook: codebook.data.mul_(3),
+        lambda codebook: codebook.detach().zero_(),
+        written_in_numpy,
+        written_in_inference_mode,
+    ],
+)
+def test_a_caller_that_writes_to_the_codebook_changes_no_codes(write, options, mode):
+    quantizer = SimVQ(K, D, **options).train(mode == "training")
+    latents = torch.randn(2, D, 50)
+    with torch.inference_mode(mode == "made in inference mode"):
+        before = quantizer(latents)[1]
+        held = quantizer.codebook()
+        same = held.clone()
+        if mode == "made in inference mode":
+            write(held)
+    if mode != "made in inference mode":
+        write(held)
+    assert not torch.equal(held, same)
+    with torch.no_grad():
+        assert torch.equal(quantizer.codebook(), same)
+        assert torch.equal(quantizer(latents)[1], before)
+        assert torch.equal(quantizer.lookup(before).movedim(1, -1), same[before])
+
+
+def test_what_forward_and_lookup_return_is_not_what_is_kept():
     quantizer = SimVQ(K, D).eval()
-    held = quantizer.codebook()
-    before = held.clone()
-    held.sub_(held.mean(dim=0))
-    assert torch.equal(quantizer.codebook(), before)
+    with torch.no_grad():
+        quantized, codes, _ = quantizer(torch.randn(1, D, K))
+        first = quantizer.codebook()
+        for given in (quantized, quantizer.lookup(codes), quantizer.lookup([[0]])):
+            given.data.mul_(3)
+    assert torch.equal(quantizer.codebook(), first)
+    assert torch.equal(quantizer._kept.book.codes, first)
 
 
 def test_unchanged_weights_keep_the_codebook():
     quantizer = SimVQ(K, D).eval()
-    kept = quantizer.codebook().data_ptr()
+    kept = quantizer._book().codes.data_ptr()
     quantizer.load_state_dict(quantizer.state_dict())
     quantizer.projection.weight.data.mul_(1)
-    assert quantizer.codebook().data_ptr() == kept
+    assert quantizer._book().codes.data_ptr() == kept
 
 
 def test_weights_in_mapped_memory(tmp_path):

@@ -75,6 +75,20 @@ def test_trained_saved_and_loaded_by_name(name, tmp_path):
     assert torch.allclose(codebook[encoded.image_codes[0, 0, 0]], vectors[0, :, 0, 0], atol=1e-6)
 
 
+@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("training", [False, True])
+def test_the_codebook_is_the_caller_s(name, training):
+    """Writing to it writes to no weight."""
+    quantizer = make_quantizer(image_config(name)).train(training)
+    before = {key: value.clone() for key, value in quantizer.state_dict().items()}
+    first = quantizer.codebook().clone()
+    quantizer.codebook().data.mul_(3)
+    with torch.inference_mode():
+        quantizer.codebook().zero_()
+    assert all(value.equal(before[key]) for key, value in quantizer.state_dict().items())
+    assert torch.equal(quantizer.codebook(), first)
+
+
 @pytest.mark.parametrize("name", ["vq_ema", "fsq", "lfq"])
 def test_the_audio_model_takes_them_too(name):
     config = SimVQAudioConfig(
