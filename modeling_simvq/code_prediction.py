@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .code_cross_entropy import chunked_cross_entropy
 from .configuration_simvq_generation import SimVQGenerationConfig
+from .hooked_weights import brings_weights
 
 
 class PlainCodes(nn.Module):
@@ -27,10 +28,12 @@ class PlainCodes(nn.Module):
         """Token ids (B, n) to vectors (B, n, d)."""
         return self.table(token_ids)
 
+    @brings_weights
     def loss(self, hidden: Tensor, codes: Tensor) -> Tensor:
         """Mean cross-entropy of codes (N,) after hidden states (N, d)."""
         return chunked_cross_entropy(hidden, self._output_table(), codes)
 
+    @brings_weights
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (B, n, d) to logits (B, n, K)."""
         return F.linear(hidden, self._output_table())
@@ -74,6 +77,7 @@ class FactorizedCodes(nn.Module):
         vectors = self.cell_table(cells) + self.place_table(places)
         return torch.where(is_code[..., None], vectors, self.start_table(starts))
 
+    @brings_weights
     def loss(self, hidden: Tensor, codes: Tensor) -> Tensor:
         """Mean cross-entropy of codes (N,) after hidden states (N, d)."""
         cells, places = self._factors(codes)
@@ -83,6 +87,7 @@ class FactorizedCodes(nn.Module):
             within, place_weight, places
         )
 
+    @brings_weights
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (B, n, d) to log-probabilities (B, n, K), float32."""
         cell_weight, place_weight = self._output_tables()

@@ -21,6 +21,7 @@ from .clip_lengths import clip_lengths, mask_of_clips
 from .configuration_checks import truth
 from .configuration_simvq_audio import SimVQAudioConfig
 from .foldable_codebook import FoldableCodebook
+from .hooked_weights import computing_type, running_device
 from .integer_codes import integers
 from .quantization_baselines import make_quantizer
 from .quantization_simvq import SimVQ
@@ -214,7 +215,7 @@ class SimVQAudioModel(FoldableCodebook, SimVQAudioPreTrainedModel):
         chunk = None
         if not torch.is_grad_enabled():
             chunk = max(1, round(ENCODER_CHUNK_SECONDS * self.config.frame_rate))
-        dtype = self.decoder.conv_in.weight.dtype
+        dtype = computing_type(self.decoder.conv_in)
         latents, frames = self.encoder(input_values.to(dtype), lengths, chunk)
         batch, _, width = latents.shape
         if frames is None:
@@ -250,7 +251,7 @@ class SimVQAudioModel(FoldableCodebook, SimVQAudioPreTrainedModel):
                 "decode takes either audio_codes or quantized_latents, exactly one of them"
             )
         if audio_codes is not None:
-            audio_codes = integers("audio_codes", audio_codes, self.device)
+            audio_codes = integers("audio_codes", audio_codes, running_device(self))
             if audio_codes.ndim != 3 or audio_codes.shape[1] != 1 or audio_codes.numel() == 0:
                 raise ValueError(
                     f"audio_codes must be (B, 1, T) and not empty, got shape {tuple(audio_codes.shape)}"
@@ -299,7 +300,7 @@ class SimVQAudioModel(FoldableCodebook, SimVQAudioPreTrainedModel):
         return everything.mT.contiguous(), all_codes, commitment_loss
 
     def _decode_latents(self, latents: Tensor, mask: Tensor | None) -> Tensor:
-        latents = latents.to(self.decoder.conv_in.weight.dtype)
+        latents = latents.to(computing_type(self.decoder.conv_in))
         if mask is not None:
             latents = latents.masked_fill(~mask, 0)
         # Convolutions round differently in different layouts, and a single frame is contiguous in several:

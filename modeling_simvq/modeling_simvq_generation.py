@@ -21,6 +21,7 @@ from .configuration_simvq_generation import (
     SimVQImageGenerationConfig,
 )
 from .generation_options import FIXED, check_forward, check_options, seeded, sequences
+from .hooked_weights import running_device
 from .integer_codes import integers, outside
 from .verified_download import VerifiedDownload
 
@@ -114,7 +115,7 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
         }
         if kwargs.setdefault("do_sample", True):
             kwargs |= settings
-        with seeded(generator, self.device):
+        with seeded(generator, running_device(self)):
             return self.generate(tokens, max_new_tokens=length, **FIXED, **kwargs)
 
     def _learn(
@@ -133,7 +134,7 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
 
     def _integers(self, name: str, values) -> Tensor:
         # Tensors stay where they are, and a replica of DataParallel does not know its own device.
-        return integers(name, values, None if isinstance(values, Tensor) else self.device)
+        return integers(name, values, None if isinstance(values, Tensor) else running_device(self))
 
     def _check_codes(self, codes: Tensor) -> None:
         # On a GPU in training this would wait for the device, which itself refuses such codes in the loss.
@@ -243,9 +244,9 @@ class SimVQForImageGeneration(SimVQGenerationModel):
         starts = self.start_tokens(
             class_labels, 1 if class_labels is None else class_labels.numel()
         )
-        starts = starts.repeat_interleave(each, dim=0).to(self.device)
+        starts = starts.repeat_interleave(each, dim=0).to(running_device(self))
         if guided:
-            nulls = self.start_tokens(None, len(starts)).to(self.device)
+            nulls = self.start_tokens(None, len(starts)).to(running_device(self))
             kwargs |= {"guidance_scale": float(guidance_scale), "negative_prompt_ids": nulls}
         tokens = self._continue(
             starts, height * width, temperature, top_k, top_p, generator, **kwargs
@@ -354,7 +355,7 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
             full = torch.full((len(audio_codes),), audio_codes.shape[2])
             lengths = full if mask is None else mask.sum(dim=1)
         codes, lengths = (
-            value.to(self.device).repeat_interleave(each, dim=0)
+            value.to(running_device(self)).repeat_interleave(each, dim=0)
             for value in (audio_codes[:, 0], lengths)
         )
         longest = codes.shape[1]
@@ -365,7 +366,7 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
             )
         # Shorter prompts are padded on the left, so that all go on at the same position.
         padding = (longest - lengths)[:, None]
-        place = torch.arange(-1, longest, device=self.device) - padding
+        place = torch.arange(-1, longest, device=running_device(self)) - padding
         with_start = torch.nn.functional.pad(codes, (1, 0), value=self.config.codebook_size)
         tokens = self._continue(
             with_start.gather(1, (place + 1).clamp(min=0)),
@@ -379,7 +380,7 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
         )
         whole = tokens[:, 1:]
         padding = padding.repeat_interleave(len(whole) // len(padding), dim=0)  # of several beams
-        place = torch.arange(longest + num_codes, device=self.device) + padding
+        place = torch.arange(longest + num_codes, device=running_device(self)) + padding
         mask = place < whole.shape[1]
         whole = whole.gather(1, place.clamp(max=whole.shape[1] - 1)).where(mask, 0)
         return GeneratedAudioCodes(whole[:, None], mask[:, None])

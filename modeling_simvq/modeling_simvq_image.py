@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_simvq_image import SimVQImageConfig
 from .foldable_codebook import FoldableCodebook
+from .hooked_weights import computing_type, running_device
 from .integer_codes import integers
 from .quantization_baselines import make_quantizer
 from .quantization_simvq import SimVQ
@@ -274,7 +275,7 @@ class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
                 "decode takes either image_codes or quantized_latents, exactly one of them"
             )
         if image_codes is not None:
-            image_codes = integers("image_codes", image_codes, self.device)
+            image_codes = integers("image_codes", image_codes, running_device(self))
             if image_codes.ndim != 3 or image_codes.numel() == 0:
                 raise ValueError(
                     f"image_codes must be (B, h, w) and not empty, got shape {tuple(image_codes.shape)}"
@@ -302,7 +303,7 @@ class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
 
     def _encode_latents(self, pixel_values: Tensor) -> Tensor:
         self._check_pixels(pixel_values)
-        pixel_values = pixel_values.to(self.encoder.conv_in.weight.dtype)
+        pixel_values = pixel_values.to(computing_type(self.encoder.conv_in))
         if self._tiling is None or torch.is_grad_enabled():
             return self.encoder(pixel_values)
         tile, overlap = self._tiling
@@ -327,7 +328,7 @@ class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
             )
         if not latents.is_floating_point():
             raise ValueError(f"quantized_latents must be floating point, got {latents.dtype}")
-        latents = latents.to(self.decoder.conv_in.weight.dtype)
+        latents = latents.to(computing_type(self.decoder.conv_in))
         if self._tiling is None or torch.is_grad_enabled():
             return self.decoder(latents)
         tile, overlap = self._tiling

@@ -18,6 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from .class_names import class_label, class_labels
 from .configuration_checks import refuse_unknown
+from .hooked_weights import running_device
 from .pipeline_component import SimVQModelComponent, SimVQProcessorComponent
 
 if TYPE_CHECKING:
@@ -227,7 +228,9 @@ class SimVQImagePipeline(DiffusionPipeline):
         if output_type == "latent":
             return codes
         _load_offloaded(self.tokenizer)
-        pixels = self.tokenizer.decode(image_codes=codes.to(self.tokenizer.device)).pixel_values
+        pixels = self.tokenizer.decode(
+            image_codes=codes.to(running_device(self.tokenizer))
+        ).pixel_values
         if output_type == "pil":
             return self.processor.post_process(pixels)
         if output_type == "np":

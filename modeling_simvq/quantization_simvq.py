@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .basis_and_projection import check_options, fill_basis, make_projection, project
 from .float32_module import Float32Linear
+from .hooked_weights import brings_weights, is_offloaded
 from .kept_codebook import KeepsCodebook
 from .nearest_code import Book, nearest_code
 from .quantizer import Quantizer
@@ -122,6 +123,7 @@ class SimVQ(KeepsCodebook, Quantizer):
         # Frozen means frozen, also after someone's model.requires_grad_(True).
         return self.basis if self.train_basis else self.basis.detach()
 
+    @brings_weights
     @torch.no_grad()
     def codebook(self) -> Tensor:
         """Return the effective codebook ``C W^T + b``, (K, d) float32, without gradient: a copy.
@@ -142,7 +144,14 @@ class SimVQ(KeepsCodebook, Quantizer):
         """Put the effective codebook in the place of C; W is then the identity and b zero. For export.
 
         Codes, vectors and the state's names stay, whatever the projection was.
+
+        Raises:
+            ValueError: if accelerate keeps the weights elsewhere, or one is not float32.
         """
+        if is_offloaded(self):
+            raise ValueError(
+                "the quantizer's weights are offloaded: fold a model that was loaded without device_map"
+            )
         self._check_float32()
         codebook = self._project(self.basis)
         self.basis = nn.Parameter(codebook.to(self.basis.dtype))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .float32_module import Float32Module, check_float32
+from .hooked_weights import brings_weights
 from .integer_codes import integers, outside
 
 
@@ -25,6 +26,7 @@ class Quantizer(Float32Module):
         super().__init__()
         self.codebook_size, self.codebook_dim = codebook_size, codebook_dim
 
+    @brings_weights
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Replace every latent vector by a code.
 
@@ -60,6 +62,7 @@ class Quantizer(Float32Module):
         batch, _, *spatial = latents.shape
         return quantized.to(latents.dtype), codes.long().view(batch, *spatial), loss
 
+    @brings_weights
     def lookup(self, codes: Tensor) -> Tensor:
         """Return the vectors of codes.
 
@@ -71,8 +74,10 @@ class Quantizer(Float32Module):
             mode, and the same to rounding for the others.
 
         Raises:
-            ValueError: if the codes are not integers, or one lies outside [0, K); if a weight is not float32.
+            ValueError: if the codes are not integers, or one lies outside [0, K); if a weight is not float32
+                or has no values.
         """
+        self._check_float32()
         codes = integers("codes", codes, self._device())
         if not torch.compiler.is_compiling():
             wrong = outside(codes, self.codebook_size)
@@ -81,11 +86,11 @@ class Quantizer(Float32Module):
                     f"code {wrong} is out of range: this codebook has {self.codebook_size} codes, "
                     f"0 to {self.codebook_size - 1}"
                 )
-        self._check_float32()
         with torch.autocast(device_type=codes.device.type, enabled=False):
             # Contiguous, as in forward: convolutions round differently in different memory layouts.
             return self._vectors(codes).movedim(-1, 1).contiguous()
 
+    @brings_weights
     @torch.no_grad()
     def codebook(self) -> Tensor:
         """Return the vectors of all codes, (K, d) float32, without gradient: a copy."""
@@ -120,6 +125,10 @@ class Quantizer(Float32Module):
 
     def _check_float32(self) -> None:
         for name, tensor in self._tensors():
+            if tensor.device.type == "meta":
+                raise ValueError(
+                    f"{name} of the quantizer has no values (it is on the meta device): load the weights first"
+                )
             check_float32(name, tensor)
 
     def extra_repr(self) -> str:
