@@ -131,6 +131,13 @@ def _declared(window: _Window, place: int, frame: _Frame) -> int | None:
     return None
 
 
+def _declared_bytes(window: _Window, place: int, frame: _Frame) -> int:
+    """Bytes of the stream that a Xing header at `place` declares, its own included; 0 if it declares none."""
+    tag = window.read(place + frame.tag_at, 16)
+    at = 12 if tag[7] & 1 else 8
+    return int.from_bytes(tag[at : at + 4], "big") if tag[:4] != b"VBRI" and tag[7] & 2 else 0
+
+
 def _next_frame(window: _Window, place: int) -> int | None:
     """Where the next two frames of one stream stand, or one that is the file's last."""
     for begin in range(place, min(window.end, place + FURTHEST_FRAME), WINDOW):
@@ -150,12 +157,11 @@ def _next_frame(window: _Window, place: int) -> int | None:
 def mpeg_pieces(file: BinaryIO, begin: int = 0, end: int | None = None) -> list[Piece]:
     """The streams of an MPEG audio file, every frame counted; [] for one of a free bit rate, which is constant.
 
-    A file that ends within a frame gives what it has.
-
     Raises:
-        UnreadableSample: if a header declares more frames than there are, or something that is neither a frame
-            nor a tag stands between frames.
+        UnreadableSample: if the file was cut (it ends within a frame, or a header declares more frames than
+            there are), or something that is neither a frame nor a tag stands between frames.
     """
+    contained = end is not None
     end = file_size(file) if end is None else end
     window = _Window(file, end)
     place = begin
@@ -166,7 +172,7 @@ def mpeg_pieces(file: BinaryIO, begin: int = 0, end: int | None = None) -> list[
         return []
     pieces = []
     while place is not None:
-        piece, place = _stream(window, place)
+        piece, place = _stream(window, place, contained)
         if piece is not None:
             pieces.append(piece)
         _check_number(pieces)
@@ -181,8 +187,12 @@ def mpeg_pieces(file: BinaryIO, begin: int = 0, end: int | None = None) -> list[
     return pieces
 
 
-def _stream(window: _Window, begin: int) -> tuple[Piece | None, int]:
-    """The stream that begins at a frame, and where it ends."""
+def _stream(window: _Window, begin: int, contained: bool) -> tuple[Piece | None, int]:
+    """The stream that begins at a frame, and where it ends.
+
+    Args:
+        contained: whether a WAV file says how long it is, which may end within a frame.
+    """
     first = _frame(window.read(begin, 4))
     declared = _declared(window, begin, first)
     place = sound = begin if declared is None else begin + first.size
@@ -196,8 +206,13 @@ def _stream(window: _Window, begin: int) -> tuple[Piece | None, int]:
         place, count = place + frame.size, count + 1
     cut = frame is not None and place + frame.size > window.end  # within its last frame
     following = window.end if cut else place
-    if declared is not None and declared > count + 1:  # some encoders count the header too
-        raise UnreadableSample(f"it ends after {count} of {declared} frames")
+    if declared == count + 1 and not cut:
+        # Some encoders count the header too; otherwise the last frame is missing to the byte.
+        cut = begin + _declared_bytes(window, begin, first) > window.end
+    if declared is not None and declared > count + (not cut):
+        raise UnreadableSample(f"it was cut: it ends after {count} of {declared} frames")
+    if cut and declared != count and not contained:
+        raise UnreadableSample("it was cut: it ends within a frame")
     if declared == count and count:
         return Piece(begin, place), following  # the header tells the encoder's delay too
     return (Piece(sound, place, count * first.samples) if count else None), following
@@ -216,19 +231,35 @@ def wav_stream(file: BinaryIO) -> tuple[int, int]:
 
 
 def ogg_pieces(file: BinaryIO) -> list[Piece]:
-    """The streams of an Ogg file that follow one another (RFC 3533, section 4)."""
+    """The streams of an Ogg file that follow one another (RFC 3533, section 4).
+
+    Raises:
+        UnreadableSample: if the last page of one of them is not marked as such, or not whole: it was cut; or
+            if the first page of one is missing.
+    """
     window = _Window(file, file_size(file))
-    place, starts, among_first = 0, [0], True
-    for place, begins in _ogg_pages(window):
+    starts, among_first, ended, begun = [0], True, True, set()
+    for place, head, ends in _ogg_pages(window):
+        begins, serial = bool(head[5] & 2), head[14:18]
         if begins and not among_first:
             starts.append(place)
+            if not ended:
+                break
+        if begins:
+            begun.add(serial)
+        elif serial not in begun:
+            raise UnreadableSample(
+                f"it is damaged before byte {place}: a stream lacks its first page"
+            )
         _check_number(starts)
-        among_first = begins
+        among_first, ended = begins, ends
+    if not ended:
+        raise UnreadableSample("it was cut: the last page of its stream is missing")
     return [Piece(a, b) for a, b in zip(starts, [*starts[1:], window.end], strict=True)]
 
 
-def _ogg_pages(window: _Window) -> Iterator[tuple[int, bool]]:
-    """Places of the pages, and whether they begin a stream; what lies between pages is passed over."""
+def _ogg_pages(window: _Window) -> Iterator[tuple[int, bytes, bool]]:
+    """Places and heads of the pages, and whether they end a stream; what lies between pages is passed over."""
     place = 0
     while place + 27 <= window.end:
         head = window.read(place, 27 + 255)
@@ -236,8 +267,8 @@ def _ogg_pages(window: _Window) -> Iterator[tuple[int, bool]]:
             found = window.read(place + 1, WINDOW).find(b"OggS")
             place += WINDOW - 3 if found < 0 else found + 1
             continue
-        yield place, bool(head[5] & 2)
-        place += 27 + head[26] + sum(head[27 : 27 + head[26]])
+        begin, place = place, place + 27 + head[26] + sum(head[27 : 27 + head[26]])
+        yield begin, head, bool(head[5] & 4) and place <= window.end
 
 
 def _check_number(pieces: list) -> None:

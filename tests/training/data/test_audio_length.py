@@ -89,7 +89,9 @@ def test_a_count_in_an_mp3_header_is_checked():
     assert len(decoded(content)) == len(LOUD)
     for wrong in (count // 4, count + 1):
         assert len(decoded(with_count(content, wrong))) == count * 576
-    for wrong, there in ((count + 2, content), (count, content[: len(content) // 2])):
+    last = len(frames(content)[-1])
+    cut = [(count, content[:end]) for end in (len(content) // 2, -last, 1 - last, -1)]
+    for wrong, there in ((count + 2, content), *cut):
         with pytest.raises(UnreadableSample, match="ends after"):
             decoded(with_count(there, wrong))
         with pytest.raises(UnreadableSample, match="ends after"):
@@ -101,8 +103,11 @@ def test_damage_between_mp3_frames_is_named():
     spoilt = b"".join(pieces[:50]) + b"damage" * 50 + b"".join(pieces[50:])
     with pytest.raises(UnreadableSample, match="damaged at byte"):
         decoded(spoilt)
-    end = b"".join(pieces)  # the end of a broadcast that was recorded
-    assert len(decoded(end[:-20])) == len(decoded(end)) - 576
+    end = b"".join(pieces)
+    with pytest.raises(UnreadableSample, match="cut: it ends within a frame"):
+        decoded(end[:-20])
+    for behind in (b"TAG" + bytes(125), bytes(500), b"APETAGEX" + bytes(24)):
+        assert torch.equal(decoded(end + behind), decoded(end))
 
 
 def test_mp3_in_a_wav_file():
@@ -123,6 +128,13 @@ def test_chained_ogg_streams_are_read_to_the_end(subtype):
     assert torch.equal(decoded(parts[0]), alone[0])
     crop = decoded(b"".join(parts), 6 * RATE)
     assert is_in(crop, torch.cat(alone))
+    assert torch.equal(
+        decoded(parts[0] + b"TAG" + bytes(125)), alone[0]
+    )  # as some programs append it
+    for cut in (parts[0][:-1], parts[0][: parts[0].rfind(b"OggS")], parts[0][:-5000] + parts[1]):
+        for clip in (None, 1_000):
+            with pytest.raises(UnreadableSample, match="cut: the last page|lacks its first page"):
+                decoded(cut, clip)
 
 
 def put(content: bytes, mark: bytes, offset: int, layout: str, value: int) -> bytes:
@@ -132,11 +144,16 @@ def put(content: bytes, mark: bytes, offset: int, layout: str, value: int) -> by
 
 
 def unfinished() -> dict[str, bytes]:
-    """Headers that their writers could not finish, or that lie; every file holds three seconds."""
+    """Headers that their writers could not finish, or that declare too little, of files of three seconds."""
     samples = (LOUD * 32_768).astype("<i2").tobytes()
     kinds = {kind: recording(LOUD, RATE, kind) for kind in ("AIFF", "AU", "CAF", "RF64", "W64")}
-    huge = {f"{n:#x}.wav": n for n in (0, 2**32 - 1, 2**31 - 1, 0x7FFFF000, 2 * len(samples))}
-    files = {name: wav(samples, declared=declared) for name, declared in huge.items()}
+    huge = (0, 2**32 - 1, 2**32 - 37, 2**31 - 1, 2**31 - 37, 2**31, 0x7FFFF000)
+    header = len(wav(samples, declared=0)) - len(samples)
+    huge += (
+        len(samples) + header,
+        len(samples) + header - 8,
+    )  # writers that count their header too
+    files = {f"{n:#x}.wav": wav(samples, declared=n) for n in huge}
     files["half.wav"] = wav(samples, declared=len(samples) // 2)
     files["none.wav"] = b"RIFF\0\0\0\0" + wav(samples, declared=0)[8:]
     files["list.wav"] = wav(samples, declared=len(samples)) + b"LIST\x0a\0\0\0INFO" + b"x" * 6
@@ -146,7 +163,7 @@ def unfinished() -> dict[str, bytes]:
         files[f"{value:#x}.au"] = put(kinds["AU"], b".snd", 8, ">I", value)
     for value in (0, -1, 30_000):
         files[f"{value}.caf"] = put(kinds["CAF"], b"data", 4, ">q", value)
-    for value in (0, 30_000, 10**9):
+    for value in (0, 30_000, 2**63 - 1, 2**64 - 1):
         files[f"{value}.rf64"] = put(kinds["RF64"], b"ds64", 16, "<Q", value)
         files[f"{value}.w64"] = put(kinds["W64"], b"data", 16, "<Q", value)
     for value in (0, 1_000, RATE):
@@ -170,6 +187,59 @@ def test_joined_files_of_other_formats_are_named(kind):
     for clip in (None, 1_000):
         with pytest.raises(UnreadableSample):
             decoded(one + one, clip)
+
+
+def whole_files() -> dict[str, bytes]:
+    kinds = [
+        "WAV",
+        "WAVEX",
+        "AIFF",
+        "AU",
+        "CAF",
+        "W64",
+        "RF64",
+        "NIST",
+        "SVX",
+        "FLAC",
+        "OGG",
+        "MP3",
+    ]
+    files = {kind: encoded(LOUD, RATE, kind) for kind in kinds}
+    files |= {f"WAV {kind}": encoded(LOUD, RATE, "WAV", kind) for kind in ("FLOAT", "IMA_ADPCM")}
+    files |= {"OPUS": encoded(LOUD, RATE, "OGG", "OPUS"), "MP3 varying": mp3(LOUD)}
+    odd = recording(
+        LOUD[:-1], RATE, "WAV", "PCM_U8"
+    )  # without the byte that would make the chunk even
+    return files | {"odd WAV": odd[: 44 + len(LOUD) - 1]}
+
+
+@pytest.mark.parametrize("name", list(whole_files()))
+def test_recordings_that_were_cut_are_named(name):
+    """Whatever part of them a crop needs; and the same files whole are taken."""
+    content = whole_files()[name]
+    length = len(decoded(content))
+    assert len(LOUD) - 1 <= length <= len(LOUD) + (2_000 if "ADPCM" in name else 0)
+    for part in (0.999, 0.99, 0.5, 0.1):
+        for clip in (None, 1_000):
+            if name == "FLAC" and part > 0.9 and clip:
+                continue  # cut within its last frame, which this crop does not need
+            with pytest.raises(UnreadableSample, match=r"cut|lost sync|malformed"):
+                decoded(content[: int(len(content) * part)], clip)
+
+
+@pytest.mark.parametrize("kind", ["RF64", "W64", "WAV", "AU", "AIFF"])
+def test_lengths_behind_the_end_of_the_file_are_those_of_a_cut_one(kind):
+    content = recording(LOUD, RATE, kind)
+    mark, offset, layout = {
+        "RF64": (b"ds64", 16, "<Q"),
+        "W64": (b"data", 16, "<Q"),
+        "WAV": (b"data", 4, "<I"),
+        "AU": (b".snd", 8, ">I"),
+        "AIFF": (b"SSND", 4, ">I"),
+    }[kind]
+    for value in (4 * len(LOUD), 10**9, 3 * 10**9):
+        with pytest.raises(UnreadableSample, match="cut"):
+            decoded(put(content, mark, offset, layout, value))
 
 
 @pytest.mark.parametrize("cut", [0.99, 0.5, 0.1])
