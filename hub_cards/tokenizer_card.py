@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from transformers import PreTrainedModel
 
 from hub_cards.evaluation import SOURCES, Evaluation, metric_name
+from hub_cards.spectral_rank import spectral_rank
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 # Owner and name; neither begins with a dot, so that "../x" is none.
@@ -146,7 +147,7 @@ def codebook_statistics(
     rows.append(("length of a code, mean ± deviation", f"{norms.mean():.3f} ± {norms.std():.3f}"))
     if isinstance(getattr(quantizer, "projection", None), torch.nn.Linear):
         spectrum = torch.linalg.svdvals(quantizer.projection.weight.detach().float())
-        rows.append(("effective rank of W", f"{_effective_rank(spectrum):.1f} of {len(spectrum)}"))
+        rows.append(("effective rank of W", f"{spectral_rank(spectrum):.1f} of {len(spectrum)}"))
     return rows
 
 
@@ -158,12 +159,6 @@ def _use(used: float, evaluation: Evaluation) -> str:
     else:
         beside = "" if reachable >= 0.9995 else f" (so many tokens could reach {reachable:.1%})"
     return f"{used:.1%}{beside}"
-
-
-def _effective_rank(spectrum: torch.Tensor) -> float:
-    """exp of the entropy of the normalised singular values (Roy and Vetterli, 2007)."""
-    share = spectrum / spectrum.sum()
-    return float(torch.exp(torch.special.entr(share).sum()))
 
 
 def public_settings(settings: dict) -> dict:

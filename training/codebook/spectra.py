@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from training.codebook.usage import spectral_rank
+from hub_cards.spectral_rank import spectral_rank
 
 CHUNK_ROWS = 65_536
 

@@ -7,6 +7,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from training.codebook.spectra import spectrum
+
 
 class CodeCounter:
     """Counts codes on the device, over a window of batches; ranks are summed only when it is read."""
@@ -101,26 +103,13 @@ class CodeUsage:
 
 @torch.no_grad()
 def effective_rank(rows: Tensor) -> float:
-    """Dimensions that vectors really span: exp of the entropy of the normalised singular values.
+    """Return the dimensions that vectors really span: exp of the entropy of the normalised singular values.
 
     Args:
         rows: (N, d). They are centred first. The result lies between 1 and min(N, d), and is 0 if all
             rows are equal or one is not finite. Source: Roy and Vetterli, "The effective rank", EUSIPCO 2007.
     """
-    rows = rows.cpu().double()
-    rows = rows - rows.mean(dim=0)
-    if not rows.isfinite().all():
-        return 0.0
-    # The square roots of the covariance's eigenvalues: d x d, where the SVD would be N x d.
-    return spectral_rank(torch.linalg.eigvalsh(rows.T @ rows).clamp(min=0).sqrt())
-
-
-def spectral_rank(values: Tensor) -> float:
-    """exp of the entropy of singular values (n,), scaled to sum to one; 0 if all are 0 or one is NaN."""
-    total = values.sum()
-    if not total > 0:
-        return 0.0
-    return math.exp(float(torch.special.entr(values / total).sum()))
+    return spectrum(rows).effective_rank if rows.isfinite().all() else 0.0
 
 
 @torch.no_grad()
