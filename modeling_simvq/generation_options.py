@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
-from .configuration_checks import refuse_unknown
+from .configuration_checks import LARGEST_FLOAT32, refuse_unknown
 
 PASSED_ON = frozenset(
     [
@@ -91,6 +91,22 @@ def check_options(method: Callable, options: dict, length: str, source: str) -> 
             raise ValueError(f"{name} does not take {option}" + (f": {reason}" if reason else ""))
 
 
+def whole_number(name: str, value, low: int = 1) -> int:
+    """Return an argument that is an integer of at least `low`; raise ValueError on another."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+    return value
+
+
+def number(name: str, value) -> float:
+    """Return an argument that is a finite number of at least 0, as a float; raise ValueError on another."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if not 0 <= value < LARGEST_FLOAT32:
+        raise ValueError(f"{name} must be finite and >= 0, got {value}")
+    return float(value)
+
+
 def sequences(options: dict, each: int, guided: bool) -> int:
     """How often each start is repeated before ``generate``, which with beams does the rest itself.
 
@@ -102,11 +118,8 @@ def sequences(options: dict, each: int, guided: bool) -> int:
     Raises:
         ValueError: if the options exclude each other.
     """
-    beams = options.setdefault("num_beams", 1)
-    returned = options.setdefault("num_return_sequences", 1)
-    for name, value in (("num_beams", beams), ("num_return_sequences", returned)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    beams = whole_number("num_beams", options.setdefault("num_beams", 1))
+    returned = whole_number("num_return_sequences", options.setdefault("num_return_sequences", 1))
     if beams > 1:
         if guided:
             raise ValueError(

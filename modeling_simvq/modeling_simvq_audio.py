@@ -18,7 +18,6 @@ from transformers.utils import ModelOutput
 from .audio_decoder import AudioDecoder, ConvNeXtBlock
 from .audio_encoder import AudioEncoder
 from .clip_lengths import clip_lengths, mask_of_clips
-from .configuration_checks import truth
 from .configuration_simvq_audio import SimVQAudioConfig
 from .foldable_codebook import FoldableCodebook
 from .hooked_weights import computing_type, running_device
@@ -101,7 +100,8 @@ class SimVQAudioPreTrainedModel(VerifiedDownload, PreTrainedAudioTokenizerBase):
                 wanted, config = config.weight_norm, copy.deepcopy(config)
                 config.weight_norm = form
             else:
-                wanted = truth("weight_norm", kwargs.get("weight_norm", form))
+                chosen = SimVQAudioConfig(weight_norm=kwargs.get("weight_norm", form))
+                wanted = chosen.weight_norm
                 kwargs["weight_norm"] = form
         model, report = super()._load(stored, name, *args, config=config, **kwargs)
         if wanted is not None:

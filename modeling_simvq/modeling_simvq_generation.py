@@ -14,13 +14,20 @@ from transformers.utils import ModelOutput
 
 from .clip_lengths import clip_lengths, mask_of_clips
 from .code_prediction import FactorizedCodes, make_codes
-from .configuration_checks import number, whole_number
 from .configuration_simvq_generation import (
     SimVQAudioGenerationConfig,
     SimVQGenerationConfig,
     SimVQImageGenerationConfig,
 )
-from .generation_options import FIXED, check_forward, check_options, seeded, sequences
+from .generation_options import (
+    FIXED,
+    check_forward,
+    check_options,
+    number,
+    seeded,
+    sequences,
+    whole_number,
+)
 from .hooked_weights import running_device
 from .integer_codes import integers, outside
 from .verified_download import VerifiedDownload

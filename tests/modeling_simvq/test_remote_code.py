@@ -108,6 +108,7 @@ def test_the_folder_holds_every_file_that_its_code_imports(tiny_folder):
         "basis_and_projection.py",
         "configuration_checks.py",
         "configuration_simvq_image.py",
+        "configuration_simvq_tokenizer.py",
         "float32_module.py",
         "float32_product.py",
         "foldable_codebook.py",
