@@ -1,6 +1,8 @@
 """Saving and loading: every weight comes back bit for bit, whatever the loading path."""
 
+import copy
 import json
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -177,6 +179,31 @@ def test_other_impossible_values_are_named(field, bad):
     shown = str(bad[-1] if isinstance(bad, list) and bad else bad).replace("[", r"\[")
     with pytest.raises(ValueError, match=rf"{field}.*{shown}"):
         SimVQImageConfig(**{field: bad})
+
+
+def test_fields_are_checked_when_they_are_set_and_when_they_are_saved(tmp_path):
+    config = SimVQImageConfig()
+    for change in ({"codebook_size": 0}, {"codebook_size": True}, {"quantizer": "vqvq"}):
+        (name, bad), *_ = change.items()
+        with pytest.raises(ValueError, match=rf"{name}.*{bad}"):
+            config.update(change)
+    assert config == SimVQImageConfig()
+    config.save_pretrained(tmp_path)
+    config.base_channels = 32_000
+    with pytest.raises(ValueError, match="parameters, more than"):
+        config.save_pretrained(tmp_path)
+
+
+def test_a_configuration_keeps_no_object_of_its_maker():
+    options, widths = {"rotation_trick": True}, [1, 2]
+    config = SimVQImageConfig(quantizer_options=options, channel_multipliers=widths)
+    options.clear()
+    widths.append(3)
+    for same in (config, copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert same.quantizer_options == {"rotation_trick": True}
+        assert same.channel_multipliers == [1, 2]
+        assert same == config and same != SimVQImageConfig()
+    assert SimVQImageConfig(quantizer_options=None).quantizer_options == {}
 
 
 @pytest.mark.parametrize("field", ["codebook_sise", "commitment_costs", "base_chanels"])
