@@ -16,6 +16,7 @@ from transformers.processing_utils import ImagesKwargs
 from .configuration_checks import refuse_misspelt, refuse_unknown
 
 CHANNELS = (1, 3, 4)
+TIFF_BITS, TIFF_WHITE = 258, 262  # tags: bits of a sample; 0 where white is stored as 0
 # Settings of transformers' processors that mean nothing here, with the values that are no wish.
 _WITHOUT_EFFECT = {
     "data_format": (None, "channels_first", ChannelDimension.FIRST),
@@ -254,6 +255,7 @@ def pil_to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: if its pixels have no known range: floating-point ones, and 32-bit ones beyond 16 bits.
     """
+    image = _full_levels(image, image)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, which have no known range")
     if image.mode.startswith("I"):  # convert("RGB") would clip 16 bits to white instead of scaling
@@ -284,9 +286,21 @@ def _decoded(image: Image.Image) -> Image.Image:
 def upright(image: Image.Image) -> Image.Image:
     """A picture turned as its EXIF orientation says."""
     try:
-        return ImageOps.exif_transpose(image)
+        # This copy no longer knows the tags of its file.
+        return _full_levels(ImageOps.exif_transpose(image), image)
     except Exception:  # the pixels are sound, only the notes beside them are not
         return image
+
+
+def _full_levels(image: Image.Image, file: Image.Image) -> Image.Image:
+    """A 16-bit picture from black at 0 to white at 65,535; of a TIFF `file` Pillow gives what is stored."""
+    tags = getattr(file, "tag_v2", {})
+    white, bits = tags.get(TIFF_WHITE, 1), tags.get(TIFF_BITS, (16,))
+    if not image.mode.startswith("I;16") or (white, bits) == (1, (16,)):
+        return image
+    levels = np.asarray(image).astype(np.int64)
+    levels = levels * 65_535 // 4_095 if bits == (12,) else levels
+    return Image.fromarray((levels if white else 65_535 - levels).astype(np.uint16))
 
 
 def _check_resized(size: tuple[int, int], target: list[int]) -> None:
