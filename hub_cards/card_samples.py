@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
+from hub_cards.user_error import UserError
 from modeling_simvq.image_processing_simvq import pil_to_rgb, upright
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -16,7 +17,7 @@ MOST_SECONDS = 10
 DEMO_SPEECH = Path(__file__).resolve().parent.parent / "training" / "demo" / "speech" / "validation"
 
 
-class SamplesError(ValueError):
+class SamplesError(UserError):
     """Samples cannot be read, or there are none."""
 
 

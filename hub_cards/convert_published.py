@@ -23,10 +23,9 @@ import transformers
 import yaml
 from tqdm import tqdm
 
-from hub_cards.card_samples import SamplesError
 from hub_cards.evaluation import FILE_NAME, Evaluation, write_evaluations
-from hub_cards.hub_commit import HubError
-from hub_cards.push_to_hub import PushError, prepare_push, push_to_hub
+from hub_cards.push_to_hub import prepare_push, push_to_hub
+from hub_cards.user_error import UserError
 from modeling_simvq.convert_simvq_checkpoint import convert_simvq_checkpoint
 
 MANIFEST = Path(__file__).resolve().parent / "published_checkpoints.yaml"
@@ -170,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
             tqdm.write(f"{published.name}: {address or folder}")
         except FileNotFoundError as error:
             tqdm.write(f"{published.name}: skipped, {error}")
-        except (HubError, PushError, SamplesError, ValueError, OSError) as error:
+        except (UserError, ValueError, OSError) as error:
             tqdm.write(f"{published.name}: error: {error}")
             faults += 1
     sys.exit(1 if faults else 0)

@@ -15,6 +15,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hub_cards.user_error import UserError
+
 FILE_NAME = "evaluation.json"
 
 # Key in "metrics": name on a card, most decimals, and which way is better (+1 up, -1 down, 0 neither).
@@ -67,7 +69,7 @@ SOURCES = {
 }
 
 
-class EvaluationError(ValueError):
+class EvaluationError(UserError):
     """An evaluation is missing or cannot be used. The message names the file and the fault."""
 
 

@@ -29,6 +29,7 @@ from hub_cards.pushed_files import (
     read_list,
     write_list,
 )
+from hub_cards.user_error import UserError
 
 Result = TypeVar("Result")
 
@@ -36,7 +37,7 @@ TRIES = 4
 PAUSE_SECONDS = 1.0  # before the second try; doubled at each further one
 
 
-class HubError(Exception):
+class HubError(UserError):
     """The Hub refused, could not be reached, or holds something other than what was sent."""
 
 

@@ -21,12 +21,13 @@ from hub_cards.card_samples import write_samples
 from hub_cards.evaluation import Evaluation
 from hub_cards.pushed_files import INDEX, SINGLE
 from hub_cards.tokenizer_card import make_model_card
+from hub_cards.user_error import UserError
 
 PROCESSOR_FILE = "preprocessor_config.json"
 TOKENIZERS = ("simvq_image", "simvq_audio")
 
 
-class PushError(ValueError):
+class PushError(UserError):
     """The folder cannot be published. The message says why, and what to do."""
 
 

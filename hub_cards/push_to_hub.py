@@ -21,11 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import transformers
 
-from hub_cards.card_samples import SamplesError
-from hub_cards.evaluation import FILE_NAME, EvaluationError, read_evaluations
+from hub_cards.evaluation import FILE_NAME, read_evaluations
 from hub_cards.generator_card import generator_contents, is_generator
 from hub_cards.hub_commit import (
-    HubError,
     check_may_push,
     check_name,
     commit_files,
@@ -37,6 +35,7 @@ from hub_cards.hub_commit import (
 from hub_cards.push_contents import Contents, PushError, tokenizer_contents
 from hub_cards.space_files import space_files
 from hub_cards.tokenizer_card import TRAINING_SETTINGS, public_settings, read_settings
+from hub_cards.user_error import one_line_errors
 
 
 def push_to_hub(
@@ -251,14 +250,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    try:
-        arguments = vars(options)
-        license_name = arguments.pop("license")
-        card_options = {"license": license_name} if license_name else {}
-        with hub_errors():
-            address = push_to_hub(**arguments, card_options=card_options)
-    except (PushError, HubError, EvaluationError, SamplesError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    arguments = vars(options)
+    license_name = arguments.pop("license")
+    card_options = {"license": license_name} if license_name else {}
+    with one_line_errors(), hub_errors():
+        address = push_to_hub(**arguments, card_options=card_options)
     print(
         f"dry run: card and samples are in {address}"
         if options.dry_run

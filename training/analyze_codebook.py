@@ -37,14 +37,12 @@ from training.data.recordings import AudioDataConfig, build_audio_dataloader
 from training.data.source import DataSettings
 from training.evaluation.evaluated_data import EvaluatedImages, at_trained_resolution, evaluated_on
 from training.loop.validation import measured_batches
-from training.runtime.console import quiet_logs
-from training.runtime.processes import end_processes, join_processes
+from training.runtime.console import command
 from training.runtime.setting_values import convert
 from training.runtime.settings import (
     SettingsError,
     at_least,
     parse_overrides,
-    parse_settings,
     setting,
 )
 
@@ -274,8 +272,8 @@ def names_of(models: list[str]) -> list[str]:
     return short if len(set(short)) == len(short) else models
 
 
-def command_line(words: list[str]) -> tuple[list[str], type[DataSettings]]:
-    """Leading words that name models become `model=[...]`; and the data settings that suit the first model."""
+def choose_groups(words: list[str]) -> tuple[dict[str, type], list[str]]:
+    """Turn leading words that name models into `model=[...]`, and choose data settings for the first model."""
     named = list(
         takewhile(lambda w: not w.startswith("-") and ("=" not in w or Path(w).is_dir()), words)
     )
@@ -284,7 +282,7 @@ def command_line(words: list[str]) -> tuple[list[str], type[DataSettings]]:
     models = convert("model", given, AnalysisSettings.__annotations__["model"]) if given else []
     first = models[0] if isinstance(models, list) and models else models
     audio = first and AutoConfig.from_pretrained(find_model(str(first))).model_type == "simvq_audio"
-    return words, AnalysedAudio if audio else AnalysedImages
+    return {"settings": AnalysisSettings, "data": AnalysedAudio if audio else AnalysedImages}, words
 
 
 def run(settings: AnalysisSettings, data: DataSettings, accelerator: Accelerator) -> None:
@@ -324,7 +322,6 @@ def run(settings: AnalysisSettings, data: DataSettings, accelerator: Accelerator
         source = ", ".join([on.name, *notes]) if on is not None else None
         print(write_results(folder, findings, source))
         print(f"codebook.md, codebook.json and the figures are in {folder}")
-    end_processes(accelerator)
 
 
 def _data_of(data: DataSettings, model: nn.Module, folder: str) -> tuple[DataSettings, str]:
@@ -344,13 +341,7 @@ def _loader(data: DataSettings, batch_size: int) -> DataLoader:
 
 def main() -> None:
     """Command line."""
-    quiet_logs()
-    try:
-        words, data = command_line(sys.argv[1:])
-        groups = parse_settings({"analysis": AnalysisSettings, "data": data}, __doc__, words)
-        run(groups["analysis"], groups["data"], join_processes())
-    except (SettingsError, ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {str(error).splitlines()[0]}")
+    command(choose_groups, run, __doc__)
 
 
 if __name__ == "__main__":

@@ -46,11 +46,10 @@ from training.evaluation.report import (
     versions,
     write_report,
 )
-from training.metrics.pitch import PitchWeightsError
-from training.metrics.speech import KEYS, LOADERS, MetricWeightsError, SpeechPair, as_written
-from training.runtime.console import error_line, quiet_logs
-from training.runtime.processes import end_processes, join_processes
-from training.runtime.settings import SettingsError, parse_settings, setting
+from training.metrics.speech import KEYS, LOADERS, SpeechPair, as_written
+from training.runtime.console import command
+from training.runtime.errors import MissingWeights
+from training.runtime.settings import SettingsError, setting
 
 
 @dataclass
@@ -172,22 +171,16 @@ def load_metrics(
         options = {"weights": settings.utmos_weights} if name == "utmos" else {}
         try:
             metrics[name] = LOADERS[name](device, **options)
-        except (MetricWeightsError, PitchWeightsError) as error:
+        except MissingWeights as error:
             missing[name] = str(error)
     return metrics, missing
 
 
 def main() -> None:
     """Command line."""
-    quiet_logs()
     # What cannot be downloaded is said once, not at every attempt.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    groups = {"evaluation": AudioEvaluationSettings, "data": EvaluatedAudio}
-    try:
-        groups = parse_settings(groups, __doc__)
-        run(groups["evaluation"], groups["data"], join_processes())
-    except (SettingsError, ValueError, OSError) as error:
-        sys.exit(error_line(error))
+    command({"settings": AudioEvaluationSettings, "data": EvaluatedAudio}, run, __doc__)
 
 
 def run(settings: AudioEvaluationSettings, data: AudioDataConfig, accelerator: Accelerator) -> None:
@@ -248,7 +241,6 @@ def run(settings: AudioEvaluationSettings, data: AudioDataConfig, accelerator: A
             },
         )
         write_report(folder, evaluation, "recording")
-    end_processes(accelerator)
 
 
 if __name__ == "__main__":

@@ -47,17 +47,16 @@ from training.evaluation.sheets import ClassGrid, write_neighbours
 from training.loop.validation import measured_batches
 from training.metrics.images import to_bytes
 from training.metrics.inception import (
-    InceptionWeightsError,
     frechet_distance,
     inception_score,
     load_inception,
     load_inception_classifier,
 )
 from training.metrics.neighbours import NearestPictures, neighbour_metrics, pixel_vectors
-from training.runtime.console import error_line, quiet_logs
+from training.runtime.console import command
+from training.runtime.errors import MissingWeights
 from training.runtime.float64 import to_float64
-from training.runtime.processes import end_processes, join_processes
-from training.runtime.settings import SettingsError, at_least, one_of, parse_settings, setting
+from training.runtime.settings import SettingsError, at_least, one_of, setting
 
 # Rows of neighbours.png.
 SHOWN = 12
@@ -247,13 +246,7 @@ def evaluate(
 
 def main() -> None:
     """Command line."""
-    quiet_logs()
-    groups = {"evaluation": GenerationEvaluationSettings, "data": EvaluatedImages}
-    try:
-        groups = parse_settings(groups, __doc__)
-        run(groups["evaluation"], groups["data"], join_processes())
-    except (SettingsError, InceptionWeightsError, ValueError, OSError) as error:
-        sys.exit(error_line(error))
+    command({"settings": GenerationEvaluationSettings, "data": EvaluatedImages}, run, __doc__)
 
 
 def run(
@@ -297,7 +290,6 @@ def run(
         write_report(folder, report, "picture")
         print(f"Pictures: {folder / 'samples.png'}", end="")
         print(f", {folder / 'neighbours.png'}" if settings.neighbours else "")
-    end_processes(accelerator)
 
 
 def _classifier(accelerator: Accelerator) -> tuple[nn.Module | None, list[str]]:
@@ -305,7 +297,7 @@ def _classifier(accelerator: Accelerator) -> tuple[nn.Module | None, list[str]]:
     classifier, reason = None, "another process cannot have it"
     try:
         classifier = load_inception_classifier().to(accelerator.device)
-    except InceptionWeightsError as error:
+    except MissingWeights as error:
         reason = str(error)
     missing = torch.tensor([int(classifier is None)], device=accelerator.device)
     if not int(accelerator.gather(missing).sum()):

@@ -45,13 +45,12 @@ from training.evaluation.report import (
     write_report,
 )
 from training.loop.validation import measured_batches
-from training.losses.perceptual import PerceptualWeightsError, load_lpips
+from training.losses.perceptual import load_lpips
 from training.metrics.images import image_figures, to_bytes
-from training.metrics.inception import InceptionWeightsError, frechet_distance, load_inception
-from training.runtime.console import error_line, quiet_logs
+from training.metrics.inception import frechet_distance, load_inception
+from training.runtime.console import command
 from training.runtime.float64 import to_float64
-from training.runtime.processes import end_processes, join_processes
-from training.runtime.settings import SettingsError, at_least, parse_settings, setting
+from training.runtime.settings import SettingsError, at_least, setting
 
 
 @dataclass
@@ -177,19 +176,7 @@ def evaluate(
 
 def main() -> None:
     """Command line."""
-    quiet_logs()
-    groups = {"evaluation": ImageEvaluationSettings, "data": EvaluatedImages}
-    try:
-        groups = parse_settings(groups, __doc__)
-        run(groups["evaluation"], groups["data"], join_processes())
-    except (
-        SettingsError,
-        InceptionWeightsError,
-        PerceptualWeightsError,
-        ValueError,
-        OSError,
-    ) as error:
-        sys.exit(error_line(error))
+    command({"settings": ImageEvaluationSettings, "data": EvaluatedImages}, run, __doc__)
 
 
 def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: Accelerator) -> None:
@@ -253,7 +240,6 @@ def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: A
             },
         )
         write_report(folder, evaluation, "picture")
-    end_processes(accelerator)
 
 
 if __name__ == "__main__":

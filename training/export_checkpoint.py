@@ -38,8 +38,8 @@ from training.loop.saved_models import MODEL
 from training.recipes.audio import AudioModelSettings, save_audio_tokenizer
 from training.recipes.generator import save_generator
 from training.recipes.image import ImageModelSettings, save_image_tokenizer
-from training.runtime.console import error_line, quiet_logs
-from training.runtime.settings import SettingsError, build_settings, parse_settings, setting
+from training.runtime.console import command
+from training.runtime.settings import SettingsError, build_settings, setting
 
 logger = logging.getLogger(__name__)
 
@@ -175,18 +175,22 @@ def _save(model: PreTrainedModel, folder: Path, settings: dict) -> Path:
     return save_generator(model, folder, tokenizer, processor)
 
 
-def main() -> None:
-    """Command line."""
-    quiet_logs()
-    words = sys.argv[1:]
+def name_checkpoint(words: list[str]) -> tuple[dict[str, type], list[str]]:
+    """Turn a leading word that names a checkpoint into `checkpoint=...`."""
     if words and not words[0].startswith("-") and ("=" not in words[0] or Path(words[0]).is_dir()):
         words = [f"checkpoint={words[0]}", *words[1:]]
-    try:
-        settings = parse_settings({"export": ExportSettings}, __doc__, words)["export"]
-        folder = export_checkpoint(Path(settings.checkpoint), Path(settings.output))
-    except (SettingsError, ValueError, OSError) as error:
-        sys.exit(error_line(error))
+    return {"settings": ExportSettings}, words
+
+
+def run(settings: ExportSettings) -> None:
+    """Export and say where the model is."""
+    folder = export_checkpoint(Path(settings.checkpoint), Path(settings.output))
     logger.info(f"the averaged model is in {folder}")
+
+
+def main() -> None:
+    """Command line."""
+    command(name_checkpoint, run, __doc__, with_processes=False)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 
 from training.data.images import ImageDataConfig, build_image_dataloader
 from training.data.loader import sample_counts
-from training.runtime.console import quiet_logs
-from training.runtime.settings import SettingsError, at_least, parse_settings, setting
+from training.runtime.console import command
+from training.runtime.settings import SettingsError, at_least, setting
 
 PACKAGED = "efficientnet_lite0"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -138,31 +138,31 @@ def collect(
     return rows[torch.randperm(len(rows), generator=generator)[:size]]
 
 
-def main() -> None:
-    """Command line."""
-    quiet_logs()
-    try:
-        groups = parse_settings({"features": FeatureSettings, "data": ImageDataConfig}, __doc__)
-        settings, data = groups["features"], groups["data"]
-        device = Accelerator().device
-        network = (
-            efficientnet_lite0(device)
-            if settings.vision_model == PACKAGED
-            else transformers_model(settings.vision_model, device)
-        )
-        loader = build_image_dataloader(
-            data, data.train_split, batch_size=16, train=True, seed=settings.seed
-        )
-        logging.info(sample_counts(data, {"training {}": loader}))
-        rows = collect(network, loader, settings.size, settings.seed, device)
-        path = Path(settings.output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"features": rows}, path, {"vision_model": settings.vision_model})
-    except (SettingsError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+def run(settings: FeatureSettings, data: ImageDataConfig) -> None:
+    """Collect the features and write them."""
+    device = Accelerator().device
+    network = (
+        efficientnet_lite0(device)
+        if settings.vision_model == PACKAGED
+        else transformers_model(settings.vision_model, device)
+    )
+    loader = build_image_dataloader(
+        data, data.train_split, batch_size=16, train=True, seed=settings.seed
+    )
+    logging.info(sample_counts(data, {"training {}": loader}))
+    rows = collect(network, loader, settings.size, settings.seed, device)
+    path = Path(settings.output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"features": rows}, path, {"vision_model": settings.vision_model})
     print(
         f"{path}: {len(rows):,} features of {rows.shape[1]} dimensions, of {settings.vision_model}"
     )
+
+
+def main() -> None:
+    """Command line."""
+    groups = {"settings": FeatureSettings, "data": ImageDataConfig}
+    command(groups, run, __doc__, with_processes=False)
 
 
 if __name__ == "__main__":

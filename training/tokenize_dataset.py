@@ -31,7 +31,6 @@ from transformers import AutoConfig, AutoModel
 
 import modeling_simvq  # noqa: F401  (registers the models)
 from hub_cards.dataset_card import content_digest, make_dataset_card, push_tokens
-from hub_cards.hub_commit import HubError
 from hub_cards.tokenizer_card import is_hub_id
 from training.data.images import ImageDataConfig
 from training.data.loader import MOST_UNREADABLE_IN_A_ROW, UnreadableSample
@@ -39,14 +38,12 @@ from training.data.recordings import AudioDataConfig
 from training.data.source import DataSettings, Source, open_splits
 from training.data.tables import data_files_of
 from training.evaluation.evaluated_data import EvaluatedImages, at_trained_resolution
-from training.runtime.console import error_line, quiet_logs
+from training.runtime.console import command
 from training.runtime.folder_lock import hold_folder
-from training.runtime.processes import end_processes, join_processes
 from training.runtime.settings import (
     SettingsError,
     at_least,
     parse_overrides,
-    parse_settings,
     setting,
 )
 from training.runtime.shared_folder import check_shared
@@ -288,7 +285,6 @@ def run(settings: TokenizeSettings, data: DataSettings, accelerator: Accelerator
         logging.info(_counts(settings.splits, sources, data))
     with hold_folder(folder, "output", accelerator):
         _tokenize(settings, data, model, tokens, sources, accelerator)
-    end_processes(accelerator)
 
 
 def _tokenize(
@@ -369,22 +365,18 @@ def _finish(settings, data, model, tokens, folder: Path, plan: dict, counts: dic
 
 def main() -> None:
     """Command line."""
-    quiet_logs()
     datasets.disable_progress_bars()
-    try:
-        groups = {"codes": TokenizeSettings, "data": _data_settings(sys.argv[1:])}
-        groups = parse_settings(groups, __doc__)
-        run(groups["codes"], groups["data"], join_processes())
-    except (SettingsError, HubError, ValueError, OSError) as error:
-        sys.exit(error_line(error))
+    command(choose_groups, run, __doc__)
 
 
-def _data_settings(words: list[str]) -> type[DataSettings]:
-    """Those of the modality of the model that the command line names."""
+def choose_groups(words: list[str]) -> tuple[dict[str, type], list[str]]:
+    """Choose the data settings by the modality of the model that the command line names."""
     model = parse_overrides([w for w in words if w not in ("-h", "--help")]).get("model")
-    if model and AutoConfig.from_pretrained(str(model)).model_type == "simvq_audio":
-        return AudioDataConfig
-    return EvaluatedImages
+    audio = model and AutoConfig.from_pretrained(str(model)).model_type == "simvq_audio"
+    return {
+        "settings": TokenizeSettings,
+        "data": AudioDataConfig if audio else EvaluatedImages,
+    }, words
 
 
 if __name__ == "__main__":

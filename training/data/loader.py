@@ -19,6 +19,7 @@ from datasets.utils.file_utils import xopen
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from hub_cards.user_error import UserError
 from training.data.source import DataSettings
 from training.runtime.settings import SettingsError
 from training.runtime.stop_signals import shield_worker
@@ -31,7 +32,7 @@ MOST_UNREADABLE_IN_A_ROW = 100
 NAMED_UNREADABLE = 100
 
 
-class UnreadableSample(ValueError):
+class UnreadableSample(UserError):
     """A file or a cell holds nothing that can be decoded. The message names it and the reason."""
 
 

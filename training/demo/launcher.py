@@ -7,9 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from training.runtime.console import error_line
+from hub_cards.user_error import one_line_errors
 from training.runtime.folder_lock import clear_folder
-from training.runtime.settings import SettingsError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -38,10 +37,8 @@ def clear(folder: Path, ours: bool) -> None:
         SystemExit: if there is something, and it is not `ours` or still being written.
     """
     if ours:
-        try:
+        with one_line_errors():
             clear_folder(folder)
-        except SettingsError as error:
-            sys.exit(error_line(error))
     elif any(folder.iterdir()):
         sys.exit(f"error: {folder} holds files that no demo wrote: name another output_dir")
 

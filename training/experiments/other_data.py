@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hub_cards.user_error import UserError
 from modeling_simvq import SimVQImageConfig
 from modeling_simvq.quantization_baselines import make_quantizer
 from modeling_simvq.quantizer_names import QUANTIZERS
@@ -37,7 +38,7 @@ PATCH, FRAMES = 8, 4
 LFQ_ENTRIES = 1 << 22
 
 
-class MissingData(RuntimeError):
+class MissingData(UserError):
     """A data set's package is not installed. The message names the remedy."""
 
 

@@ -11,6 +11,8 @@ import re
 import sys
 from pathlib import Path
 
+from hub_cards.user_error import one_line_errors
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -47,11 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--docs", default=str(REPOSITORY / "docs"), help="folder of results.md")
     known = parser.parse_args(arguments)
     path = Path(known.docs) / "results.md"
-    try:
+    with one_line_errors():
         before = path.read_text()
         after = filled(before, path.with_name("results"))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
     if known.check and before != after:
         sys.exit(f"error: {path} is out of date: python -m training.experiments.summary")
     path.write_text(after)

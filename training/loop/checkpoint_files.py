@@ -8,11 +8,13 @@ from pathlib import Path
 
 import torch
 
+from hub_cards.user_error import UserError
+
 MANIFEST = "manifest.json"
 MOST_MANIFEST_BYTES = 1 << 20
 
 
-class DamagedCheckpoint(ValueError):
+class DamagedCheckpoint(UserError):
     """A checkpoint's files are not those that were written. The message names the first that is not."""
 
 

@@ -19,6 +19,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from accelerate.utils import load as load_random_states
 from accelerate.utils.constants import FSDP_MODEL_NAME, SCALER_NAME
 
+from hub_cards.user_error import UserError
 from training.loop.checkpoint_files import (
     DamagedCheckpoint,
     flush_to_disk,
@@ -38,7 +39,7 @@ RANK_STATE = "rank_state_{}.pt"
 RANDOM_STATE = "random_states_{}.pkl"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint cannot be found, read or written. The message names it and the remedy."""
 
 

@@ -10,6 +10,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from hub_cards.user_error import UserError
 from training.runtime.sharding import own_part
 
 logger = get_logger(__name__)
@@ -18,7 +19,7 @@ logger = get_logger(__name__)
 LOWEST_SCALE = 1.0
 
 
-class DivergedError(RuntimeError):
+class DivergedError(UserError):
     """Training met non-finite values and cannot go on. The message names the term and the layer."""
 
 

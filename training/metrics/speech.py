@@ -23,14 +23,11 @@ from huggingface_hub import constants
 
 from training.metrics.pesq_process import PesqProcess
 from training.metrics.pitch import load_crepe, voiced_f1
+from training.runtime.errors import MissingWeights
 
 RATE = 16_000  # of every metric but STOI
 UTMOS_FILE = "utmos_state_dict.pt"
 UTMOS_REPOSITORY = "Blinorot/UTMOS-PyTorch"
-
-
-class MetricWeightsError(RuntimeError):
-    """The weights or the package of a metric cannot be had. The message names the remedy."""
 
 
 @dataclass
@@ -94,7 +91,7 @@ _PESQ = PesqProcess()
 def load_pesq(device: torch.device) -> Callable:
     """PESQ of the package pesq, see pesq_metric; on the CPU."""
     if importlib.util.find_spec("pesq") is None:
-        raise MetricWeightsError("PESQ needs a package: pip install pesq==0.0.4")
+        raise MissingWeights("PESQ needs a package: pip install pesq==0.0.4")
     return pesq_metric
 
 
@@ -187,7 +184,7 @@ def load_utmos(device: torch.device, weights: str | None = None) -> Callable:
         network = package.UTMOSScoreTorch(str(path), device=str(device))
     except Exception as error:  # a damaged file: torch raises nearly anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise MetricWeightsError(f"UTMOS: {path} cannot be used: {reason}") from error
+        raise MissingWeights(f"UTMOS: {path} cannot be used: {reason}") from error
 
     @torch.no_grad()
     def measure(pair: SpeechPair) -> dict[str, float]:
@@ -203,7 +200,7 @@ def _download_utmos(path: Path) -> Path:
         return Path(hf_hub_download(UTMOS_REPOSITORY, UTMOS_FILE))
     except Exception as error:  # no network, a proxy, no such file: the remedy is the same
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise MetricWeightsError(
+        raise MissingWeights(
             f"UTMOS is left out, its weights cannot be downloaded ({reason}): put {UTMOS_FILE} of "
             f"{UTMOS_REPOSITORY} at {path}, or name it with utmos_weights=FILE"
         ) from error
@@ -213,7 +210,7 @@ def _package(module: str, metric: str, arguments: str) -> types.ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MetricWeightsError(
+        raise MissingWeights(
             f"{metric} needs a package ({error}): pip install {arguments}"
         ) from error
 

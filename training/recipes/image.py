@@ -151,7 +151,7 @@ def build_image_recipe(
 
     Raises:
         SettingsError: if the resolution is no multiple of the down-sampling factor, or too small.
-        PerceptualWeightsError: if LPIPS is asked for and its weights cannot be had.
+        MissingWeights: if LPIPS is asked for and its weights cannot be had.
     """
     config = model.config()
     if data.resolution % config.downsample_factor:

@@ -16,20 +16,18 @@ from accelerate.utils import (
 )
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from hub_cards.hub_commit import HubError
 from training.data.loader import sample_counts
 from training.loop import publishing
-from training.loop.checkpoints import CheckpointError, refuse_to_mix
-from training.loop.finite import DivergedError
+from training.loop.checkpoints import refuse_to_mix
 from training.loop.recipe import Recipe
 from training.loop.run_record import RunRecord
 from training.loop.trainer import Trainer
 from training.runtime import sharding
-from training.runtime.console import error_line, quiet_logs
+from training.runtime.console import command
 from training.runtime.folder_lock import hold_folder
 from training.runtime.launch_options import follow_launch
 from training.runtime.processes import PATIENT, check_processes, end_processes, refuse_sharding
-from training.runtime.settings import LoopSettings, SettingsError, parse_settings
+from training.runtime.settings import LoopSettings
 from training.runtime.shared_folder import check_shared
 from training.runtime.stop_signals import (
     STATUS_INTERRUPTED,
@@ -37,7 +35,7 @@ from training.runtime.stop_signals import (
     deaf_to_signals,
     ignore_signals,
 )
-from training.runtime.worker_memory import check_shared_memory, worker_error
+from training.runtime.worker_memory import check_shared_memory
 
 logger = get_logger(__name__)
 
@@ -48,19 +46,20 @@ def run(
     description: str,
     may_shard: bool = False,
 ) -> None:
-    """Parse settings, train, save; mistakes of the user end in one line and exit status 1.
+    """Parse settings, train, save: the command of a trainer. A signal ends it with a status of its own.
 
     Args:
         groups: dataclasses of the settings; "data" and "loop" are among them.
         build_recipe: takes all but "loop" by these names, and batch_size and seed.
         may_shard: whether the model can be trained in parts (FSDP2).
     """
-    quiet_logs()
-    try:
-        settings = parse_settings(groups, description)
-        accelerator = make_accelerator(settings["loop"], may_shard)
-        train(settings, build_recipe, accelerator)
+
+    def body(**settings) -> None:
+        train(settings, build_recipe, make_accelerator(settings["loop"], may_shard))
         ignore_signals()  # all is done; only the interpreter has still to end
+
+    try:
+        command(groups, body, description, with_processes=False)  # training ends its own
     except Stopped as stopped:
         ignore_signals()
         logging.getLogger(__name__).info(str(stopped))
@@ -69,15 +68,6 @@ def run(
         ignore_signals()
         logging.getLogger(__name__).info("interrupted: resume=latest continues from the last save")
         sys.exit(STATUS_INTERRUPTED)
-    except (SettingsError, CheckpointError, DivergedError, HubError, ValueError, OSError) as error:
-        if logging.getLogger().isEnabledFor(logging.DEBUG):
-            raise
-        sys.exit(error_line(error))
-    except RuntimeError as error:
-        text = worker_error(error)
-        if text is None:
-            raise
-        sys.exit(f"error: {text}")
 
 
 def make_accelerator(settings: LoopSettings, may_shard: bool = False) -> Accelerator:

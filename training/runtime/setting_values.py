@@ -13,14 +13,12 @@ from pathlib import Path
 
 import yaml
 
+from training.runtime.errors import SettingsError
+
 NULLS = ("", "~", "null", "Null", "NULL")
 SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 # As YAML 1.2 has them, with the underscores of Python; YAML 1.1 takes 1e-4 for text.
 INTEGER = re.compile(r"[-+]?[0-9]+(_[0-9]+)*")
-
-
-class SettingsError(ValueError):
-    """A setting is unknown or impossible. The message names it."""
 
 
 class Unread(str):

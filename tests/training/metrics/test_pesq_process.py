@@ -12,7 +12,8 @@ import torch
 from training.metrics import pesq_process
 from training.metrics import speech as speech_metrics
 from training.metrics.pesq_process import PesqProcess
-from training.metrics.speech import LOADERS, MetricWeightsError, SpeechPair, pesq_metric
+from training.metrics.speech import LOADERS, SpeechPair, pesq_metric
+from training.runtime.errors import MissingWeights
 
 RATE = 16_000
 
@@ -62,7 +63,7 @@ def test_it_says_when_it_cannot_be_started_or_is_not_there(pesq, monkeypatch, tm
     with pytest.raises(RuntimeError, match=r"cannot be started \(exit status 3\)"):
         pesq.score(*words(1))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MetricWeightsError, match="pip install pesq"):
+    with pytest.raises(MissingWeights, match="pip install pesq"):
         LOADERS["pesq"](torch.device("cpu"))
 
 

