@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from training.codebook.advice import CodebookFigures, CollapseAdviser
 from training.codebook.usage import CodeCounter, latent_statistics
+from training.runtime.step_window import StepWindow
 
 logger = get_logger(__name__)
 
@@ -21,20 +22,20 @@ class CodebookWatch:
         self.quantizer, self.accelerator = quantizer, accelerator
         self.counter = CodeCounter(config.codebook_size, accelerator.device)
         self.adviser = CollapseAdviser()
-        self._unsettled: list[tuple[Tensor, Tensor]] = []
-        self._latents: Tensor | None = None
+        self._window = StepWindow(self._count)
+        self._latents: Tensor | None = None  # of the last batch that counts
 
-    def update(self, codes: Tensor, latents: Tensor) -> None:
+    def note(self, codes: Tensor, latents: Tensor) -> None:
         """Take note of a forward pass; it counts when its step is settled."""
-        self._unsettled.append((codes, latents))
+        self._window.note((codes, latents))
 
     def settle(self, skipped: bool) -> None:
-        """Count the codes since the last call, and keep the last latents, unless their step was skipped."""
-        if not skipped:
-            for codes, latents in self._unsettled:
-                self.counter.update(codes)
-                self._latents = latents
-        self._unsettled = []
+        """End a step: count its codes and keep its last latents, unless it was skipped."""
+        self._window.settle(skipped)
+
+    def _count(self, told: tuple[Tensor, Tensor]) -> None:
+        codes, self._latents = told
+        self.counter.update(codes)
 
     def report(self, step: int, advise: bool) -> tuple[dict[str, float], str]:
         """Figures over all ranks since the last report, and a word on them; few codes in use are warned of.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hub_cards.user_error import UserError
 from training.runtime.sharding import own_part
+from training.runtime.step_window import StepWindow
 
 logger = get_logger(__name__)
 
@@ -136,8 +137,9 @@ class NonFiniteGuard:
         self.overflows = 0  # steps with one of fp16, which the scaler met with a lower scale
         self._overflow = False  # in the step under way
         self._last_bad_step: int | None = None
-        self._batches: list[dict[str, Tensor]] = []
-        self._losses: list[Tensor] = []
+        # Which inputs of each batch, and which losses, are finite.
+        self._inputs: StepWindow[dict[str, Tensor]] = StepWindow()
+        self._losses: StepWindow[Tensor] = StepWindow()
         self._watch: LayerWatch | None = None
 
     def state_dict(self) -> dict:
@@ -154,7 +156,7 @@ class NonFiniteGuard:
     def note_batch(self, batch: dict[str, Tensor]) -> None:
         """Remember which inputs are finite; nothing waits for the device."""
         floating = {k: v for k, v in batch.items() if torch.is_floating_point(v)}
-        self._batches.append({name: values.isfinite().all() for name, values in floating.items()})
+        self._inputs.note({name: values.isfinite().all() for name, values in floating.items()})
 
     def poison(self, loss: Tensor) -> Tensor:
         """The loss, whose gradients are all NaN if it is not finite.
@@ -163,12 +165,13 @@ class NonFiniteGuard:
         although the loss of one rank alone was bad. Finite losses are multiplied by exactly one.
         """
         loss_value = loss.detach()
-        self._losses.append(loss_value.isfinite().all())
+        self._losses.note(loss_value.isfinite().all())
         return loss * (1 + 0 * loss_value)
 
-    def finished(self, skipped: bool) -> None:
-        """A step is over, of all modules and with all its batches."""
-        self._batches, self._losses = [], []
+    def settle(self, skipped: bool) -> None:
+        """End a step, of all modules and with all its batches."""
+        self._inputs.settle(skipped)
+        self._losses.settle(skipped)
         self.overflows += self._overflow
         self._overflow = False
         if not skipped:
@@ -235,7 +238,7 @@ class NonFiniteGuard:
             if parameter.grad is not None and not own_part(parameter.grad).isfinite().all()
         ]
         own = {
-            "inputs": sorted({k for flags in self._batches for k, v in flags.items() if not v}),
+            "inputs": sorted({k for flags in self._inputs for k, v in flags.items() if not v}),
             "terms": [name for name, value in figures.items() if not value.isfinite().all()],
             "output": None if self._watch is None else self._watch.first,
             # Backward passes run from the last layer to the first: the last bad one was the first to be so.

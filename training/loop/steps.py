@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from training.loop.finite import NonFiniteGuard
 from training.runtime import sharding
 from training.runtime.settings import LoopSettings
+from training.runtime.step_window import StepWindow
 
 
 @dataclass
@@ -52,16 +53,14 @@ class Stepper:
             settings.max_bad_steps, accelerator, recipe.modules, recipe.companions
         )
         self.rank_states: dict = {}  # by name, what each rank keeps for itself in a checkpoint
-        self._batches = 0  # of the step under way
-        self._weights: list[Tensor] = []  # of these, where the recipe weighs them
+        self._weights: StepWindow[Tensor | None] = (
+            StepWindow()
+        )  # of batches, if the recipe weighs them
 
     def note_batch(self, batch: dict[str, Tensor]) -> None:
         """A batch of the step under way comes next. The loop calls this before `step`."""
         self.guard.note_batch(batch)
-        self._batches += 1
-        weight = self.recipe.batch_weight(batch)
-        if weight is not None:
-            self._weights.append(weight)
+        self._weights.note(self.recipe.batch_weight(batch))
 
     def step(self, batch: dict[str, Tensor], step: int) -> StepResult:
         """Forward and backward passes on a batch; optimiser steps when gradients are due.
@@ -73,8 +72,8 @@ class Stepper:
 
     def settle(self, skipped: bool) -> None:
         """A step is over: keep what its batches told, or forget it if the step was skipped."""
-        self.guard.finished(skipped)
-        self._batches, self._weights = 0, []
+        self.guard.settle(skipped)
+        self._weights.settle(skipped)
         if self.accelerator.scaler is not None:
             # Once a step, when no module holds gradients of the old scale any more: AcceleratedOptimizer.step
             # would change the scale after the first of two modules, in the middle of the other's batches.
@@ -93,8 +92,9 @@ class Stepper:
 
     def _backward(self, loss: Tensor) -> None:
         """Backward pass; if the loss of one rank is not finite, no rank's gradients will be."""
-        if self._weights:
-            loss = loss * self._weights[-1]
+        *_, weight = self._weights
+        if weight is not None:
+            loss = loss * weight
         self.accelerator.backward(self.guard.poison(loss))
 
     def _mean_of_batches(self) -> Tensor | float:
@@ -105,9 +105,10 @@ class Stepper:
         weights.
         """
         passes = self.accelerator.gradient_accumulation_steps
-        if not self._weights:
-            return passes / self._batches
-        total = self.accelerator.reduce(torch.stack(self._weights).sum(), reduction="sum")
+        weights = list(self._weights)
+        if weights[-1] is None:
+            return passes / len(weights)
+        total = self.accelerator.reduce(torch.stack(weights).sum(), reduction="sum")
         return passes * self.accelerator.num_processes / total
 
     def _update(self, name: str, module: nn.Module, optimizer, figures: dict, step: int) -> bool:
@@ -149,7 +150,8 @@ class LossStepper(Stepper):
         ((name, model),) = self.modules.items()
         loss = model(**self.recipe.arguments(batch)).loss
         figures = {f"{name}/total": loss.detach()}
-        weights = {name: self._weights[-1] for name in figures if self._weights}
+        *_, weight = self._weights
+        weights = {} if weight is None else dict.fromkeys(figures, weight)
         self._backward(loss)
         skipped = self._update(name, model, self.optimizers[name], figures, step)
         return StepResult(figures, int(skipped), weights)

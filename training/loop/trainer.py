@@ -35,6 +35,7 @@ from training.loop.schedule import make_scheduler, set_peak_rate
 from training.runtime import sharding
 from training.runtime.progress import Progress
 from training.runtime.settings import LoopSettings, SettingsError
+from training.runtime.step_window import StepWindow
 from training.runtime.stop_signals import Stopped, StopRequest
 
 logger = get_logger(__name__)
@@ -148,7 +149,8 @@ class Trainer:
         self.stepper = recipe.stepper(
             recipe, accelerator, settings, self.modules, optimizers, self.ema.module
         )
-        self.means, self._unsettled = FigureMeans(), []
+        self.means = FigureMeans()
+        self.window = StepWindow(lambda result: self.means.add(result.figures, result.weights))
         self.buffers = BufferKeeper([*recipe.modules.values(), *recipe.companions])
         loader = recipe.train_loader
         self.progress.layout = {
@@ -275,21 +277,18 @@ class Trainer:
         progress = self.progress
         for name in self.recipe.batch_counts:
             self.means.count(name, batch[name].sum())
-        if not self._unsettled:
+        if not self.window:
             self.buffers.keep()
         self.stepper.note_batch(batch)
         with self.accelerator.accumulate(*self.modules.values()):
             result = self.stepper.step(batch, progress.step)
-            self._unsettled.append(result)
+            self.window.note(result)
             if not self.accelerator.sync_gradients:
                 return False
         self.stepper.settle(bool(result.skipped))
+        self.window.settle(bool(result.skipped))
         if result.skipped:
             self.buffers.restore()
-        else:
-            for one in self._unsettled:
-                self.means.add(one.figures, one.weights)
-        self._unsettled = []
         progress.bad_steps += result.skipped
         with warnings.catch_warnings():
             # Rates follow the run's steps, also where an optimiser skipped one or has not begun.

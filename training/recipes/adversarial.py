@@ -67,7 +67,7 @@ class Adversaries(Stepper):
         elif step >= recipe.loss.discriminator_start:
             terms, skipped = self._judge(inputs, reconstruction.detach(), plain_discriminator, step)
             figures |= terms
-        self.watch.update(recipe.codes(output), output.latents.detach())
+        self.watch.note(recipe.codes(output), output.latents.detach())
         return StepResult(figures, int(skipped))
 
     def settle(self, skipped: bool) -> None:

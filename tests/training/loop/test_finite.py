@@ -22,7 +22,7 @@ class Injection:
 
         def watched(batch):
             # A step starts with its first batch.
-            if not trainer._unsettled:
+            if not trainer.window:
                 self.before = self._lasting()
             self.active = trainer.progress.step in steps
             stepped = train_batch(self.spoil_batch(batch) if self.active else batch)
