@@ -110,7 +110,7 @@ def profile_training(options: argparse.Namespace) -> None:
             Path(folder), options.codebook_size, options.batch_size, options.mixed_precision
         )
         cuda = trainer.accelerator.device.type == "cuda"
-        batches = trainer._batches()
+        batches = iter(trainer.batches)
         trainer._train_batch(next(batches))  # warms up
         clock = Clock(cuda)
         model = trainer.accelerator.unwrap_model(trainer.model)
@@ -121,7 +121,7 @@ def profile_training(options: argparse.Namespace) -> None:
         clock.watch(trainer.stepper, "_judge", "discriminator's turn (with its backward)")
         clock.watch(trainer.stepper, "_update", "gradient norms and optimisers")
         clock.watch(trainer.ema, "update_parameters", "weight average")
-        clock.watch(trainer.stepper.watch, "update", "code statistics")
+        clock.watch(trainer.stepper.watch, "settle", "code statistics")
         clock.watch(trainer, "_log", "report of the figures")
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
         with profile(activities=activities) as profiler:

@@ -1,14 +1,32 @@
 """The exponential average of the weights, which is validated, saved and published."""
 
 import torch
+from accelerate import Accelerator
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import PreTrainedModel
 
 from training.runtime import sharding
 
 
 class WeightAverage(AveragedModel):
-    """Average of what is trained. The frozen basis, 134 MB at K = 262,144, is not read at every step."""
+    """Average of what is trained. The frozen basis, 134 MB at K = 262,144, is not read at every step.
+
+    Args:
+        model: not yet prepared. Where the launch shards it, the average is sharded alike.
+    """
+
+    def __init__(self, model: PreTrainedModel, decay: float, accelerator: Accelerator):
+        super().__init__(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.sharded = sharding.is_sharding(accelerator)
+        if self.sharded:
+            sharding.shard(self.module, accelerator)
+        else:
+            self.to(accelerator.device)
+        # AveragedModel copies the weights at its first update unless told that it has one already; the
+        # original averages from the first step on (fixture image_tiny1, train_trace).
+        self.n_averaged.fill_(1)
+        self.eval()
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
@@ -20,3 +38,16 @@ class WeightAverage(AveragedModel):
         for copy, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
             copy.copy_(buffer)
         self.n_averaged += 1
+
+    def for_checkpoint(self) -> "WeightAverage | sharding.WholeState":
+        """Return what a checkpoint holds and loads: the state of a whole model."""
+        return sharding.WholeState(self) if self.sharded else self
+
+    def for_saving(self) -> PreTrainedModel | None:
+        """Return the averaged model whole; of a sharded one on the first rank alone. For all ranks to call."""
+        return sharding.whole_copy(self.module) if self.sharded else self.module
+
+    def free(self) -> None:
+        """Shard again what a validation has left whole."""
+        if self.sharded:
+            sharding.reshard(self.module)

@@ -9,7 +9,7 @@ from hub_cards.evaluation import FILE_NAME, Evaluation, write_evaluations
 from hub_cards.hub_commit import hub_errors
 from hub_cards.push_to_hub import push_to_hub
 from hub_cards.tokenizer_card import TRAINING_SETTINGS, is_hub_id, public_settings
-from training.runtime.settings import LoopSettings
+from training.loop.settings import LoopSettings
 
 
 def check_login() -> None:

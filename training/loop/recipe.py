@@ -40,6 +40,8 @@ class Recipe(Protocol):
         train_loader, validation_loader: batches are dicts.
         headline: the validation figure by which one model is better than another, and 1 or -1 if it should
             be large or small.
+        loss_figure: the figure of steps that reports lead with, MODULE/TERM.
+        remarks: what is worth a warning before the training begins.
         batch_counts: keys of a batch that hold per-sample counts to be summed and reported.
         forward_methods: names of methods, beside forward, that parts of a model which may be sharded call on
             each other; none if it is never sharded.
@@ -52,6 +54,8 @@ class Recipe(Protocol):
     train_loader: DataLoader
     validation_loader: DataLoader | None
     headline: tuple[str, int]
+    loss_figure: str
+    remarks: tuple[str, ...]
     batch_counts: tuple[str, ...]
     forward_methods: tuple[str, ...]
 

@@ -1,4 +1,4 @@
-"""Figures and pictures of a run: means over a window, trackers, PNG files."""
+"""Records of a run's validations: figures, images and audio, in its folder and for the trackers."""
 
 import json
 import os
@@ -6,86 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import Tensor
 from torchvision.utils import save_image
+from tqdm.auto import tqdm
 
-
-class FigureMeans:
-    """Means of figures and sums of counts over a window, kept on the device until they are read."""
-
-    def __init__(self):
-        self._sums: dict[str, Tensor] = {}
-        self._numbers: dict[str, Tensor | float] = {}
-        self._counts: dict[str, Tensor] = {}
-
-    def add(self, figures: dict[str, Tensor], weights: dict[str, Tensor] | None = None) -> None:
-        """Add the figures of one forward pass.
-
-        Args:
-            weights: of figures that do not count as much as the same of other passes, by name.
-        """
-        for name, value in figures.items():
-            weight = (weights or {}).get(name, 1)
-            value = value.detach().float() * weight
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._numbers[name] = self._numbers.get(name, 0) + weight
-
-    def count(self, name: str, number: Tensor) -> None:
-        """Add to a count."""
-        self._counts[name] = self._counts[name] + number if name in self._counts else number
-
-    def read(self, accelerator: Accelerator) -> tuple[dict[str, float], dict[str, int]]:
-        """Means and counts over all ranks since the last read; no means if every step was skipped."""
-        names, device, figures = sorted(self._sums), accelerator.device, {}
-        if names:
-            sums = [self._sums[name].to(device) for name in names]
-            numbers = [
-                torch.as_tensor(self._numbers[name], dtype=torch.float32, device=device)
-                for name in names
-            ]
-            sums, numbers = accelerator.reduce(
-                torch.stack([torch.stack(sums), torch.stack(numbers)]), reduction="sum"
-            )
-            figures = dict(zip(names, (sums / numbers).tolist(), strict=True))
-        counts = {
-            name: int(accelerator.reduce(number.to(device, copy=True), reduction="sum"))
-            for name, number in sorted(self._counts.items())
-        }
-        self.__init__()
-        return figures, counts
-
-    def state_dict(self) -> dict:
-        return {"sums": self._sums, "numbers": self._numbers, "counts": self._counts}
-
-    def load_state_dict(self, state: dict) -> None:
-        self._sums, self._numbers = state["sums"], state["numbers"]
-        self._counts = state["counts"]
-
-
-def total_loss(figures: dict[str, float]) -> float:
-    """The model's loss among a report's figures; NaN if every step was skipped."""
-    return figures.get("generator/total", float("nan"))
-
-
-def loss_line(figures: dict[str, float]) -> str:
-    """All losses of a report, for a plain log: "loss 0.531 (reconstruction 0.21), discriminator 1.9 (...)"."""
-    parts = []
-    for side in ("generator", "discriminator"):
-        terms = {
-            name.removeprefix(f"{side}/"): value
-            for name, value in figures.items()
-            if name.startswith(f"{side}/")
-        }
-        if not terms and side == "discriminator":
-            continue
-        total = terms.pop("total", float("nan"))
-        rest = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-        name = "loss" if side == "generator" else side
-        parts.append(f"{name} {total:.4g}" + (f" ({rest})" if rest else ""))
-    return ", ".join([*parts, f"learning rate {figures['run/learning_rate']:.3g}"])
+from training.loop.recipe import Validation
 
 
 @contextmanager
@@ -101,6 +28,27 @@ def naming(folder: Path) -> Iterator[None]:
         raise OSError(
             f"cannot write to {folder}: {getattr(error, 'strerror', None) or error}"
         ) from error
+
+
+def write_validation(
+    output_dir: Path, step: int, result: Validation, accelerator: Accelerator
+) -> None:
+    """Record a validation: figures to the trackers and to figures.jsonl, images and audio to files and both.
+
+    Raises:
+        OSError: naming the folder and the reason.
+    """
+    figures = result.figures | result.diagnostics
+    scalars = {k: v for k, v in figures.items() if not isinstance(v, list)}
+    accelerator.log({f"validation/{k}": v for k, v in scalars.items()}, step=step)
+    if not accelerator.is_main_process:
+        return
+    with naming(output_dir):
+        write_figures(output_dir, step, figures)
+        write_pictures(output_dir, step, result.pictures, accelerator.trackers)
+        write_sounds(output_dir, step, result.sounds, result.sampling_rate, accelerator.trackers)
+    line = ", ".join(f"{name} {value:.4g}" for name, value in result.figures.items())
+    tqdm.write(f"step {step}: {line}")
 
 
 def write_figures(output_dir: Path, step: int, figures: dict) -> None:

@@ -7,8 +7,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from training.loop.finite import NonFiniteGuard
+from training.loop.settings import LoopSettings
 from training.runtime import sharding
-from training.runtime.settings import LoopSettings
 from training.runtime.step_window import StepWindow
 
 

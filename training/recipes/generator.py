@@ -24,15 +24,17 @@ from training.data.codes import (
     ImageTokenDecoder,
     TokenDataConfig,
     TokenLayout,
+    open_codes,
     read_layout,
 )
 from training.data.loader import build_dataloader
 from training.loop.recipe import Validation
+from training.loop.settings import LoopSettings
 from training.loop.steps import LossStepper
 from training.loop.validation import each_once
 from training.recipes.drawn_samples import SampleSettings, sample_pictures, sample_sounds
 from training.runtime.float64 import float64_device, to_float64
-from training.runtime.settings import LoopSettings, SettingsError, setting
+from training.runtime.settings import SettingsError, setting
 from training.runtime.sharding import is_sharding
 from training.tokenization.encoders import MANIFEST, weights_hash
 
@@ -105,6 +107,8 @@ class GeneratorRecipe:
 
     stepper = LossStepper
     headline = ("loss", -1)
+    loss_figure = "generator/total"
+    remarks = ()
     batch_counts = ("unreadable",)
     companions: tuple = ()
     forward_methods = ("loss", "logits")  # of PlainCodes and FactorizedCodes
@@ -208,7 +212,8 @@ def build_generator_recipe(
     Raises:
         SettingsError: if the codes do not fit the tokenizer, or it is not told how many there are.
     """
-    layout = read_layout(data, model.num_classes)
+    train_source = open_codes(data, data.train_split)
+    layout = read_layout(train_source, data, model.num_classes)
     tokenizer, processor, codebook_size = None, None, model.codebook_size
     if model.tokenizer is not None:
         tokenizer = _load_tokenizer(model.tokenizer, layout)
@@ -238,17 +243,26 @@ def build_generator_recipe(
     if tokenizer is not None:
         generator.arrange_codes(tokenizer.quantizer.codebook())
 
-    def loader(split: str | None, train: bool) -> DataLoader | None:
-        if split is None:
-            return None
-        return build_dataloader(data, split, decoder, batch_size=batch_size, train=train, seed=seed)
-
+    train_loader = build_dataloader(
+        train_source, data.train_split, data, decoder, batch_size=batch_size, train=True, seed=seed
+    )
+    validation_loader, split = None, data.validation_split
+    if split is not None:
+        validation_loader = build_dataloader(
+            open_codes(data, split),
+            split,
+            data,
+            decoder,
+            batch_size=batch_size,
+            train=False,
+            seed=seed,
+        )
     return GeneratorRecipe(
         generator,
         tokenizer,
         processor,
-        loader(data.train_split, train=True),
-        loader(data.validation_split, train=False),
+        train_loader,
+        validation_loader,
         samples,
     )
 

@@ -89,6 +89,8 @@ class ImageRecipe(TokenizerRecipe):
     ):
         self.model, self.discriminator = model, discriminator
         self.loss, self.perceptual = loss, perceptual
+        if perceptual is None:
+            self.remarks = ("training without a perceptual loss (perceptual: none)",)
         self.train_loader, self.validation_loader = train_loader, validation_loader
         self.resolution = resolution
 

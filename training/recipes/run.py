@@ -21,13 +21,13 @@ from training.loop import publishing
 from training.loop.checkpoints import refuse_to_mix
 from training.loop.recipe import Recipe
 from training.loop.run_record import RunRecord
+from training.loop.settings import LoopSettings
 from training.loop.trainer import Trainer
 from training.runtime import sharding
 from training.runtime.console import command
 from training.runtime.folder_lock import hold_folder
 from training.runtime.launch_options import follow_launch
 from training.runtime.processes import PATIENT, check_processes, end_processes, refuse_sharding
-from training.runtime.settings import LoopSettings
 from training.runtime.shared_folder import check_shared
 from training.runtime.stop_signals import (
     STATUS_INTERRUPTED,
@@ -123,8 +123,8 @@ def _train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Acc
     recipe = build_recipe(**groups, batch_size=loop.batch_size, seed=loop.seed)
     loaders = {"training {}": recipe.train_loader, "validation {}": recipe.validation_loader}
     logger.info(sample_counts(settings["data"], loaders))
-    if getattr(recipe, "perceptual", True) is None:
-        logger.warning("training without a perceptual loss (perceptual: none)")
+    for remark in recipe.remarks:
+        logger.warning(remark)
     if loop.tracker != "none":
         scalars = {
             k: v if isinstance(v, (int, float, str, bool)) else str(v)

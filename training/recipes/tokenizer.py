@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader
 
 from training.codebook.spectra import ranks_of, rounded_values, spectra
 from training.loop.recipe import Validation
+from training.loop.settings import LoopSettings
 from training.recipes.adversarial import Adversaries
-from training.runtime.settings import LoopSettings, at_least, setting
+from training.runtime.settings import at_least, setting
 
 # Codes from which a validation takes the codebook's spectrum.
 SPECTRUM_ROWS = 65_536
@@ -44,6 +45,8 @@ class TokenizerRecipe(ABC):
     """
 
     stepper = Adversaries
+    loss_figure = "generator/total"
+    remarks: tuple[str, ...] = ()
     batch_counts = ("unreadable",)
     forward_methods = ()
     model: nn.Module

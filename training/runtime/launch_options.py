@@ -7,7 +7,7 @@ value or refused by name.
 import os
 from dataclasses import MISSING, fields
 
-from training.runtime.settings import LoopSettings, SettingsError
+from training.runtime.settings import SettingsError
 
 # Variable of a launch, its option, and the setting of the trainers that means the same.
 SAME = (
@@ -32,8 +32,11 @@ ENGINES = {
 }
 
 
-def follow_launch(settings: LoopSettings) -> None:
+def follow_launch(settings) -> None:
     """Take what the launch says into settings that were left at their defaults.
+
+    Args:
+        settings: a dataclass with the settings of SAME, those of the loop.
 
     Raises:
         SettingsError: if launch and settings disagree, or the launch asks for what is not done here.
@@ -111,7 +114,7 @@ def _value(variable: str, name: str, said: str):
     return value
 
 
-def _not_default(settings: LoopSettings) -> set[str]:
+def _not_default(settings) -> set[str]:
     """Settings that differ from their defaults, where nobody kept which were given."""
     return {
         spec.name

@@ -12,8 +12,9 @@ from tests.fuzzing import NASTY, fuzz, mutated_bytes, mutated_tree, tries
 from tests.training.support.dirty_files import dirty_pictures, dirty_recordings
 from training.data.images import ImageDataConfig, decode_pixels
 from training.data.recordings import AudioDataConfig, decode_audio
+from training.loop.settings import LoopSettings
 from training.recipes.image import ImageLossSettings, ImageModelSettings
-from training.runtime.settings import LoopSettings, parse_settings
+from training.runtime.settings import parse_settings
 
 
 @tries(400, 30_000)

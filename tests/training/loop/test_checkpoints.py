@@ -80,7 +80,7 @@ def test_a_checkpoint_holds_the_window_of_figures(make_trainer, tmp_path):
 
     def saving(step):
         kept[step] = (
-            trainer.means.state_dict()["sums"] | {},
+            trainer.reports.means.state_dict()["sums"] | {},
             trainer.stepper.watch.counter.counts + 0,
         )
         save(step)
@@ -94,7 +94,7 @@ def test_a_checkpoint_holds_the_window_of_figures(make_trainer, tmp_path):
     assert again.progress.step == 2 and sums and counts.sum() == 2 * 4 * 256
     assert equal(again.means.state_dict()["sums"], sums)
     assert torch.equal(again.stepper.watch.counter.counts, counts)
-    assert again.figures is None
+    assert again.progress.figures is None
 
 
 def test_resume_from_nothing_and_from_a_wrong_place(make_trainer):

@@ -17,13 +17,14 @@ from training.loop.checkpoint_files import MANIFEST, seal
 from training.loop.checkpoints import CheckpointError, list_checkpoints
 from training.loop.resume_rules import APPLIED, FIXED, VALIDATION, changed_settings, refusals
 from training.loop.run_record import RunRecord
+from training.loop.settings import LoopSettings
 from training.loop.trainer import Trainer
 from training.recipes.audio import AudioLoopSettings, AudioLossSettings, AudioModelSettings
 from training.recipes.drawn_samples import SampleSettings
 from training.recipes.generator import GeneratorLoopSettings, GeneratorModelSettings
 from training.recipes.image import ImageLossSettings, ImageModelSettings
 from training.recipes.tokenizer import TokenizerLoopSettings
-from training.runtime.settings import LoopSettings, build_settings
+from training.runtime.settings import build_settings
 
 GROUPS = {
     "data": ImageDataConfig,

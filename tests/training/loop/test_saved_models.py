@@ -233,7 +233,7 @@ def test_the_end_of_a_process_takes_no_more_signals(monkeypatch):
 
 def test_a_log_that_is_no_terminal_has_the_losses(make_trainer, caplog):
     trainer = make_trainer({"validation": 0}, max_steps=2, log_every=1)
-    assert trainer.plain_log
+    assert trainer.reports.plain_log
     with caplog.at_level("INFO"):
         trainer.train()
     said = [record.getMessage().removeprefix("[RANK 0] ") for record in caplog.records]

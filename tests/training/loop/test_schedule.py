@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.loop.schedule import make_scheduler, rate_factor
+from training.loop.optimizers import make_scheduler, rate_factor
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "losses_image" / "cases.json"
 

@@ -143,7 +143,7 @@ def test_validation_counts_no_picture_twice_and_no_broken_one(make_trainer):
 @pytest.mark.slow
 def test_the_time_spent_waiting_for_data_is_told(make_trainer, monkeypatch):
     trainer = make_trainer({"validation": 0}, max_steps=3, log_every=1)
-    pictures, logged, pause = type(trainer.train_loader.dataset), [], 0.05
+    pictures, logged, pause = type(trainer.recipe.train_loader.dataset), [], 0.05
     read = pictures.__getitem__
     monkeypatch.setattr(
         pictures, "__getitem__", lambda self, index: time.sleep(pause) or read(self, index)

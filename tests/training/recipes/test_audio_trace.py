@@ -88,7 +88,7 @@ def test_three_steps_equal_the_original(trainer, monkeypatch):
         return result
 
     monkeypatch.setattr(trainer.stepper, "step", step)
-    for batch in trainer._batches():
+    for batch in trainer.batches:
         trainer._train_batch(batch)
 
     for index in range(3):

@@ -27,7 +27,7 @@ def keep_gradients(trainer: Trainer) -> dict[str, list[torch.Tensor]]:
 
 def run(trainer: Trainer) -> None:
     """All steps, and nothing else."""
-    for batch in trainer._batches():
+    for batch in trainer.batches:
         trainer._train_batch(batch)
 
 

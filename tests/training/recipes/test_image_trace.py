@@ -94,7 +94,7 @@ def record(trainer: Trainer, monkeypatch) -> tuple[list[dict], list[dict]]:
 
     monkeypatch.setattr(adversaries, "step", step)
     monkeypatch.setattr(adversaries, "_update", update)
-    for batch in trainer._batches():
+    for batch in trainer.batches:
         trainer._train_batch(batch)
     return figures, gradients
 

@@ -14,7 +14,7 @@ from training.codebook.start import match_codes_to_latents
 from training.codebook.usage import CodeCounter, effective_rank, latent_statistics
 from training.evaluate_image import BatchPsnr
 from training.evaluation.report import Mean
-from training.loop.records import FigureMeans
+from training.loop.reports import FigureMeans
 from training.metrics.inception import frechet_distance
 from training.metrics.neighbours import NearestPictures
 from training.recipes.drawn_samples import SampleSettings

@@ -11,11 +11,12 @@ from torch.utils.data import DataLoader
 
 from training.data.images import ImageDataConfig
 from training.data.loader import Decoder, SampleDataset
+from training.loop.settings import LoopSettings
 from training.recipes.run import make_accelerator
 from training.runtime import shared_folder
 from training.runtime.launch_options import follow_launch
 from training.runtime.processes import PATIENT, join_processes
-from training.runtime.settings import LoopSettings, SettingsError, build_settings
+from training.runtime.settings import SettingsError, build_settings
 from training.runtime.shared_folder import check_shared
 from training.runtime.worker_memory import check_shared_memory, worker_error
 

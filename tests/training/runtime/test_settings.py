@@ -2,7 +2,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from training.runtime.settings import LoopSettings, SettingsError, parse_settings, setting
+from training.loop.settings import LoopSettings
+from training.runtime.settings import SettingsError, parse_settings, setting
 
 
 @dataclass

@@ -10,8 +10,8 @@ import pytest
 
 from tests.training.loop.test_checkpoints import equal, everything
 from training.loop.checkpoints import list_checkpoints
+from training.loop.settings import LoopSettings
 from training.recipes import run as launch
-from training.runtime.settings import LoopSettings
 from training.runtime.stop_signals import Stopped, StopRequest, deaf_to_signals, shield_worker
 
 

@@ -87,8 +87,8 @@ def of_a_step(clips: Clips, batch_size: int, folder: Path) -> dict[str, Tensor]:
     trainer.accelerator.log = lambda figures, step: found.update(
         loss=torch.tensor(figures["generator/total"], dtype=torch.float64)
     )
-    trainer._clock = trainer._clock_step = 0
-    for batch in trainer._batches():
+    trainer.reports.start()
+    for batch in trainer.batches:
         if trainer._train_batch(batch):
             trainer._log()
     return found

@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 
 from training.data.images import ImageDataConfig
 from training.data.recordings import AudioDataConfig
+from training.loop import reports
 from training.loop import trainer as loop
 from training.loop.checkpoint_files import load_tensors, verify
 from training.loop.checkpoints import list_checkpoints
@@ -171,7 +172,7 @@ def write_photos(folder: Path) -> None:
 
 def record_steps(path: Path, spoil: bool) -> None:
     """Have every step written to a file: its number and all its figures, to the last bit."""
-    settle, add = loop.Trainer._train_batch, loop.FigureMeans.add
+    settle, add = loop.Trainer._train_batch, reports.FigureMeans.add
     figures: list[str] = []
 
     def adding(self, values, *weights):
@@ -190,7 +191,7 @@ def record_steps(path: Path, spoil: bool) -> None:
             figures.clear()
         return stepped
 
-    loop.Trainer._train_batch, loop.FigureMeans.add = stepping, adding
+    loop.Trainer._train_batch, reports.FigureMeans.add = stepping, adding
 
 
 def wait_for(processes: list[int]) -> list[int]:

@@ -43,7 +43,7 @@ def change(quantizer: str, folder: Path, spoil: bool = False) -> dict[str, float
         trained = [p for p in recipe.model.quantizer.parameters() if p.requires_grad]
         return torch.cat([torch.zeros(1), *(p.detach().flatten() for p in trained)])
 
-    states, steps = [parameters()], trainer._batches()
+    states, steps = [parameters()], iter(trainer.batches)
     for _ in range(2):  # before the codes are matched to the latents
         trainer._train_batch(next(steps))
     states.append(parameters())

@@ -147,8 +147,8 @@ def trace(case: str, batch_size: int, folder: Path, parts: bool = False) -> tupl
 
     counter.read = keep_codes
     recipe.inputs = lambda batch: inputs(batch).to(recipe.model.dtype)
-    trainer._clock = trainer._clock_step = 0
-    for batch in trainer._batches():
+    trainer.reports.start()
+    for batch in trainer.batches:
         if trainer._train_batch(batch):
             trainer._log()
     assert trainer.progress.step == STEPS
@@ -170,7 +170,7 @@ def communication(folder: Path) -> dict:
     recipe.model = SimVQImageModel(type(TINY).from_dict(config))
     loop = TokenizerLoopSettings(output_dir=str(folder), tracker="none", max_steps=3)
     trainer = Trainer(recipe, loop, make_accelerator(loop))
-    batches = trainer._batches()
+    batches = iter(trainer.batches)
     for _ in range(2):  # buckets are built, and the ranks agree on them
         trainer._train_batch(next(batches))
     batch = next(batches)
@@ -244,7 +244,7 @@ def a_bad_batch_of_one_rank(rank: int, folder: Path) -> dict:
         return total * float("nan") if rank == 1 and trainer.progress.step == 1 else total, terms
 
     recipe.loss.generator = poisoned
-    for batch in trainer._batches():
+    for batch in trainer.batches:
         trainer._train_batch(batch)
     weights = [float(p.detach().double().sum()) for p in recipe.model.parameters()]
     return {"bad_steps": trainer.progress.bad_steps, "weights": weights}
@@ -255,7 +255,7 @@ def steps_of_epochs(folder: Path) -> dict:
     recipe = build_tiny_recipe(5 * BATCH, BATCH, validation=0)
     loop = TokenizerLoopSettings(output_dir=str(folder), tracker="none", epochs=3)
     trainer = Trainer(recipe, loop, make_accelerator(loop))
-    for batch in trainer._batches():
+    for batch in trainer.batches:
         trainer._train_batch(batch)
     found = {"total": trainer.total_steps, "epochs": trainer.progress.epoch + 1}
     recipe.train_loader = DataLoader(Pictures(BATCH), BATCH, drop_last=True)
