@@ -31,6 +31,7 @@ from hub_cards.tokenizer_card import is_hub_id
 from training.codebook.usage import CodeCounter
 from training.data.loader import Decoder, build_dataloader, sample_counts
 from training.data.recordings import AudioDataConfig, decode_audio
+from training.data.source import open_split
 from training.evaluation.evaluated_data import (
     evaluated_on,
     join_sentences,
@@ -202,8 +203,16 @@ def run(settings: AudioEvaluationSettings, data: AudioDataConfig, accelerator: A
     rate = model.config.sampling_rate
     decoder = Decoder(data.column, "input_values", (1, 1), partial(_decode, sampling_rate=rate))
     shard = (accelerator.process_index, accelerator.num_processes)
+    split = data.validation_split
     recordings = build_dataloader(
-        data, data.validation_split, decoder, batch_size=1, train=False, seed=0, shard=shard
+        open_split(data, split),
+        split,
+        data,
+        decoder,
+        batch_size=1,
+        train=False,
+        seed=0,
+        shard=shard,
     )
     if accelerator.is_main_process:
         logging.info(sample_counts(data, {f"{{}} of split {data.validation_split}": recordings}))

@@ -46,29 +46,30 @@ class TokenDataConfig(DataSettings):
         """What messages call the column of the codes."""
         return " or ".join(CODE_COLUMNS)
 
-    def open(self, split: str) -> Source:
-        """Open a split: the codes and, of pictures, the classes.
 
-        Raises:
-            SettingsError: if the source, the split or a column is not there, naming what is.
-        """
-        source = open_table(self, split)
-        names = source.column_names or list(next(iter(source), {}))
-        codes = next((name for name in CODE_COLUMNS if name in names), None)
-        if codes is None:
+def open_codes(config: TokenDataConfig, split: str) -> Source:
+    """Open a split: the codes and, of pictures, the classes.
+
+    Raises:
+        SettingsError: if the source, the split or a column is not there, naming what is.
+    """
+    source = open_table(config, split)
+    names = source.column_names or list(next(iter(source), {}))
+    codes = next((name for name in CODE_COLUMNS if name in names), None)
+    if codes is None:
+        raise SettingsError(
+            f"dataset: {config.dataset} has no column {config.column}, it has {', '.join(names)}; "
+            "tokenize_dataset.py makes one"
+        )
+    wanted = [codes]
+    if codes == "image_codes" and config.label_column is not None:
+        if config.label_column not in names:
             raise SettingsError(
-                f"dataset: {self.dataset} has no column {self.column}, it has {', '.join(names)}; "
-                "tokenize_dataset.py makes one"
+                f"label_column: {config.dataset} has no column {config.label_column!r}, it has "
+                f"{', '.join(names)}; label_column=null does without classes"
             )
-        wanted = [codes]
-        if codes == "image_codes" and self.label_column is not None:
-            if self.label_column not in names:
-                raise SettingsError(
-                    f"label_column: {self.dataset} has no column {self.label_column!r}, it has "
-                    f"{', '.join(names)}; label_column=null does without classes"
-                )
-            wanted.append(self.label_column)
-        return source.select_columns(wanted)
+        wanted.append(config.label_column)
+    return source.select_columns(wanted)
 
 
 @dataclass
@@ -84,16 +85,16 @@ class TokenLayout:
     class_names: list[str]
 
 
-def read_layout(config: TokenDataConfig, num_classes: int | None) -> TokenLayout:
+def read_layout(source: Source, config: TokenDataConfig, num_classes: int | None) -> TokenLayout:
     """Find out what the training split holds.
 
     Args:
+        source: the split, of open_codes.
         num_classes: for a label column of plain integers, which does not tell.
 
     Raises:
         SettingsError: if the split is empty, or nobody says how many classes there are.
     """
-    source = config.open(config.train_split)
     row = next(iter(source), None)
     if row is None:
         raise SettingsError(f"train_split: {config.train_split!r} of {config.dataset} is empty")

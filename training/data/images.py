@@ -161,7 +161,7 @@ def make_transform(resolution: int, train: bool) -> Callable[[Image.Image], Tens
 def build_image_dataloader(
     config: ImageDataConfig, split: str, *, batch_size: int, train: bool, seed: int
 ) -> DataLoader:
-    """Batches {"pixel_values": (B, 3, R, R) in [-1, 1], "valid": (B,), "unreadable": (B,)}.
+    """Open a split and batch it: {"pixel_values": (B, 3, R, R) in [-1, 1], "valid": (B,), "unreadable": (B,)}.
 
     See build_dataloader: random crops in training, centre crops in validation.
     """
@@ -169,4 +169,7 @@ def build_image_dataloader(
     decoder = Decoder(
         config.column, "pixel_values", (3, side, side), partial(decode_pixels, resolution=side)
     )
-    return build_dataloader(config, split, decoder, batch_size=batch_size, train=train, seed=seed)
+    source = open_split(config, split)
+    return build_dataloader(
+        source, split, config, decoder, batch_size=batch_size, train=train, seed=seed
+    )

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hub_cards.user_error import UserError
-from training.data.source import DataSettings
+from training.data.source import DataSettings, Source
 from training.runtime.settings import SettingsError
 from training.runtime.stop_signals import shield_worker
 
@@ -287,8 +287,9 @@ class SampleStream(torch.utils.data.IterableDataset):
 
 
 def build_dataloader(
-    config: DataSettings,
+    source: Source,
     split: str,
+    config: DataSettings,
     decoder: Decoder,
     *,
     batch_size: int,
@@ -296,19 +297,20 @@ def build_dataloader(
     seed: int,
     shard: tuple[int, int] = (0, 1),
 ) -> DataLoader:
-    """Batches of what the decoder reads, and "valid": (B,) bool, "unreadable": (B,) int64.
+    """Batch what the decoder reads of a source, with "valid": (B,) bool and "unreadable": (B,) int64.
 
     Training data are shuffled and lose their last partial batch; validation data keep order and rest.
     `unreadable` counts the files skipped for a sample; `valid` is false only for blanks in validation.
 
     Args:
+        source: an opened split, of open_split for one.
+        split: what messages call it.
         shard: rank and number of ranks, to read only this rank's part; for those who do not let Accelerate
             share out the batches.
 
     Raises:
-        SettingsError: if the data set cannot be opened or has fewer samples than a training batch.
+        SettingsError: if the source has fewer samples than a training batch.
     """
-    source = config.open(split)
     limit = config.max_train_samples if train else config.max_validation_samples
     streaming = isinstance(source, datasets.IterableDataset)
     if limit is not None:

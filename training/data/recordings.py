@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from training.data.audio_file import MOST_SAMPLES, AudioFile, too_long
 from training.data.loader import Decoder, UnreadableSample, build_dataloader, open_cell
-from training.data.source import DataSettings, Kind
+from training.data.source import DataSettings, Kind, open_split
 from training.runtime.settings import SettingsError, at_least, setting
 
 # Seconds read on both sides of a crop that is resampled; soxr's filter reaches less far.
@@ -178,14 +178,17 @@ def _decode(
 def build_audio_dataloader(
     config: AudioDataConfig, split: str, *, batch_size: int, train: bool, seed: int
 ) -> DataLoader:
-    """Batches {"input_values": (B, 1, clip_samples), "valid": (B,), "unreadable": (B,)}.
+    """Open a split and batch it: {"input_values": (B, 1, clip_samples), "valid": (B,), "unreadable": (B,)}.
 
     See build_dataloader: random crops in training, the middle in validation.
     """
     samples = config.clip_samples
     decode = partial(_decode, sampling_rate=config.sampling_rate, clip_samples=samples)
     decoder = Decoder(config.column, "input_values", (1, samples), decode)
-    return build_dataloader(config, split, decoder, batch_size=batch_size, train=train, seed=seed)
+    source = open_split(config, split)
+    return build_dataloader(
+        source, split, config, decoder, batch_size=batch_size, train=train, seed=seed
+    )
 
 
 _encode_example = datasets.Audio.encode_example

@@ -87,10 +87,6 @@ class DataSettings:
         """Name of the column that holds the samples."""
         return getattr(self, self.kind.column_setting)
 
-    def open(self, split: str) -> Source:
-        """Open a split: the columns that samples are made of."""
-        return open_split(self, split)
-
 
 def open_split(
     config: DataSettings, split: str, all_columns: bool = False, beside: Sequence[str] = ()

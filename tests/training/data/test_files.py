@@ -352,8 +352,11 @@ def test_tar_archives(tmp_path, caplog):
 def test_ranks_without_samples_have_nothing_to_do(streaming, tmp_path):
     data = config(write(tmp_path, "0.png", "1.png", "2.png"), streaming=streaming)
     decoder = Decoder("image", "cell", (1,), lambda cell, *_: torch.tensor([len(cell["path"])]))
+    source = open_split(data, "train")
     loaders = [
-        build_dataloader(data, "train", decoder, batch_size=1, train=False, seed=0, shard=(r, 5))
+        build_dataloader(
+            source, "train", data, decoder, batch_size=1, train=False, seed=0, shard=(r, 5)
+        )
         for r in range(5)
     ]
     assert [len(list(loader)) for loader in loaders] == [1, 1, 1, 0, 0]
@@ -382,7 +385,8 @@ def test_streams_of_folders_keep_the_order(workers, tmp_path):
     write(tmp_path, *(f"{i}.png" for i in range(5)))
     data = config(tmp_path, streaming=True, num_workers=workers, max_validation_samples=3)
     decoder = Decoder("image", "name", (1,), _number)
-    loader = build_dataloader(data, "train", decoder, batch_size=1, train=False, seed=0)
+    source = open_split(data, "train")
+    loader = build_dataloader(source, "train", data, decoder, batch_size=1, train=False, seed=0)
     assert [int(batch["name"]) for batch in loader] == [0, 1, 2]
 
 
