@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.utils import save_image
 from transformers import PreTrainedModel
 
+from hub_cards.sheets import from_pil, image_sheet, spectrogram_sheet
 from hub_cards.user_error import UserError
 from modeling_simvq.image_processing_simvq import pil_to_rgb, upright
 
@@ -14,7 +16,8 @@ PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 SOUND_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
 MOST_PICTURES = 4
 MOST_SECONDS = 10
-DEMO_SPEECH = Path(__file__).resolve().parent.parent / "training" / "demo" / "speech" / "validation"
+# A sentence of LibriTTS test-clean (CC BY 4.0, see training/demo/speech/README.md).
+SPEECH = Path(__file__).resolve().parent / "speech_sample.flac"
 
 
 class SamplesError(UserError):
@@ -29,7 +32,7 @@ def write_samples(
     Args:
         model, processor: as the Auto classes load them.
         given: a file, or a folder of which the first files are taken; by default photographs that come
-            with scikit-image, or the speech of the demo.
+            with scikit-image, or the sentence beside this file.
         folder: for pictures reconstructions.png is written to it; for sound original.wav,
             reconstruction.wav and spectrograms.png.
 
@@ -92,14 +95,10 @@ def _write_pictures(model, processor, pictures: dict[str, Image.Image], folder: 
     if not decoded.isfinite().all():
         raise SamplesError("the model's reconstruction is not finite")
     rows = [processor.post_process(values) for values in (inputs.pixel_values, decoded)]
-    width, height = rows[0][0].size
-    gap = max(2, width // 32)
-    sheet = Image.new("RGB", (len(pictures) * (width + gap) - gap, 2 * height + gap), color="white")
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            sheet.paste(picture, (x * (width + gap), y * (height + gap)))
+    gap = max(2, rows[0][0].width // 32)
+    sheet = image_sheet(from_pil([*rows[0], *rows[1]]), len(pictures), gap, border=False)
     path = folder / "reconstructions.png"
-    sheet.save(path)
+    save_image(sheet, path)
     return path
 
 
@@ -107,9 +106,7 @@ def _sound(given: Path | None, sampling_rate: int) -> tuple[str, np.ndarray]:
     import soundfile
     import soxr
 
-    if given is None and not DEMO_SPEECH.is_dir():
-        raise SamplesError("name a recording with --samples: the demo's speech is not there")
-    path = _files(given or DEMO_SPEECH, SOUND_SUFFIXES, 1)[0]
+    path = _files(given or SPEECH, SOUND_SUFFIXES, 1)[0]
     try:
         with soundfile.SoundFile(path) as recording:
             rate = recording.samplerate
@@ -137,27 +134,6 @@ def _write_sound(model, extractor, name: str, sound: np.ndarray, folder: Path) -
     paths = [folder / "original.wav", folder / "reconstruction.wav", folder / "spectrograms.png"]
     for path, waveform in zip(paths[:2], (sound, decoded), strict=True):
         soundfile.write(path, waveform, rate, subtype="PCM_16")
-    _draw_spectrograms({f"original ({name})": sound, "reconstruction": decoded}, rate, paths[2])
+    shown = {f"original ({name})": sound, "reconstruction": decoded}
+    save_image(spectrogram_sheet(shown, rate), paths[2])
     return paths
-
-
-def _draw_spectrograms(sounds: dict[str, np.ndarray], rate: int, path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 5), dpi=100, layout="constrained")
-    panels = figure.subplots(len(sounds), 1, sharex=True)
-    for panel, (title, sound) in zip(panels, sounds.items(), strict=True):
-        window = min(1024, len(sound))
-        # Decibels of the power spectrum on one scale; -120 is below 16-bit noise.
-        panel.specgram(
-            sound + 1e-8,
-            NFFT=window,
-            noverlap=window * 3 // 4,
-            Fs=rate,
-            cmap="magma",
-            vmin=-120,
-            vmax=-30,
-        )
-        panel.set(title=title, ylabel="Hz")
-    panels[-1].set_xlabel("seconds")
-    figure.savefig(path)

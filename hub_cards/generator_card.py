@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
-from PIL import Image
+from torchvision.utils import save_image
 from transformers import AutoImageProcessor, PreTrainedModel
 
 from hub_cards.evaluation import SOURCES, Evaluation
@@ -23,6 +23,7 @@ from hub_cards.push_contents import (
     with_imports,
     with_or_without_code,
 )
+from hub_cards.sheets import from_pil, image_sheet
 from hub_cards.tokenizer_card import (
     PROJECT_TAGS,
     eval_results,
@@ -201,10 +202,6 @@ def _write_samples(model: PreTrainedModel, folder: Path, made: Path) -> tuple[Pa
         guidance_scale=GUIDANCE_SCALE if classes else 1.0,
         generator=torch.Generator().manual_seed(0),
     ).images
-    width, height = pictures[0].size
-    sheet = Image.new("RGB", (SHOWN_OF_EACH * width, len(pictures) // SHOWN_OF_EACH * height))
-    for index, picture in enumerate(pictures):
-        sheet.paste(picture, (index % SHOWN_OF_EACH * width, index // SHOWN_OF_EACH * height))
     made.mkdir(parents=True)
-    sheet.save(made / "samples.png")
+    save_image(image_sheet(from_pil(pictures), SHOWN_OF_EACH, gap=0), made / "samples.png")
     return made / "samples.png", [model.config.id2label[label] for label in classes]

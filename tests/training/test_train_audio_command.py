@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from transformers import AutoFeatureExtractor, AutoModelForAudioTokenization
 
+from hub_cards.sheets import spectrogram_sheet
 from modeling_simvq import SimVQAudioModel
 from tests.support.programs import ONE_PROCESS, TWO_RANKS, launch
 from training.data.recordings import AudioDataConfig
 from training.export_checkpoint import export_checkpoint
-from training.losses.spectrogram_picture import draw_spectrograms
 from training.recipes.audio import (
     AudioLoopSettings,
     AudioLossSettings,
@@ -164,7 +164,7 @@ def test_si_sdr_of_known_signals():
 def test_the_spectrogram_shows_a_tone_at_its_height():
     time = torch.arange(24000) / 24000
     high, low = torch.sin(2 * torch.pi * 6000 * time), torch.sin(2 * torch.pi * 500 * time)
-    picture = draw_spectrograms({"high": high, "low": low}, 24000)
+    picture = spectrogram_sheet({"high": high, "low": low}, 24000)
     assert picture.shape[0] == 3 and picture.min() >= 0 and picture.max() <= 1
     # The brightest row of each panel: the high tone lies nearer to its panel's top.
     brightness, _, blue = picture[:, :, 300:700].mean(dim=2)

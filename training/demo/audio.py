@@ -33,8 +33,8 @@ def show(model_dir: Path, output_dir: Path) -> None:
     from transformers.utils import logging
 
     import modeling_simvq  # noqa: F401  (registers the Auto classes)
+    from hub_cards.sheets import spectrogram_sheet
     from training.losses.mel import LogMelSpectrogram
-    from training.losses.spectrogram_picture import draw_spectrograms
 
     logging.disable_progress_bar()
     model = AutoModel.from_pretrained(model_dir).eval()
@@ -67,7 +67,7 @@ def show(model_dir: Path, output_dir: Path) -> None:
     np.save(output_dir / "codes.npy", codes.numpy())
     soundfile.write(output_dir / "original.wav", speech, rate)
     soundfile.write(output_dir / "reconstruction.wav", decoded.clamp(-1, 1).numpy(), rate)
-    picture = draw_spectrograms({"original": original, "from its codes": decoded}, rate)
+    picture = spectrogram_sheet({"original": original, "from its codes": decoded}, rate)
     save_image(picture, output_dir / "spectrograms.png")
 
     seconds = len(speech) / rate

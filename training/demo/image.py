@@ -67,10 +67,12 @@ def train(output_dir: Path) -> None:
 def show(model_dir: Path, output_dir: Path) -> None:
     """Load with AutoModel, reconstruct the held-out photograph from its codes alone, write the results."""
     import torch
+    from torchvision.utils import save_image
     from transformers import AutoImageProcessor, AutoModel
     from transformers.utils import logging
 
     import modeling_simvq  # noqa: F401  (registers the Auto classes)
+    from hub_cards.sheets import from_pil, image_sheet
 
     logging.disable_progress_bar()
     model = AutoModel.from_pretrained(model_dir).eval()
@@ -88,7 +90,8 @@ def show(model_dir: Path, output_dir: Path) -> None:
     blocks = block_means(photo, 8)
 
     np.save(output_dir / "codes.npy", codes.numpy())
-    side_by_side([photo, decoded, blocks]).save(output_dir / "side_by_side.png")
+    row = image_sheet(from_pil([photo, decoded, blocks]), columns=3, gap=4, border=False)
+    save_image(row, output_dir / "side_by_side.png")
     figures = {
         "psnr": psnr(photo, decoded),
         "psnr_untrained": psnr(photo, before),
@@ -127,18 +130,6 @@ def psnr(first: Image.Image, second: Image.Image) -> float:
     from skimage.metrics import peak_signal_noise_ratio
 
     return float(peak_signal_noise_ratio(np.asarray(first), np.asarray(second)))
-
-
-def side_by_side(pictures: list[Image.Image]) -> Image.Image:
-    """Pictures of one size in a row."""
-    gap = 4
-    width = sum(picture.width + gap for picture in pictures) - gap
-    row = Image.new("RGB", (width, pictures[0].height), "white")
-    left = 0
-    for picture in pictures:
-        row.paste(picture, (left, 0))
-        left += picture.width + gap
-    return row
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from hub_cards.sheets import spectrogram_sheet
 from modeling_simvq import SimVQAudioConfig, SimVQAudioFeatureExtractor, SimVQAudioModel
 from training.codebook.settings import QuantizerSettings
 from training.data.loader import first_batch
@@ -16,7 +17,6 @@ from training.loop.recipe import Validation
 from training.loop.validation import run_validation
 from training.losses.audio import AudioLoss
 from training.losses.audio_discriminators import AudioDiscriminator
-from training.losses.spectrogram_picture import draw_spectrograms
 from training.recipes.encoder_start import start_from_data
 from training.recipes.tokenizer import TokenizerLoopSettings, TokenizerRecipe
 from training.runtime.settings import SettingsError, at_least, setting
@@ -135,7 +135,7 @@ class AudioRecipe(TokenizerRecipe):
                 for number, (original, ours) in enumerate(zip(*first, strict=True)):
                     shown = {"original": original, "reconstruction": ours}
                     sounds.update({f"{k}-{number}": v.cpu() for k, v in shown.items()})
-                    pictures[f"spectrogram-{number}"] = draw_spectrograms(shown, rate)
+                    pictures[f"spectrogram-{number}"] = spectrogram_sheet(shown, rate)
             mel = (self.loss.mel(decoded) - self.loss.mel(waveforms)).abs().mean(dim=(1, 2))
             figures = {"mel_distance": mel, "si_sdr": si_sdr(decoded, waveforms)[:, 0]}
             return figures, output.audio_codes

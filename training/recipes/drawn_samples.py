@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.utils import make_grid
 from transformers import PreTrainedModel
 
+from hub_cards.sheets import from_pixels, image_sheet
 from modeling_simvq import SimVQForAudioGeneration, SimVQForImageGeneration
 from training.runtime.settings import SettingsError, at_least, setting
 
@@ -55,9 +55,8 @@ def sample_pictures(
         guidance_scale=settings.guidance_scale if model.config.num_classes else 1.0,
         **settings.choices(),
     )
-    pixels = tokenizer.decode(image_codes=codes).pixel_values.float().cpu()
-    sheet = make_grid((pixels.clamp(-1, 1) + 1) / 2, nrow=settings.samples, pad_value=1.0)
-    return {"samples": sheet}
+    pixels = tokenizer.decode(image_codes=codes).pixel_values
+    return {"samples": image_sheet(from_pixels(pixels), settings.samples)}
 
 
 @torch.no_grad()

@@ -7,8 +7,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchvision.utils import make_grid
 
+from hub_cards.sheets import from_pixels, image_sheet
 from modeling_simvq import SimVQImageConfig, SimVQImageModel, SimVQImageProcessor
 from training.codebook.settings import QuantizerSettings
 from training.data.image_sizes import LPIPS, SSIM, check_resolution, smallest_for_discriminator
@@ -21,6 +21,8 @@ from training.losses.perceptual import load_lpips
 from training.metrics.images import image_figures
 from training.recipes.tokenizer import TokenizerRecipe
 from training.runtime.settings import SettingsError, at_least, one_of, setting
+
+SHOWN_IMAGES = 8
 
 
 @dataclass
@@ -119,8 +121,9 @@ class ImageRecipe(TokenizerRecipe):
                 figures["lpips"] = self.perceptual(reconstruction, pixels).flatten()
             kept = batch["valid"]
             if not pictures and kept.any():
-                grid = comparison_grid(pixels[kept][:8], reconstruction[kept][:8])
-                pictures["reconstructions"] = grid
+                rows = [images[kept][:SHOWN_IMAGES] for images in (pixels, reconstruction)]
+                sheet = image_sheet(from_pixels(torch.cat(rows)), columns=len(rows[0]))
+                pictures["reconstructions"] = sheet
             return figures, output.image_codes
 
         figures = run_validation(loader, accelerator, model.config.codebook_size, figures_of)
@@ -203,11 +206,3 @@ def _check_size(data: ImageDataConfig, loss: ImageLossSettings) -> None:
     if data.validation_split is not None:
         smallest["SSIM, a figure of the validation,"] = SSIM
     check_resolution(data.resolution, smallest)
-
-
-def comparison_grid(pixels: Tensor, reconstruction: Tensor) -> Tensor:
-    """Originals above their reconstructions, (3, H, W) in [0, 1]."""
-    rows = torch.cat([pixels, reconstruction]).float().cpu()
-    return make_grid(
-        (rows.clamp(-1, 1) + 1) / 2, nrow=max(1, len(pixels)), padding=2, pad_value=1.0
-    )

@@ -92,7 +92,7 @@ def test_a_checkpoint_holds_the_window_of_figures(make_trainer, tmp_path):
     again.store.start("latest")
     sums, counts = kept[2]
     assert again.progress.step == 2 and sums and counts.sum() == 2 * 4 * 256
-    assert equal(again.means.state_dict()["sums"], sums)
+    assert equal(again.reports.means.state_dict()["sums"], sums)
     assert torch.equal(again.stepper.watch.counter.counts, counts)
     assert again.progress.figures is None
 
