@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -272,11 +273,7 @@ def print_peak(system: str, codes: int, tokens: int, width: int, device: str) ->
     status = Path("/proc/self/status")
 
     def kib(name: str) -> int:
-        return next(
-            int(line.split()[1])
-            for line in status.read_text().splitlines()
-            if line.startswith(name)
-        )
+        return int(re.search(rf"^{name}:\s*(\d+)", status.read_text(), re.MULTILINE)[1])
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
     before = kib("VmRSS")
@@ -286,20 +283,11 @@ def print_peak(system: str, codes: int, tokens: int, width: int, device: str) ->
 
 def describe_machine(device: str) -> dict:
     """What the figures depend on."""
-    processor = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":")[1].strip()
-            for line in info.read_text().splitlines()
-            if "model name" in line
-        ]
-        processor = names[0] if names else processor
-    machine = {
-        "processor": processor,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
+    name = re.search(r"model name\s*:\s*(.+)", info.read_text() if info.exists() else "")
+    processor = name[1].strip() if name else platform.processor() or platform.machine()
+    threads = torch.get_num_threads()
+    machine = {"processor": processor, "threads": threads, "torch": torch.__version__}
     if device == "cuda":
         machine["gpu"] = torch.cuda.get_device_name()
     return machine

@@ -17,9 +17,6 @@ FLOORS = [
     {"demo", "experiments"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-# Known debts: empty these two.
-TO_MOVE = {("training/experiments/runs.py", "training.evaluate_image.evaluate")}
-TO_SPLIT = {"training/evaluate_generation.py", "benchmarks/quantizer.py"}
 # What each package imports of this project, besides itself.
 BELOW = {
     "modeling_simvq": set(),
@@ -72,8 +69,6 @@ def test_rooms_import_only_from_lower_floors():
             package, other, *_ = [*name.split("."), ""]
             if package != "training" or other == room:
                 continue
-            if (str(path), name) in TO_MOVE:
-                continue
             # A command, at the top, imports no other command.
             if FLOOR.get(other, top) >= FLOOR.get(room, top):
                 wrong.append(f"{path} imports {name}")
@@ -97,6 +92,5 @@ def test_files_stay_short():
         if (lines := len((REPOSITORY / path).read_text().splitlines())) > MOST_LINES
         # The models' files are one file each, as transformers' are.
         and path.parts[0] in ("training", "hub_cards", "benchmarks")
-        and str(path) not in TO_SPLIT
     }
     assert not long

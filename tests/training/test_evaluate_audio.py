@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from tests.support.programs import ONE_PROCESS, TWO_RANKS, launch
-from training.evaluate_audio import AudioEvaluationSettings, evaluate, load_metrics
+from training.evaluation.audio import AudioEvaluationSettings, evaluate, load_metrics
 from training.metrics.speech import stoi_metric
 from training.runtime.errors import MissingWeights
 from training.runtime.settings import SettingsError

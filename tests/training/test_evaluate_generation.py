@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from tests.support.programs import TWO_RANKS, launch
-from training import evaluate_generation
 from training.data.images import ImageDataConfig
-from training.evaluate_generation import GenerationEvaluationSettings, RealPictures, evaluate, run
+from training.evaluation import generation, generation_figures
 from training.evaluation.generated_pictures import Generated, from_pipeline
+from training.evaluation.generation import GenerationEvaluationSettings, run
+from training.evaluation.generation_figures import RealPictures, evaluate
 from training.metrics.images import to_bytes
 from training.metrics.inception import (
     frechet_distance,
@@ -42,9 +43,7 @@ class Features(nn.Module):
 
 @pytest.fixture
 def few_features(monkeypatch):
-    monkeypatch.setattr(
-        evaluate_generation, "frechet_distance", partial(frechet_distance, width=12)
-    )
+    monkeypatch.setattr(generation_figures, "frechet_distance", partial(frechet_distance, width=12))
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -203,12 +202,12 @@ def test_a_pipeline_is_sampled_alike_on_any_number_of_ranks(
         wrong.pixels(next(iter(wrong.loader)))
     # The command's own path, with stand-ins for the networks.
     write_photos(tmp_path / "photos")
-    monkeypatch.setattr(evaluate_generation, "load_inception", Features)
+    monkeypatch.setattr(generation, "load_inception", Features)
 
     def unavailable():
         raise MissingWeights("Inception's classifier cannot be had: no network")
 
-    monkeypatch.setattr(evaluate_generation, "load_inception_classifier", unavailable)
+    monkeypatch.setattr(generation, "load_inception_classifier", unavailable)
     settings = GenerationEvaluationSettings(
         pipeline=str(tmp_path / "generator"), samples=7, batch_size=4, neighbours=5
     )
@@ -272,12 +271,12 @@ def test_the_command_on_two_ranks_with_the_real_network(accelerator, tmp_path, m
         pictures=str(tmp_path / "made"), output="none", neighbours=3, batch_size=2, samples=100
     )
     data = ImageDataConfig(dataset=str(tmp_path / "photos"), resolution=32, num_workers=0)
-    monkeypatch.setattr(evaluate_generation, "frechet_distance", lambda device: NoFrechet())
-    made = evaluate_generation._generated(settings, data, accelerator)
+    monkeypatch.setattr(generation_figures, "frechet_distance", lambda device: NoFrechet())
+    made = generation._generated(settings, data, accelerator)
     assert made.names == ["cup", "spoon"]
     one = evaluate(
         dataclasses.replace(made, loader=accelerator.prepare(made.loader)),
-        evaluate_generation._real_pictures(settings, data, accelerator),
+        generation._real_pictures(settings, data, accelerator),
         accelerator,
         inception,
         neighbours=3,

@@ -16,7 +16,7 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from tests.support.programs import ONE_PROCESS, TWO_RANKS, launch
-from training.evaluate_image import BatchPsnr, evaluate
+from training.evaluation.image import BatchPsnr, evaluate
 from training.evaluation.report import Mean
 from training.metrics.images import to_bytes
 from training.metrics.inception import load_inception

@@ -129,8 +129,11 @@ def versions(*packages: str) -> dict[str, str]:
     }
 
 
-def report_folder(model: str, output: str | None) -> Path:
-    """Where the results go: a local model's own folder unless told otherwise.
+def report_folder(model: str, output: str | None, setting: str = "model") -> Path:
+    """Return where the results go: a local model's own folder unless told otherwise.
+
+    Args:
+        setting: that names the model.
 
     Raises:
         SettingsError: if the model is neither a folder nor a name on the Hub, or is the latter and there is
@@ -138,7 +141,9 @@ def report_folder(model: str, output: str | None) -> Path:
     """
     if not Path(model).is_dir():
         if not is_hub_id(model):
-            raise SettingsError(f"model: there is no folder {model}, and it is no name on the Hub")
+            raise SettingsError(
+                f"{setting}: there is no folder {model}, and it is no name on the Hub"
+            )
         if output is None:
             raise SettingsError("output: name a folder for the results of a model on the Hub")
     return Path(output or model)

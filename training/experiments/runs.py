@@ -187,7 +187,7 @@ def _train_and_evaluate(settings: dict) -> dict[str, float]:
     from transformers import AutoModel
 
     from training.data.images import build_image_dataloader
-    from training.evaluate_image import evaluate
+    from training.evaluation.image import evaluate
     from training.losses.perceptual import load_lpips
     from training.recipes.image import build_image_recipe
     from training.recipes.run import make_accelerator, train

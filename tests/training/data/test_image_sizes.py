@@ -4,9 +4,9 @@ import lpips
 import pytest
 import torch
 
-from training import evaluate_image
 from training.data import image_sizes
 from training.data.images import ImageDataConfig
+from training.evaluation import image as evaluate_image
 from training.losses.patch_discriminator import PatchDiscriminator
 from training.metrics.images import image_figures
 from training.recipes.image import (

@@ -14,8 +14,9 @@ from PIL import Image
 from hub_cards.evaluation import read_evaluations
 from modeling_simvq import SimVQImageConfig, SimVQImageModel, SimVQImageProcessor
 from tests.training.support.recordings import encoded, noise
-from training import analyze_codebook, evaluate_image, tokenize_dataset
-from training.evaluate_audio import EvaluatedAudio
+from training import analyze_codebook, tokenize_dataset
+from training.evaluation import image as evaluate_image
+from training.evaluation.audio import EvaluatedAudio
 from training.evaluation.evaluated_data import (
     EvaluatedImages,
     at_trained_resolution,

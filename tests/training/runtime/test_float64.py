@@ -12,7 +12,7 @@ from tests.training.support.device_without_float64 import device_without_float64
 from training.codebook.spectra import spectra
 from training.codebook.start import match_codes_to_latents
 from training.codebook.usage import CodeCounter, effective_rank, latent_statistics
-from training.evaluate_image import BatchPsnr
+from training.evaluation.image import BatchPsnr
 from training.evaluation.report import Mean
 from training.loop.reports import FigureMeans
 from training.metrics.inception import frechet_distance

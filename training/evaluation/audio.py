@@ -1,0 +1,232 @@
+"""Evaluation of an audio tokenizer by the paper's protocol: UTMOS, PESQ, STOI, V/UV F1, utilisation."""
+
+import logging
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import AutoModel
+
+import modeling_simvq  # noqa: F401  (registers the models)
+from hub_cards.evaluation import Evaluation, metric_name
+from hub_cards.tokenizer_card import is_hub_id
+from training.codebook.usage import CodeCounter
+from training.data.loader import Decoder, build_dataloader, sample_counts
+from training.data.recordings import AudioDataConfig, decode_audio
+from training.data.source import open_split
+from training.evaluation.evaluated_data import (
+    evaluated_on,
+    join_sentences,
+    measured_on,
+)
+from training.evaluation.report import (
+    Findings,
+    Fingerprint,
+    Mean,
+    intervals,
+    report_folder,
+    sample_hashes,
+    versions,
+    write_report,
+)
+from training.metrics.speech import KEYS, LOADERS, SpeechPair, as_written
+from training.runtime.errors import MissingWeights
+from training.runtime.settings import SettingsError, setting
+
+
+@dataclass
+class AudioEvaluationSettings:
+    """The evaluation."""
+
+    model: str = setting("", "folder, or name on the Hub")
+    metrics: list[str] = setting(
+        list(LOADERS), f"of {', '.join(LOADERS)}; vuv_f1 takes longest without a GPU"
+    )
+    utmos_weights: str | None = setting(None, "file of UTMOS's weights; downloaded by default")
+    data_name: str | None = setting(
+        None, "what to call the evaluated data; by default their Hub id, or their folder's name"
+    )
+    output: str | None = setting(
+        None, "folder of evaluation.json and evaluation.md; a local model's own by default"
+    )
+
+    def __post_init__(self):
+        if not self.model:
+            raise SettingsError("model: name a folder or a Hub repository, model=...")
+        for name in self.metrics:
+            if name not in LOADERS:
+                raise SettingsError(f"metrics: there are {', '.join(LOADERS)}, got {name!r}")
+        if self.utmos_weights and not Path(self.utmos_weights).is_file():
+            raise SettingsError(f"utmos_weights: there is no file {self.utmos_weights}")
+
+
+@dataclass
+class EvaluatedAudio(AudioDataConfig):
+    """The recordings."""
+
+    validation_split: str | None = setting(
+        "test.clean", "split to evaluate on; the paper's other is test.other"
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    recordings: Iterable[dict[str, Tensor]],
+    accelerator: Accelerator,
+    metrics: dict[str, Callable[[SpeechPair], dict[str, float]]],
+) -> Findings | None:
+    """Figures over the recordings of all ranks.
+
+    Args:
+        model: in evaluation mode, on the accelerator's device.
+        recordings: those of this rank alone, {"input_values": (1, 1, L), "valid": (1,)}.
+        metrics: key of LOADERS to what it loaded.
+
+    Returns:
+        The findings on the main process, None on the others.
+
+    Raises:
+        ValueError: if no recording can be read.
+    """
+    config = model.config
+    counter = CodeCounter(config.codebook_size, accelerator.device)
+    fingerprint, counts = Fingerprint(), torch.zeros(2, dtype=torch.int64)  # read, unreadable
+    means = {key: Mean() for name in metrics for key in KEYS.get(name, (name,))}
+    hidden = not accelerator.is_local_main_process
+    for batch in tqdm(recordings, desc="evaluating", unit="recording", disable=hidden):
+        if not batch["valid"].all():
+            counts[1] += 1
+            continue
+        waveform = batch["input_values"]
+        output = model(waveform.to(accelerator.device))
+        counter.update(output.audio_codes)
+        fingerprint.add(sample_hashes(waveform))
+        counts[0] += 1
+        decoded = as_written(output.audio_values[0, 0].float().cpu().numpy())
+        pair = SpeechPair(waveform[0, 0].numpy(), decoded, config.sampling_rate)
+        for metric in metrics.values():
+            for key, value in _measured(metric, pair).items():
+                if math.isfinite(value):
+                    means[key].add(torch.tensor([value]))
+    # Only here do the ranks meet: their recordings differ in number and length.
+    for mean in means.values():
+        mean.reduce(accelerator)
+    fingerprint.reduce(accelerator)
+    usage = counter.read(accelerator)
+    count, unreadable = accelerator.reduce(counts.to(accelerator.device)).tolist()
+    if count == 0:
+        raise ValueError("no recording of the data set can be read")
+    if not accelerator.is_main_process:
+        return None
+    found = {key: mean.mean for key, mean in means.items() if mean.count}
+    found |= usage.metrics()
+    tokens_per_second = config.sampling_rate / config.hop_length
+    found["bitrate"] = tokens_per_second * math.log2(config.codebook_size) / 1000
+    failures = {key: count - mean.count for key, mean in means.items() if mean.count < count}
+    return Findings(found, intervals(means), count, str(fingerprint), failures, unreadable)
+
+
+def _measured(
+    metric: Callable[[SpeechPair], dict[str, float]], pair: SpeechPair
+) -> dict[str, float]:
+    """A metric's values; none where its package fails, as some do on a recording of a few samples."""
+    try:
+        return metric(pair)
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, IndexError, RuntimeError, ArithmeticError) as error:
+        logging.warning(f"not defined for a recording of {len(pair.original)} samples: {error}")
+        return {}
+
+
+def _decode(cell: dict | None, name: str, generator, sampling_rate: int) -> Tensor:
+    return decode_audio(cell, sampling_rate, name=name)
+
+
+def load_metrics(
+    settings: AudioEvaluationSettings, device: torch.device
+) -> tuple[dict[str, Callable[[SpeechPair], dict[str, float]]], dict[str, str]]:
+    """The metrics asked for, and a line about each that cannot be had: the rest of the table still comes."""
+    metrics, missing = {}, {}
+    for name in settings.metrics:
+        options = {"weights": settings.utmos_weights} if name == "utmos" else {}
+        try:
+            metrics[name] = LOADERS[name](device, **options)
+        except MissingWeights as error:
+            missing[name] = str(error)
+    return metrics, missing
+
+
+def run(settings: AudioEvaluationSettings, data: AudioDataConfig, accelerator: Accelerator) -> None:
+    """Evaluate and write the results."""
+    on = evaluated_on(data, settings.data_name)
+    data.validation_split = on.split
+    if data.validation_split is None:
+        raise SettingsError("validation_split: name the split to evaluate on")
+    folder = report_folder(settings.model, settings.output)
+    model = AutoModel.from_pretrained(settings.model).eval().to(accelerator.device)
+    if model.config.model_type != "simvq_audio":
+        raise SettingsError(f"model: {settings.model} is no audio tokenizer")
+    metrics, missing = load_metrics(settings, accelerator.device)
+    if accelerator.is_main_process:
+        logging.info(f"{accelerator.num_processes} process(es) on {accelerator.device.type}")
+        for line in missing.values():
+            logging.warning(line)
+    # The recordings' own rate does not matter, the model's does.
+    rate = model.config.sampling_rate
+    decoder = Decoder(data.column, "input_values", (1, 1), partial(_decode, sampling_rate=rate))
+    shard = (accelerator.process_index, accelerator.num_processes)
+    split = data.validation_split
+    recordings = build_dataloader(
+        open_split(data, split),
+        split,
+        data,
+        decoder,
+        batch_size=1,
+        train=False,
+        seed=0,
+        shard=shard,
+    )
+    if accelerator.is_main_process:
+        logging.info(sample_counts(data, {f"{{}} of split {data.validation_split}": recordings}))
+    findings = evaluate(model, recordings, accelerator, metrics)
+    if findings is not None:
+        on_hub = is_hub_id(data.dataset)
+        protocol = join_sentences(
+            measured_on(on, data, findings.samples, "recording", settings.model),
+            f"Whole recordings at {rate:,} Hz, mono. Reconstructions clipped at 0.99 and rounded to 16 bits. "
+            "At 16 kHz (soxr HQ), except STOI; all but the MOS predictors on both signals cut to the "
+            "shorter. PESQ: wide band, of the package pesq. STOI: pystoi, not extended. V/UV F1: CREPE "
+            "(full), 50 to 550 Hz, periodicity 0.21, silence -60 dB, a mean over recordings. UTMOS: strong "
+            "learner. Bitrate: tokens a second times log2 K.",
+        )
+        evaluation = Evaluation(
+            dataset=on.name,
+            metrics=findings.metrics,
+            dataset_id=data.dataset if on_hub else None,
+            config=data.config_name if on_hub else None,
+            split=on.named_split,
+            samples=findings.samples,
+            protocol=protocol,
+            extra={
+                "intervals": findings.intervals,
+                "unreadable": findings.unreadable,
+                "failures": findings.failures,
+                "notes": [f"Not measured: {metric_name(name)}." for name in missing],
+                "fingerprint": findings.fingerprint,
+                "settings": {
+                    "dtype": str(model.dtype).removeprefix("torch."),
+                    "device": accelerator.device.type,
+                    "seed": "none, nothing is drawn",
+                },
+                "versions": versions("pesq", "pystoi", "librosa", "soxr"),
+            },
+        )
+        write_report(folder, evaluation, "recording")

@@ -1,0 +1,223 @@
+"""Evaluation of an image tokenizer by the paper's protocol: rFID, LPIPS, PSNR, SSIM, utilisation."""
+
+import logging
+import math
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from hub_cards.evaluation import Evaluation
+from hub_cards.tokenizer_card import is_hub_id
+from training.codebook.usage import CodeCounter
+from training.data.image_sizes import LPIPS, SSIM, check_resolution
+from training.data.images import ImageDataConfig, build_image_dataloader
+from training.data.loader import sample_counts
+from training.evaluation.evaluated_data import (
+    at_trained_resolution,
+    evaluated_on,
+    join_sentences,
+    measured_on,
+    resolution_note,
+)
+from training.evaluation.report import (
+    Findings,
+    Fingerprint,
+    Mean,
+    intervals,
+    report_folder,
+    sample_hashes,
+    versions,
+    write_report,
+)
+from training.loop.validation import measured_batches
+from training.losses.perceptual import load_lpips
+from training.metrics.images import image_figures, to_bytes
+from training.metrics.inception import frechet_distance, load_inception
+from training.runtime.float64 import to_float64
+from training.runtime.settings import SettingsError, at_least, setting
+
+
+@dataclass
+class ImageEvaluationSettings:
+    """The evaluation."""
+
+    model: str = setting("", "folder, or name on the Hub")
+    batch_size: int = setting(64, "pictures at a time, per process")
+    fid: bool = setting(True, "rFID (needs the Inception network's weights)")
+    lpips: list[str] = setting(["alex", "vgg"], "networks of LPIPS; [] for none")
+    data_name: str | None = setting(
+        None, "what to call the evaluated data; by default their Hub id, or their folder's name"
+    )
+    output: str | None = setting(
+        None, "folder of evaluation.json and evaluation.md; a local model's own by default"
+    )
+
+    def __post_init__(self):
+        at_least(self, 1, "batch_size")
+        if not self.model:
+            raise SettingsError("model: name a folder or a Hub repository, model=...")
+        for net in self.lpips:
+            if net not in ("alex", "vgg"):
+                raise SettingsError(f"lpips: networks are alex and vgg, got {net!r}")
+
+
+class BatchPsnr:
+    """PSNR as the authors' script prints it: of whole batches in order, a short last one counting in full.
+
+    By Jensen's inequality it lies below the mean over pictures (fixture eval_image).
+    """
+
+    def __init__(self, batch_size: int = 64):
+        self.batch_size, self.pending, self.sum, self.batches = batch_size, [], 0.0, 0
+
+    def add(self, psnr: Tensor) -> None:
+        """Add the PSNR of pictures (B,), in the order of the data set."""
+        self.pending += (10 ** (-to_float64(psnr) / 10)).tolist()
+        while len(self.pending) >= self.batch_size:
+            self._close(self.pending[: self.batch_size])
+            del self.pending[: self.batch_size]
+
+    def _close(self, errors: list[float]) -> None:
+        self.sum -= 10 * math.log10(sum(errors) / len(errors))
+        self.batches += 1
+
+    def read(self) -> float:
+        """The mean over batches."""
+        if self.pending:
+            self._close(self.pending)
+            self.pending = []
+        return self.sum / self.batches
+
+
+def evaluate(
+    model: nn.Module,
+    loader,
+    accelerator: Accelerator,
+    *,
+    inception: nn.Module | None = None,
+    perceptual: dict[str, nn.Module] | None = None,
+) -> Findings | None:
+    """Figures over all pictures of all ranks, each counted once.
+
+    Args:
+        model: in evaluation mode, on the accelerator's device.
+        loader: prepared; batches of build_image_dataloader.
+        inception: 8-bit pictures to features, for rFID.
+        perceptual: name to LPIPS network.
+
+    Returns:
+        The findings on the main process, None on the others.
+
+    Raises:
+        ValueError: if no picture can be read, or rFID is asked of fewer than two.
+    """
+    counter = CodeCounter(model.config.codebook_size, accelerator.device)
+    means: dict[str, Mean] = {}
+    batch_psnr, fingerprint, left_out = BatchPsnr(), Fingerprint(), 0
+    fid = frechet_distance(accelerator.device) if inception is not None else None
+
+    def measure(batch: dict[str, Tensor]):
+        pixels = batch["pixel_values"]
+        output = model(pixels)
+        decoded = output.pixel_values.clamp(-1, 1)
+        figures = image_figures(pixels, decoded)
+        figures["hash"] = sample_hashes(to_bytes(pixels)).to(pixels.device)
+        for net, network in (perceptual or {}).items():
+            figures[f"lpips_{net}"] = network(decoded, pixels).flatten()
+        if inception is not None:
+            figures["real"], figures["decoded"] = (
+                inception(to_bytes(x)) for x in (pixels, decoded)
+            )
+        return figures, output.image_codes
+
+    for figures, codes, unreadable in measured_batches(loader, accelerator, measure, "evaluating"):
+        left_out += unreadable
+        if not accelerator.is_main_process:
+            continue
+        counter.update(codes)
+        if fid is not None:
+            fid.update(to_float64(figures.pop("real")), real=True)
+            fid.update(to_float64(figures.pop("decoded")), real=False)
+        fingerprint.add(figures.pop("hash"))
+        batch_psnr.add(figures["psnr"])
+        for name, values in figures.items():
+            means.setdefault(name, Mean()).add(values)
+    usage = counter.read(accelerator)
+    if usage.tokens == 0:
+        raise ValueError("no picture of the data set can be read")
+    if not accelerator.is_main_process:
+        return None
+    count = means["psnr"].count
+    metrics = {name: mean.mean for name, mean in means.items()}
+    metrics["psnr_batch"] = batch_psnr.read()
+    metrics |= usage.metrics()
+    if fid is not None:
+        if count < 2:
+            raise ValueError("rFID needs at least two pictures: fid=false does without")
+        metrics["rfid"] = float(fid.compute())
+    return Findings(metrics, intervals(means), count, str(fingerprint), unreadable=left_out)
+
+
+def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: Accelerator) -> None:
+    """Evaluate and write the results."""
+    on = evaluated_on(data, settings.data_name)
+    data.validation_split = on.split
+    if data.validation_split is None:
+        raise SettingsError("validation_split: name the split to evaluate on")
+    trained = at_trained_resolution(data, settings.model)
+    networks = {f"LPIPS (lpips=[{net}])": LPIPS[net] for net in settings.lpips}
+    check_resolution(data.resolution, networks | {"SSIM": SSIM})
+    folder = report_folder(settings.model, settings.output)
+    model = AutoModel.from_pretrained(settings.model).eval().to(accelerator.device)
+    if model.config.model_type != "simvq_image":
+        raise SettingsError(f"model: {settings.model} is no image tokenizer")
+    if accelerator.is_main_process:
+        logging.info(f"{accelerator.num_processes} process(es) on {accelerator.device.type}")
+    loader = build_image_dataloader(
+        data, data.validation_split, batch_size=settings.batch_size, train=False, seed=0
+    )
+    if accelerator.is_main_process:
+        logging.info(sample_counts(data, {f"{{}} of split {data.validation_split}": loader}))
+    perceptual = {net: load_lpips(net).to(accelerator.device) for net in settings.lpips}
+    inception = load_inception().to(accelerator.device) if settings.fid else None
+    findings = evaluate(
+        model, accelerator.prepare(loader), accelerator, inception=inception, perceptual=perceptual
+    )
+    if findings is not None:
+        on_hub = is_hub_id(data.dataset)
+        protocol = join_sentences(
+            measured_on(on, data, findings.samples, "image", settings.model),
+            f"Short side to {data.resolution} pixels (bilinear, antialiased), centre crop.",
+            resolution_note(data.resolution, trained),
+            "PSNR, SSIM "
+            "(skimage, 7 x 7 uniform window) and rFID on pictures rounded to 8 bits. PSNR, SSIM and LPIPS are "
+            "means over pictures, PSNR also over batches of 64, as the paper's script has it. rFID: "
+            "torch-fidelity's Inception (2015-12-05, 2048 features) against the same pictures.",
+        )
+        evaluation = Evaluation(
+            dataset=on.name,
+            metrics=findings.metrics,
+            dataset_id=data.dataset if on_hub else None,
+            config=data.config_name if on_hub else None,
+            split=on.named_split,
+            samples=findings.samples,
+            protocol=protocol,
+            extra={
+                "intervals": findings.intervals,
+                "unreadable": findings.unreadable,
+                "fingerprint": findings.fingerprint,
+                "evaluated_at": data.resolution,
+                "trained_at": trained,
+                "settings": {
+                    "resolution": data.resolution,
+                    "batch_size": settings.batch_size,
+                    "dtype": str(model.dtype).removeprefix("torch."),
+                    "device": accelerator.device.type,
+                    "seed": "none, nothing is drawn",
+                },
+                "versions": versions("torchmetrics", "torch-fidelity", "lpips", "scikit-image"),
+            },
+        )
+        write_report(folder, evaluation, "picture")
