@@ -1,14 +1,13 @@
 """What the parity tests of both modalities share."""
 
 import json
-import sys
 from pathlib import Path
 
 import torch
 
+from tests.fixtures.recipe import value
+
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-sys.path.insert(0, str(FIXTURES))
-from recipe import value  # noqa: E402
 
 
 def checkpoint(name: str, folder: Path, kept: tuple[str, ...]) -> Path:

@@ -4,8 +4,6 @@ import copy
 import json
 import pickle
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from modeling_simvq import SimVQImageConfig, SimVQImageModel, SimVQImageProcessor
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures"))
-from recipe import value
+from tests.fixtures.recipe import value
 
 PATHS = {
     "plain": {},

@@ -74,7 +74,7 @@ def test_published_size():
 
 
 def test_the_originals_lookup_without_projection_is_not_ours(tmp_path):
-    """original.md, fault 1: its get_codebook_entry forgets W, so its decoded codes are wrong."""
+    """The original's get_codebook_entry forgets W, so its decoded codes are wrong."""
     model = convert_simvq_checkpoint(
         checkpoint("image_tiny1", tmp_path, KEPT), tmp_path / "model", "raw"
     )

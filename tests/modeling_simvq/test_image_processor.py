@@ -24,7 +24,7 @@ def smooth(height: int, width: int) -> Image.Image:
 
 
 def protocol(image: Image.Image, side: int = 128) -> torch.Tensor:
-    """What the authors' data set returns for a validation picture (original.md, section 5)."""
+    """What the authors' data set returns for a validation picture."""
     steps = transforms.Compose([transforms.Resize(side), transforms.CenterCrop(side)])
     array = np.array(steps(image.convert("RGB"))).astype(np.float32) / 127.5 - 1
     return torch.from_numpy(array).permute(2, 0, 1)

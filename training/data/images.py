@@ -1,7 +1,6 @@
 """Pictures for training: any Datasets source, decoded here so that a broken file is skipped and counted."""
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO, ClassVar
@@ -17,7 +16,7 @@ from torchvision.transforms import functional as transforms
 
 from modeling_simvq.image_processing_simvq import pil_to_rgb, upright
 from training.data.loader import Decoder, UnreadableSample, build_dataloader, open_cell
-from training.data.source import DataSettings, Kind, Source, open_split
+from training.data.source import DataSettings, Kind, open_split
 from training.runtime.settings import at_least, setting
 
 # x / 127.5 - 1 of every byte, rounded to float32 once, as the original's numpy does it.
@@ -86,11 +85,6 @@ class ImageDataConfig(DataSettings):
         at_least(self, 1, "resolution")
 
 
-def load_image_dataset(config: ImageDataConfig, split: str) -> Source:
-    """Open a split: its image column alone, cells {"bytes", "path"} still encoded (see open_split)."""
-    return open_split(config, split)
-
-
 def decode_image(cell: dict | None, name: str = "a picture without a path") -> Image.Image:
     """Decode a cell of an image column to an 8-bit RGB picture.
 
@@ -129,7 +123,7 @@ def decode_pixels(
 def image_to_pixels(
     image: Image.Image, resolution: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """RGB picture to (3, R, R) float32 in [-1, 1] (original.md section 5; fixture data).
+    """Turn an RGB image into (3, R, R) float32 in [-1, 1], as the original does (fixture data).
 
     The short side is resized to `resolution`, bilinear and antialiased; then comes a random crop if there
     is a generator, drawn as torchvision's RandomCrop draws it, else the centre crop. No flips.
@@ -150,12 +144,6 @@ def image_to_pixels(
         )
         image = transforms.crop(image, top, left, resolution, resolution)
     return LEVELS[torch.from_numpy(np.array(image)).permute(2, 0, 1).long()].contiguous()
-
-
-def make_transform(resolution: int, train: bool) -> Callable[[Image.Image], Tensor]:
-    """image_to_pixels at a resolution; training crops follow torch's global seed."""
-    generator = torch.default_generator if train else None
-    return partial(image_to_pixels, resolution=resolution, generator=generator)
 
 
 def build_image_dataloader(

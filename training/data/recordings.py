@@ -1,8 +1,8 @@
 """Recordings for training: any Datasets source, decoded by libsndfile, no more of them than a crop needs."""
 
 import math
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,12 +41,52 @@ def is_recording(file: BinaryIO) -> bool:
         return False
 
 
+def _as_stored(value) -> dict | None:
+    """What Datasets stores for a recording that is a file or its bytes already; None for others."""
+    if isinstance(value, (str, Path)):
+        return {"bytes": None, "path": str(value)}
+    if isinstance(value, (bytes, bytearray)):
+        return {"bytes": bytes(value), "path": None}
+    if isinstance(value, dict) and "array" not in value:
+        return {"bytes": value.get("bytes"), "path": value.get("path")}
+    return None
+
+
+class EncodedAudio(datasets.Audio):
+    """datasets.Audio that needs no torchcodec to store what is a file or its bytes already.
+
+    Datasets imports torchcodec before it looks at the value, although only arrays need it, and torchcodec
+    needs FFmpeg: with the class of Datasets recordings could not be streamed on most machines.
+    """
+
+    def encode_example(self, value) -> dict:
+        """Return {"bytes", "path"}."""
+        stored = _as_stored(value)
+        return super().encode_example(value) if stored is None else stored
+
+
+@contextmanager
+def builders_without_torchcodec() -> Iterator[None]:
+    """Let Datasets' own builders, which make a table of an audio folder, do without torchcodec too."""
+    theirs = datasets.Audio.encode_example
+
+    def encode_example(self: datasets.Audio, value) -> dict:
+        stored = _as_stored(value)
+        return theirs(self, value) if stored is None else stored
+
+    datasets.Audio.encode_example = encode_example
+    try:
+        yield
+    finally:
+        datasets.Audio.encode_example = theirs
+
+
 @dataclass
 class AudioDataConfig(DataSettings):
     """The recordings."""
 
     kind: ClassVar[Kind] = Kind(
-        datasets.Audio,
+        EncodedAudio,
         "audiofolder",
         "audio_column",
         "recordings",
@@ -54,6 +94,7 @@ class AudioDataConfig(DataSettings):
         media_column="audio",
         extensions=frozenset(EXTENSIONS.split()),
         reads=is_recording,
+        while_opening=builders_without_torchcodec,
     )
 
     dataset: str = setting(
@@ -90,7 +131,7 @@ def decode_audio(
 ) -> Tensor:
     """Decode a cell of an audio column to a mono waveform (1, samples) float32 at `sampling_rate`.
 
-    As the original (original.md section 5; fixture data_audio): the mean of the channels, soxr's HQ
+    As the original (fixture data_audio): the mean of the channels, soxr's HQ
     resampling, no change of gain, a random crop of longer recordings, repetition of shorter ones. Unlike it
     the last start can be drawn too, and no more is read from the file than the crop needs.
 
@@ -189,24 +230,3 @@ def build_audio_dataloader(
     return build_dataloader(
         source, split, config, decoder, batch_size=batch_size, train=train, seed=seed
     )
-
-
-_encode_example = datasets.Audio.encode_example
-
-
-def _encode_without_torchcodec(self: datasets.Audio, value) -> dict:
-    """What Datasets stores for a recording that is already a file or its bytes.
-
-    Datasets imports torchcodec before it looks at the value, although only arrays need it, and torchcodec
-    needs FFmpeg: without this an audio folder could not be opened on most machines.
-    """
-    if isinstance(value, (str, Path)):
-        return {"bytes": None, "path": str(value)}
-    if isinstance(value, (bytes, bytearray)):
-        return {"bytes": bytes(value), "path": None}
-    if isinstance(value, dict) and "array" not in value:
-        return {"bytes": value.get("bytes"), "path": value.get("path")}
-    return _encode_example(self, value)
-
-
-datasets.Audio.encode_example = _encode_without_torchcodec

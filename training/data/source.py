@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, ClassVar
@@ -36,11 +37,12 @@ class Kind:
     """What a data set holds: how Datasets calls it, and how messages do.
 
     Attributes:
-        feature: datasets.Image or datasets.Audio.
+        feature: datasets.Image, or a kind of datasets.Audio.
         folder, media_column: Datasets' names for a folder of such files, and for their column.
         plural, counted: what messages call the samples.
         extensions: of files that the decoder reads, lower case.
         reads: whether an open file holds one, whatever it is called.
+        while_opening: context in which Datasets opens a source.
     """
 
     feature: type
@@ -51,6 +53,7 @@ class Kind:
     media_column: str = ""
     extensions: frozenset[str] = frozenset()
     reads: Callable[[BinaryIO], bool] = _reads_nothing
+    while_opening: Callable[[], AbstractContextManager] = nullcontext
 
     def count(self, number: int, text: str = "{}") -> str:
         """Return "1 image", or with the text "training {}" "2,000 training images"."""
@@ -115,7 +118,12 @@ def open_split(
         "binary",
         "string",
     )
-    if not (text or feature is None or isinstance(feature, (kind.feature, dict))):
+    if not (
+        text
+        or feature is None
+        or isinstance(feature, dict)
+        or issubclass(kind.feature, type(feature))
+    ):
         raise SettingsError(
             f"{kind.column_setting}: column {column!r} of {config.dataset} holds {feature}, not "
             f"{kind.plural}; the columns are {', '.join(names)}"
@@ -151,11 +159,12 @@ def open_table(config: DataSettings, split: str, beside: Sequence[str] = ()) -> 
     """
     path = Path(config.dataset).expanduser()
     try:
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            return _open_saved(config, path, split)
-        if path.exists():
-            return open_local(config, path, split, beside)
-        return _open_published(config, path, split)
+        with config.kind.while_opening():
+            if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+                return _open_saved(config, path, split)
+            if path.exists():
+                return open_local(config, path, split, beside)
+            return _open_published(config, path, split)
     except SettingsError:
         raise
     except ValueError as error:

@@ -259,10 +259,8 @@ class NonFiniteGuard:
             parts.append(f"{text}: {', '.join(names)}{where}")
         if not any(rank["terms"] for rank in found):
             parts.append("terms: all finite")
-        for key, text in (("output", "output"), ("gradient", "gradient")):
+        for key, text in (("output", "such an output"), ("gradient", "such a gradient")):
             names = [rank[key] for rank in found if rank[key]]
             if names:
-                parts.append(
-                    f"first layer with such an {text}".replace("an g", "a g") + f": {names[0]}"
-                )
+                parts.append(f"first layer with {text}: {names[0]}")
         return "; ".join(parts)

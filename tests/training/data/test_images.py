@@ -15,9 +15,9 @@ from training.data.images import (
     UnreadableImage,
     build_image_dataloader,
     decode_image,
-    load_image_dataset,
-    make_transform,
+    image_to_pixels,
 )
+from training.data.source import open_split
 from training.runtime.settings import SettingsError
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "data_image"
@@ -39,18 +39,18 @@ def noise(height: int, width: int, seed: int = 0) -> Image.Image:
 def test_pictures_equal_those_of_the_original_data_set(file):
     expected = load_file(FIXTURE / "outputs.safetensors")
     picture = decode_image({"bytes": None, "path": str(file)})
-    ours = make_transform(32, train=False)(picture)
+    ours = image_to_pixels(picture, 32)
     assert torch.allclose(ours.permute(1, 2, 0), expected[f"val.{file.stem}"], atol=1e-6)
     order = ["land", "port", "gray", "small", "rgba"]
     torch.manual_seed(100 + order.index(file.stem))
-    ours = make_transform(32, train=True)(picture)
+    ours = image_to_pixels(picture, 32, torch.default_generator)
     assert torch.allclose(ours.permute(1, 2, 0), expected[f"train.{file.stem}"], atol=1e-6)
 
 
 @settings(max_examples=40, deadline=None)
 @given(height=st.integers(1, 200), width=st.integers(1, 200), train=st.booleans())
 def test_any_size_becomes_a_square_in_range(height, width, train):
-    pixels = make_transform(24, train)(noise(height, width))
+    pixels = image_to_pixels(noise(height, width), 24, torch.default_generator if train else None)
     assert pixels.shape == (3, 24, 24) and pixels.dtype == torch.float32
     assert pixels.min() >= -1 and pixels.max() <= 1
 
@@ -187,7 +187,7 @@ def test_an_unreachable_hub_set_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     config = ImageDataConfig(dataset="ILSVRC/imagenet-1k-of-nowhere")
     with pytest.raises(SettingsError, match="hf auth login") as caught:
-        load_image_dataset(config, "train")
+        open_split(config, "train")
     assert "\n" not in str(caught.value)
 
 

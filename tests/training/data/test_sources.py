@@ -20,8 +20,8 @@ from training.data.images import (
     build_image_dataloader,
     decode_image,
     image_to_pixels,
-    load_image_dataset,
 )
+from training.data.source import open_split
 from training.runtime.settings import SettingsError
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "data_image"
@@ -180,24 +180,24 @@ def test_missing_split_and_column(streaming, tmp_path):
     for path in (folder, saved(tmp_path)[0]):
         cfg = config(path, streaming=streaming)
         with pytest.raises(SettingsError, match=r"'validation'.*'train'.*validation_split=null"):
-            load_image_dataset(cfg, "validation")
+            open_split(cfg, "validation")
         cfg = config(path, streaming=streaming, image_column="img")
         with pytest.raises(SettingsError, match="image_column.*'img'.*image, label"):
-            load_image_dataset(cfg, "train")
+            open_split(cfg, "train")
         cfg = config(path, streaming=streaming, image_column="label")
         with pytest.raises(SettingsError, match="image_column.*'label'.*not pictures"):
-            load_image_dataset(cfg, "train")
+            open_split(cfg, "train")
 
 
 def test_missing_and_foreign_paths(tmp_path):
     for path in (tmp_path / "none", "./none", "none.parquet", "a/b/c"):
         with pytest.raises(SettingsError, match="no file or folder .*(none|a/b/c)"):
-            load_image_dataset(config(path), "train")
+            open_split(config(path), "train")
     (tmp_path / "empty").mkdir()
     write_folder(tmp_path, {"text/a.txt": b"x", "bad.parquet": b"not a table"})
     for name in ("empty", "text", "bad.parquet", "text/a.txt"):
         with pytest.raises(SettingsError, match=name) as caught:
-            load_image_dataset(config(tmp_path / name), "train")
+            open_split(config(tmp_path / name), "train")
         assert "hf auth login" not in str(caught.value)
 
 
@@ -208,7 +208,7 @@ def test_a_gated_set_is_one_clear_line(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(SettingsError, match="gated.*hf auth login.*local folder") as caught:
-        load_image_dataset(config("a/b"), "train")
+        open_split(config("a/b"), "train")
     assert "\n" not in str(caught.value)
 
 

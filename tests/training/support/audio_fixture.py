@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import torch
@@ -10,13 +9,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from tests.fixtures.recipe import value
 from training.losses.audio_discriminators import AudioDiscriminator
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 FOLDER = FIXTURES / "losses_audio"
-sys.path.insert(0, str(FIXTURES))
-from recipe import value  # noqa: E402
-
 _RENAMES = (
     (r"^multi_period\.", "multiperioddisc.discriminators."),
     (r"^multi_resolution\.", "multiresddisc.discriminators."),

@@ -1,6 +1,5 @@
 """The fixtures' LPIPS: a VGG of a sixteenth of the width, with weights of the original's names."""
 
-import sys
 import warnings
 from pathlib import Path
 
@@ -8,9 +7,9 @@ import lpips
 import torch
 from torch import nn
 
+from tests.fixtures.recipe import value  # noqa: F401  (re-exported)
+
 FIXTURES = Path(__file__).parents[2] / "fixtures"
-sys.path.insert(0, str(FIXTURES))
-from recipe import value  # noqa: E402, F401  (re-exported)
 
 
 def narrow_lpips(state: dict[str, torch.Tensor]) -> nn.Module:
