@@ -1,4 +1,4 @@
-"""Files of a checkpoint: a manifest that tells whole from damaged, and loading without running code."""
+"""Files of a checkpoint: a manifest that tells whole from damaged, safe loading, and the fit of weights."""
 
 import hashlib
 import json
@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from hub_cards.user_error import UserError
 
@@ -83,6 +85,43 @@ def _read_manifest(folder: Path) -> dict[str, dict]:
             raise
         raise DamagedCheckpoint(f"{MANIFEST} cannot be read") from None
     return entries
+
+
+def check_fit(checkpoint: Path, modules: list[nn.Module]) -> None:
+    """Compare names and shapes of weights with the modules of a run, from the headers of the files alone.
+
+    Args:
+        modules: in the order in which Accelerate numbers them.
+
+    Raises:
+        ValueError: naming the first tensor that does not fit.
+        DamagedCheckpoint: if a file is no safetensors.
+    """
+    for number, module in enumerate(modules):
+        path = checkpoint / f"model{f'_{number}' if number else ''}.safetensors"
+        if not path.is_file():  # of a sharded model, which Accelerate writes in another way
+            continue
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = file.keys()
+                saved = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        except SafetensorError as error:
+            raise DamagedCheckpoint(f"{path.name} cannot be read: {error}") from None
+        state = module.state_dict()
+        kind, advice = type(module).__name__, "the model of this run is another one"
+        for name, shape in saved.items():
+            if name not in state:
+                raise ValueError(f"{advice}: {kind} has no {name}, which is in the checkpoint")
+            if tuple(state[name].shape) != shape:
+                raise ValueError(
+                    f"{advice}: {name} of {kind} is {tuple(state[name].shape)}, in the checkpoint {shape}. "
+                    "Settings, tokenizer and classes of the data must give the same model"
+                )
+        # Of tensors that share their memory, one is saved.
+        present = {state[name].data_ptr() for name in saved}
+        for name, tensor in state.items():
+            if name not in saved and tensor.numel() and tensor.data_ptr() not in present:
+                raise ValueError(f"{advice}: {name} of {kind} is not in the checkpoint")
 
 
 def load_tensors(path: Path, mapped: bool = False) -> dict:

@@ -22,13 +22,13 @@ from accelerate.utils.constants import FSDP_MODEL_NAME, SCALER_NAME
 from hub_cards.user_error import UserError
 from training.loop.checkpoint_files import (
     DamagedCheckpoint,
+    check_fit,
     flush_to_disk,
     load_tensors,
     seal,
     unlisted,
     verify,
 )
-from training.loop.checkpoint_fit import check_fit
 from training.loop.run_record import RunRecord
 from training.runtime.sharding import is_sharding
 
