@@ -253,3 +253,12 @@ def test_a_first_look_leaves_no_workers_behind(tmp_path, streaming):
     batches = iter(loader)
     assert torch.equal(next(batches)["input_values"], first["input_values"])
     assert len(multiprocessing.active_children()) == 2
+
+
+def test_the_feature_of_datasets_is_left_as_it_is(tmp_path):
+    """Opening needs another way to encode; nothing else in the process may get it."""
+    theirs = datasets.Audio.encode_example
+    assert theirs.__module__ == datasets.Audio.__module__
+    path, _ = transcribed_folder(tmp_path)
+    assert len(load(config(path))) == 2
+    assert datasets.Audio.encode_example is theirs
