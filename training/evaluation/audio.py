@@ -82,7 +82,7 @@ def evaluate(
     accelerator: Accelerator,
     metrics: dict[str, Callable[[SpeechPair], dict[str, float]]],
 ) -> Findings | None:
-    """Figures over the recordings of all ranks.
+    """Measure the recordings of all ranks.
 
     Args:
         model: in evaluation mode, on the accelerator's device.
@@ -136,7 +136,7 @@ def evaluate(
 def _measured(
     metric: Callable[[SpeechPair], dict[str, float]], pair: SpeechPair
 ) -> dict[str, float]:
-    """A metric's values; none where its package fails, as some do on a recording of a few samples."""
+    """Return a metric's values; none where its package fails, as some do on a recording of a few samples."""
     try:
         return metric(pair)
     except torch.OutOfMemoryError:
@@ -153,7 +153,7 @@ def _decode(cell: dict | None, name: str, generator, sampling_rate: int) -> Tens
 def load_metrics(
     settings: AudioEvaluationSettings, device: torch.device
 ) -> tuple[dict[str, Callable[[SpeechPair], dict[str, float]]], dict[str, str]]:
-    """The metrics asked for, and a line about each that cannot be had: the rest of the table still comes."""
+    """Load the metrics asked for, and say of each that cannot be had why: the rest of the table still comes."""
     metrics, missing = {}, {}
     for name in settings.metrics:
         options = {"weights": settings.utmos_weights} if name == "utmos" else {}

@@ -1,4 +1,4 @@
-"""Generated pictures to evaluate: from a pipeline that makes them on the way, or from files."""
+"""Generated images to evaluate: from a pipeline that makes them on the way, or from files."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ from training.runtime.settings import SettingsError
 
 @dataclass
 class Generated:
-    """A set of generated pictures.
+    """A set of generated images.
 
     Attributes:
         loader: batches with "valid" (B,) and whatever `pixels` needs.
@@ -67,7 +67,7 @@ class _Labelled(Dataset):
 def from_pipeline(
     pipe, count: int, *, resolution: int, batch_size: int, ranks: int, seed: int, **sampling
 ) -> Generated:
-    """`count` pictures of a SimVQImagePipeline, class after class in turn.
+    """Sample `count` images from a SimVQImagePipeline, class after class in turn.
 
     Each batch has a seed of its own, which follows from `seed` and the batch's number, and is always whole: so
     the pictures are the same for every number of ranks.
@@ -106,7 +106,7 @@ def from_pipeline(
 
 
 def first_side(data: ImageDataConfig, source: str, split: str) -> int | None:
-    """Short side in pixels of the first picture that can be read; all of one generator are alike."""
+    """Return the short side in pixels of the first readable image; all of one generator are alike."""
     for index, row in enumerate(open_split(_made(data, source, split), split)):
         with contextlib.suppress(UnreadableImage):
             return min(decode_image(row[data.column], f"row {index}").size)
@@ -128,7 +128,7 @@ def _made(data: ImageDataConfig, source: str, split: str) -> ImageDataConfig:
 def from_files(
     data: ImageDataConfig, source: str, split: str, count: int, batch_size: int
 ) -> Generated:
-    """The first `count` pictures of a folder (of folders, one a class) or of parquet with a column "label".
+    """Take the first `count` images of a folder (of folders, one a class) or of parquet with a column "label".
 
     Args:
         data: of the real pictures: column, resolution and workers are the same.

@@ -30,7 +30,7 @@ SHOWN = 12
 
 @dataclass
 class RealPictures:
-    """What generated pictures are held against; loaders are prepared.
+    """Real images that generated ones are compared with; loaders are prepared.
 
     Attributes:
         train: of the generator's training pictures; None if neither gFID nor neighbours ask for them.
@@ -45,7 +45,7 @@ class RealPictures:
 
 @dataclass
 class _Taken:
-    """What is kept of a set of pictures."""
+    """Part of a set of images that is kept."""
 
     count: int = 0
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
@@ -55,7 +55,7 @@ class _Taken:
     logits: list[Tensor] = field(default_factory=list)
 
     def keep(self, figures: dict[str, Tensor], neighbours: int) -> None:
-        """Count a batch, and keep the first `neighbours` pictures' vectors, the first SHOWN pictures."""
+        """Count a batch; keep the vectors of the first `neighbours` images, and the first SHOWN images."""
         self.fingerprint.add(figures["hash"])
         left = max(0, neighbours - self.count)
         if left:
@@ -66,7 +66,7 @@ class _Taken:
         self.count += len(figures["hash"])
 
     def nearest(self) -> dict[str, NearestPictures]:
-        """A search for each space."""
+        """Return a search for each space."""
         features, pixels = torch.cat(self.features), torch.cat(self.pixels)
         return {
             "feature": NearestPictures(features, kept=SHOWN),
@@ -85,7 +85,7 @@ def evaluate(
     neighbours: int = 0,
     folder: Path | None = None,
 ) -> Findings | None:
-    """Figures of generated pictures of all ranks, each counted once.
+    """Measure generated images of all ranks, each counted once.
 
     Args:
         generated: its loader prepared.

@@ -66,14 +66,14 @@ class ImageEvaluationSettings:
 class BatchPsnr:
     """PSNR as the authors' script prints it: of whole batches in order, a short last one counting in full.
 
-    By Jensen's inequality it lies below the mean over pictures (fixture eval_image).
+    By Jensen's inequality it lies below the mean over images (fixture eval_image).
     """
 
     def __init__(self, batch_size: int = 64):
         self.batch_size, self.pending, self.sum, self.batches = batch_size, [], 0.0, 0
 
     def add(self, psnr: Tensor) -> None:
-        """Add the PSNR of pictures (B,), in the order of the data set."""
+        """Add the PSNR of images (B,), in the order of the dataset."""
         self.pending += (10 ** (-to_float64(psnr) / 10)).tolist()
         while len(self.pending) >= self.batch_size:
             self._close(self.pending[: self.batch_size])
@@ -84,7 +84,7 @@ class BatchPsnr:
         self.batches += 1
 
     def read(self) -> float:
-        """The mean over batches."""
+        """Return the mean over batches."""
         if self.pending:
             self._close(self.pending)
             self.pending = []
@@ -99,12 +99,12 @@ def evaluate(
     inception: nn.Module | None = None,
     perceptual: dict[str, nn.Module] | None = None,
 ) -> Findings | None:
-    """Figures over all pictures of all ranks, each counted once.
+    """Measure all images of all ranks, each counted once.
 
     Args:
         model: in evaluation mode, on the accelerator's device.
         loader: prepared; batches of build_image_dataloader.
-        inception: 8-bit pictures to features, for rFID.
+        inception: 8-bit images to features, for rFID.
         perceptual: name to LPIPS network.
 
     Returns:

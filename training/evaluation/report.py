@@ -1,4 +1,4 @@
-"""What every evaluation reports: means with intervals, fingerprint of the data, versions; JSON, Markdown."""
+"""Report of an evaluation: means with intervals, fingerprint of the data, versions; JSON, Markdown."""
 
 import contextlib
 import hashlib
@@ -79,7 +79,7 @@ class Fingerprint:
 
 @dataclass
 class Findings:
-    """What an evaluation measured.
+    """Result of an evaluation.
 
     Attributes:
         metrics: key to value.
@@ -150,7 +150,7 @@ def report_folder(model: str, output: str | None, setting: str = "model") -> Pat
 
 
 def markdown(evaluation: Evaluation, noun: str) -> str:
-    """An evaluation as a page for people.
+    """Return an evaluation as a Markdown page.
 
     Args:
         noun: what was evaluated, "picture" or "recording".

@@ -30,7 +30,7 @@ def make_optimizers(
 
 
 def make_optimizer(module: nn.Module, settings: LoopSettings) -> torch.optim.AdamW:
-    """AdamW over what is trained; without weight decay, the default, it is Adam to the bit.
+    """Return AdamW over what is trained; without weight decay, the default, it is Adam to the bit.
 
     Decay is of matrices alone: norms, biases and other vectors stay free, as is usual for transformers. They
     are groups of their own at any decay, so that a checkpoint fits a run with another one.
@@ -64,7 +64,7 @@ def follow_settings(optimizer: Optimizer, settings: LoopSettings) -> None:
 
 
 def rate_factor(step: int, *, warmup_steps: int, total_steps: int | None, floor: float) -> float:
-    """Factor on the learning rate at an optimiser step, counted from 0 (fixture losses_image, lr_schedule).
+    """Return the factor on the learning rate at a step, counted from 0 (fixture losses_image, lr_schedule).
 
     The warm-up begins at 0. `total_steps` None means constant afterwards; otherwise a cosine falls to
     `floor` (a factor) at total_steps and stays there.
@@ -80,7 +80,7 @@ def rate_factor(step: int, *, warmup_steps: int, total_steps: int | None, floor:
 def make_scheduler(
     optimizer: Optimizer, *, schedule: str, warmup_steps: int, total_steps: int, floor: float
 ) -> LambdaLR:
-    """Scheduler to be stepped once per optimiser step, whatever the number of processes."""
+    """Return a scheduler to be stepped once per optimiser step, whatever the number of processes."""
     horizon = total_steps if schedule == "cosine" else None
     return LambdaLR(
         optimizer,

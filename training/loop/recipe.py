@@ -1,4 +1,4 @@
-"""What the training loop needs to know of a task. The loop itself knows no pictures, codes or adversaries."""
+"""Interface between the training loop and a task. The loop itself knows no images, codes or adversaries."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from training.loop.steps import Stepper
 
 @dataclass
 class Validation:
-    """Figures of a validation, and pictures and sounds for people.
+    """Figures of a validation, and images and audio for people.
 
     Attributes:
         figures: of merit, for a card too.
@@ -60,12 +60,12 @@ class Recipe(Protocol):
     forward_methods: tuple[str, ...]
 
     def batch_weight(self, batch: dict[str, Tensor]) -> Tensor | None:
-        """How much a batch's mean loss counts beside other batches', scalar > 0; None if all count the same."""
+        """Return the weight of a batch's mean loss beside other batches', scalar > 0; None if all are alike."""
 
     def validate(
         self, model: nn.Module, loader: DataLoader, accelerator: Accelerator
     ) -> Validation:
-        """Figures of the averaged model over the validation set, equal on all ranks."""
+        """Measure the averaged model on the validation set; figures are equal on all ranks."""
 
     def save(self, model: nn.Module, folder: Path) -> Path:
         """Write a folder that the Auto classes load; returns what is to be published, it or one beside it."""

@@ -17,7 +17,7 @@ from training.loop.recipe import Validation
 
 @contextmanager
 def naming(folder: Path) -> Iterator[None]:
-    """A full disk and the like end in a message that says where; writers themselves often do not.
+    """Let errors of writing name the folder, such as a full disk: writers themselves often do not.
 
     Raises:
         OSError: naming the folder and the reason.

@@ -45,7 +45,7 @@ class ModelFolders:
         self._published: str | None = None
 
     def start(self, step: int, resumed: bool, ends: bool) -> None:
-        """Before the first step: what lies in the folder belongs to this run, or is set aside. For all ranks.
+        """Set aside, before the first step, what in the folder is not this run's. For all ranks.
 
         Args:
             step: of the checkpoint that was loaded.

@@ -14,7 +14,7 @@ from training.runtime.step_window import StepWindow
 
 @dataclass
 class StepResult:
-    """What a forward and backward pass gave.
+    """Result of a forward and backward pass.
 
     Attributes:
         figures: detached scalars.
@@ -29,7 +29,7 @@ class StepResult:
 
 
 class Stepper:
-    """What one batch does to the trained modules. Recipes choose a subclass, which has `step`.
+    """Trains the modules on one batch at a time. Recipes choose a subclass, which has `step`.
 
     Args:
         recipe: whose class this belongs to.
@@ -58,12 +58,12 @@ class Stepper:
         )  # of batches, if the recipe weighs them
 
     def note_batch(self, batch: dict[str, Tensor]) -> None:
-        """A batch of the step under way comes next. The loop calls this before `step`."""
+        """Take note of the next batch of the step under way. The loop calls this before `step`."""
         self.guard.note_batch(batch)
         self._weights.note(self.recipe.batch_weight(batch))
 
     def step(self, batch: dict[str, Tensor], step: int) -> StepResult:
-        """Forward and backward passes on a batch; optimiser steps when gradients are due.
+        """Make forward and backward passes on a batch, and optimiser steps when gradients are due.
 
         Args:
             step: optimiser steps of the model so far.
@@ -71,7 +71,7 @@ class Stepper:
         raise NotImplementedError
 
     def settle(self, skipped: bool) -> None:
-        """A step is over: keep what its batches told, or forget it if the step was skipped."""
+        """End a step: keep what its batches told, or forget it if the step was skipped."""
         self.guard.settle(skipped)
         self._weights.settle(skipped)
         if self.accelerator.scaler is not None:
@@ -80,25 +80,25 @@ class Stepper:
             self.accelerator.scaler.update()
 
     def state_dict(self) -> dict:
-        """What all ranks need to go on from here, beside modules and optimisers."""
+        """Return what all ranks need to go on from here, beside modules and optimisers."""
         return {"guard": self.guard.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
         self.guard.load_state_dict(state["guard"])
 
     def report(self, step: int) -> tuple[dict[str, float], str]:
-        """Figures since the last report, beside the means of the steps' own; a word for the progress bar."""
+        """Return figures since the last report, beside the steps' own, and a word for the progress bar."""
         return {}, ""
 
     def _backward(self, loss: Tensor) -> None:
-        """Backward pass; if the loss of one rank is not finite, no rank's gradients will be."""
+        """Make the backward pass; if the loss of one rank is not finite, no rank's gradients will be."""
         *_, weight = self._weights
         if weight is not None:
             loss = loss * weight
         self.accelerator.backward(self.guard.poison(loss))
 
     def _mean_of_batches(self) -> Tensor | float:
-        """Factor on the gradients that makes them those of the weighted mean over all batches of the step.
+        """Return the factor that makes the gradients those of the weighted mean over all batches of the step.
 
         Accelerate divides each batch's by gradient_accumulation_steps, although the last step of an epoch may
         have fewer, and ranks are averaged as if they weighed the same. A collective call where batches have

@@ -23,7 +23,7 @@ def measured_batches(
     measure: Callable[[dict[str, Tensor]], Measured],
     desc: str,
 ) -> Iterator[tuple[dict[str, Tensor], Tensor, int]]:
-    """Figures and codes of the samples of all ranks, and how many cannot be read; each sample once.
+    """Measure the samples of all ranks, each once; tell codes too, and how many cannot be read.
 
     Args:
         loader: prepared; batches have "valid", (B,) bool, false for samples that could not be read.
@@ -49,7 +49,7 @@ def measured_batches(
 def each_once(
     loader: DataLoader, accelerator: Accelerator, desc: str
 ) -> Iterator[tuple[dict[str, Tensor], bool]]:
-    """This rank's part of the readable samples of a validation set: over all ranks each comes once.
+    """Yield this rank's part of the readable samples of a validation set: over all ranks each comes once.
 
     For figures that are no plain means over samples; their sums are the caller's to reduce. What cannot be read
     is warned of at the end.
@@ -90,7 +90,7 @@ def run_validation(
     codebook_size: int,
     measure: Callable[[dict[str, Tensor]], Measured],
 ) -> dict[str, float]:
-    """Means of per-sample figures, utilisation and perplexity, over all ranks.
+    """Return means of per-sample figures, utilisation and perplexity, over all ranks.
 
     Args:
         loader, measure: as of measured_batches, figures (B,).

@@ -164,7 +164,7 @@ def build_audio_recipe(
     batch_size: int,
     seed: int,
 ) -> AudioRecipe:
-    """Recipe from settings: opens the data set.
+    """Build the recipe from settings: open the dataset.
 
     Raises:
         SettingsError: if clips are no whole number of codes, or too short for the discriminators.

@@ -207,7 +207,7 @@ def build_generator_recipe(
     batch_size: int,
     seed: int,
 ) -> GeneratorRecipe:
-    """Recipe from settings: opens the codes and the tokenizer.
+    """Build the recipe from settings: open the codes and load the tokenizer.
 
     Raises:
         SettingsError: if the codes do not fit the tokenizer, or it is not told how many there are.

@@ -152,7 +152,7 @@ def build_image_recipe(
     batch_size: int,
     seed: int,
 ) -> ImageRecipe:
-    """Recipe from settings: opens the data set and the perceptual network.
+    """Build the recipe from settings: open the dataset and load the perceptual network.
 
     Raises:
         SettingsError: if the resolution is no multiple of the down-sampling factor, or too small.

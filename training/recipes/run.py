@@ -71,7 +71,7 @@ def run(
 
 
 def make_accelerator(settings: LoopSettings, may_shard: bool = False) -> Accelerator:
-    """Accelerate as every run here needs it. What the launch alone says goes into the settings.
+    """Return Accelerate as every run here needs it. What the launch alone says goes into the settings.
 
     Raises:
         SettingsError: if the launch was meant for more processes than work together, says other things than
