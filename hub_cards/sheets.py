@@ -76,22 +76,30 @@ def spectrogram_sheet(waveforms: dict[str, Tensor | np.ndarray], sampling_rate: 
     figure = _figure(10, 2.6 * len(waveforms))
     panels = figure.subplots(len(waveforms), 1, sharex=True, squeeze=False)[:, 0]
     for panel, (title, waveform) in zip(panels, waveforms.items(), strict=True):
-        samples = torch.as_tensor(waveform).float().cpu().numpy()
-        window = min(1024, len(samples))
-        panel.specgram(
-            samples + 1e-8,  # digital silence has no logarithm
-            NFFT=window,
-            noverlap=window * 3 // 4,
-            Fs=sampling_rate,
+        samples = torch.as_tensor(waveform).float().cpu()
+        panel.imshow(
+            _decibels(samples, sampling_rate).numpy(),
+            origin="lower",
+            aspect="auto",
             cmap="magma",
             vmin=LOWEST_DECIBELS,
             vmax=HIGHEST_DECIBELS,
+            extent=(0, len(samples) / sampling_rate, 0, sampling_rate / 2),
         )
         panel.set(title=title, ylabel="Hz")
     panels[-1].set_xlabel("seconds")
     figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+
+
+def _decibels(samples: Tensor, sampling_rate: int) -> Tensor:
+    """Return the power density (frequencies, frames) of samples (L,), in dB."""
+    length = min(1024, len(samples))
+    window = torch.hann_window(length)
+    spectrum = torch.stft(samples, length, max(1, length // 4), window=window, return_complex=True)
+    density = 2 * spectrum.abs().square() / (sampling_rate * window.square().sum())
+    return 10 * density.clamp(min=10 ** (LOWEST_DECIBELS / 10)).log10()
 
 
 def _figure(width: float, height: float):

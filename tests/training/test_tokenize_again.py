@@ -18,7 +18,7 @@ from PIL import Image
 
 from modeling_simvq import SimVQImageConfig, SimVQImageModel
 from training import tokenize_dataset
-from training.data.codes import TokenDataConfig
+from training.data.codes import TokenDataConfig, open_codes
 from training.runtime.folder_lock import hold_folder
 from training.tokenization.code_files import RowDigests
 
@@ -116,7 +116,7 @@ def test_codes_are_those_of_the_folder(tokenize, tmp_path, monkeypatch):
         files = sorted((tmp_path / output / "data").iterdir())
         own = pyarrow.parquet.read_table(files)["image_codes"].to_pylist()
         settings = TokenDataConfig(dataset=str(tmp_path / output), label_column=None)
-        opened = settings.open("train")
+        opened = open_codes(settings, "train")
         monkeypatch.chdir(tmp_path / output)
         card = Path("README.md").read_text()
         (line,) = re.findall(r"^tokens = (load_dataset\(.*\))\.with_format", card, re.MULTILINE)
@@ -156,7 +156,7 @@ def test_classes_behind_the_others_are_named_in_every_file(tokenize, tmp_path, s
     grown = tokenize(source, *options)
     assert grown.startswith("7 pictures encoded")
     for split, labels in (("train", [0, 1, 2]), ("test", [0])):
-        rows = TokenDataConfig(dataset=str(tmp_path / "codes")).open(split)
+        rows = open_codes(TokenDataConfig(dataset=str(tmp_path / "codes")), split)
         assert rows.features["label"].names == ["ant", "bee", "cow"]
         assert list(rows["label"]) == [label for label in labels for _ in range(5)]
     tokenize(source, *options, output="whole")
