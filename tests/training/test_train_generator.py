@@ -113,7 +113,7 @@ def test_weight_decay_spares_vectors(run, picture_codes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
-def test_sound_of_any_length(run, tmp_path, streaming, capsys, monkeypatch):
+def test_sound_of_any_length(run, tmp_path, streaming, capsys, monkeypatch, hub):
     """Crops and padding; the validation's loss is the mean over codes, not over clips."""
     # Datasets sleeps at the end of every epoch of a stream.
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)
@@ -153,7 +153,7 @@ def test_sound_of_any_length(run, tmp_path, streaming, capsys, monkeypatch):
         sound, rate = soundfile.read(path)
         assert (len(sound), rate) == (12 * 160, 24_000) and np.abs(sound).max() > 0
     # Its card, with the code that loads it.
-    made = push_to_hub(tmp_path / "run" / "model", "me/voices", with_code=True, dry_run=True)
+    made = push_to_hub(tmp_path / "run" / "model", "maker/voices", with_code=True, dry_run=True)
     card = (Path(made) / "README.md").read_text()
     assert "generator.generate_audio(num_codes=12)" in card and "bits for a code" in card
     assert "modeling_simvq_generation.py" in capsys.readouterr().out
