@@ -5,18 +5,19 @@ tested against outputs of their code, tests/fixtures/audio_*).
 """
 
 import copy
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
-from .audio_decoder import AudioDecoder, ConvNeXtBlock
-from .audio_encoder import AudioEncoder
 from .clip_lengths import clip_lengths, mask_of_clips
 from .configuration_simvq_audio import SimVQAudioConfig
 from .foldable_codebook import FoldableCodebook
@@ -28,6 +29,7 @@ from .verified_download import VerifiedDownload
 from .weight_norm_conv1d import (
     LengthAndDirection,
     WeightNormConv1d,
+    in_the_form_of,
     set_weight_norm,
     stored_with_weight_norm,
 )
@@ -76,6 +78,380 @@ class SimVQAudioOutput(ModelOutput):
     audio_codes_mask: torch.BoolTensor | None = None
     commitment_loss: torch.FloatTensor | None = None
     latents: torch.FloatTensor | None = None
+
+
+# Encoder of the audio tokenizer: SEANet (strided convolutions, then an LSTM), from waveform to latents.
+#
+# Layers as in the original (fixtures audio_*): ELU, weight-normalised convolutions, reflect padding. Every
+# layer can be told the true lengths of a right-padded batch. It then pads each clip where that clip ends,
+# so that no clip sees what it was batched with.
+
+
+def reflect_pad(hidden: Tensor, left: int, right: Tensor, most: int, lengths: Tensor) -> Tensor:
+    """Pad every clip of a batch by reflection at its own two ends.
+
+    A clip too short to be reflected is first extended by zeros, and the extension is cut off again, as
+    the original does.
+
+    Args:
+        hidden: (B, C, T); clip b occupies the first lengths[b] positions, the rest is ignored.
+        left: number of positions to add at the start.
+        right: (B,) number of positions to add at the end of each clip.
+        most: the largest that right can be.
+        lengths: (B,), at least 1 and at most T.
+
+    Returns:
+        (B, C, left + T + most); only the first left + lengths[b] + right[b] positions of clip b mean
+        anything.
+    """
+    batch, channels, width = hidden.shape
+    ends = lengths[:, None]
+    before = torch.arange(-left, 0, device=hidden.device).expand(batch, left)
+    after = ends + torch.arange(most, device=hidden.device)
+    longest_pad = right.clamp(min=left)[:, None]
+    extended = torch.where(ends > longest_pad, ends, longest_pad + 1)
+    positions = torch.cat([before, after], dim=1)
+    sources = positions.abs()
+    sources = torch.where(sources >= extended, 2 * (extended - 1) - sources, sources)
+    # A source at or behind the end lies in the zeros that extend a short clip.
+    real = ((sources < ends) & (sources >= 0))[:, None]
+    sources = sources.clamp(0, width - 1)[:, None].expand(-1, channels, -1)
+    values = hidden.gather(2, sources) * real
+    targets = (positions + left)[:, None].expand(-1, channels, -1)
+    return F.pad(hidden, (left, most)).scatter(2, targets, values)
+
+
+class PaddedConv1d(nn.Module):
+    """Convolution with reflect padding such that T positions become ceil(T / stride)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        config: SimVQAudioConfig,
+    ):
+        super().__init__()
+        kind = WeightNormConv1d if config.weight_norm else nn.Conv1d
+        self.conv = kind(in_channels, out_channels, kernel_size, stride=stride, dilation=dilation)
+        self.stride = stride
+        padding = dilation * (kernel_size - 1) + 1 - stride
+        self.right = 0 if config.causal else padding // 2
+        self.left = padding - self.right
+
+    def forward(self, hidden: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(B, C, T) to (B, C', ceil(T / stride)), and the clips' new lengths."""
+        width = hidden.shape[-1]
+        extra = -width % self.stride
+        if lengths is None and width > max(self.left, self.right + extra):
+            hidden = F.pad(hidden, (self.left, self.right + extra), mode="reflect")
+            return self.conv(hidden), None
+        known = lengths
+        if lengths is None:
+            lengths = torch.full((len(hidden),), width, device=hidden.device)
+        right = self.right + (-lengths) % self.stride
+        hidden = reflect_pad(hidden, self.left, right, self.right + self.stride - 1, lengths)
+        frames = -(-width // self.stride)
+        hidden = self.conv(hidden)[..., :frames]
+        return hidden, None if known is None else -(-lengths // self.stride)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        # Weights may come folded or not, whatever this layer is.
+        in_the_form_of(self.conv, state_dict, prefix + "conv.")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class SEANetBlock(nn.Module):
+    """ELU and a dilated convolution to half the width, ELU and a pointwise one back; pointwise shortcut."""
+
+    def __init__(self, channels: int, dilation: int, config: SimVQAudioConfig):
+        super().__init__()
+        inner = max(1, channels // 2)
+        self.conv1 = PaddedConv1d(channels, inner, 3, dilation=dilation, config=config)
+        self.conv2 = PaddedConv1d(inner, channels, 1, config=config)
+        self.shortcut = PaddedConv1d(channels, channels, 1, config=config)
+
+    def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
+        inner, _ = self.conv1(F.elu(hidden), lengths)
+        inner, _ = self.conv2(F.elu(inner), lengths)
+        shortcut, _ = self.shortcut(hidden, lengths)
+        return shortcut + inner
+
+
+class Downsampling(nn.Module):
+    """Residual blocks, ELU, and a convolution that takes every stride-th position at twice the width."""
+
+    def __init__(self, channels: int, stride: int, config: SimVQAudioConfig):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            SEANetBlock(channels, 2**depth, config) for depth in range(config.num_residual_layers)
+        )
+        self.conv = PaddedConv1d(channels, 2 * channels, 2 * stride, stride=stride, config=config)
+
+    def forward(self, hidden: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        for block in self.blocks:
+            hidden = block(hidden, lengths)
+        return self.conv(F.elu(hidden), lengths)
+
+
+class AudioEncoder(nn.Module):
+    """(B, 1, L) to latents (B, d, ceil(L / hop))."""
+
+    def __init__(self, config: SimVQAudioConfig):
+        super().__init__()
+        self.hop_length = config.hop_length
+        channels = config.num_filters
+        self.conv_in = PaddedConv1d(1, channels, 7, config=config)
+        self.levels = nn.ModuleList()
+        for stride in config.downsampling_ratios:
+            self.levels.append(Downsampling(channels, stride, config))
+            channels *= 2
+        self.lstm = None
+        if config.num_lstm_layers:
+            self.lstm = nn.LSTM(channels, channels, config.num_lstm_layers, batch_first=True)
+        self.conv_out = PaddedConv1d(channels, config.codebook_dim, 7, config=config)
+
+    def forward(
+        self, waveform: Tensor, lengths: Tensor | None = None, chunk_frames: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Latents, and with lengths the number of frames of every clip.
+
+        Args:
+            waveform: (B, 1, L).
+            lengths: (B,) samples of each clip of a right-padded batch; None if all fill their rows.
+            chunk_frames: run the convolutions on so many frames at a time. The result is the same up to
+                rounding: every chunk sees the samples that it depends on, and the LSTM's state is carried.
+        """
+        if chunk_frames is None:
+            hidden, frames = self._convolve(waveform, lengths)
+            hidden, _ = self._recur(hidden, None)
+        else:
+            hidden = self._in_chunks(waveform, lengths, chunk_frames)
+            frames = None if lengths is None else -(-lengths // self.hop_length)
+        latents, _ = self.conv_out(F.elu(hidden), frames)
+        return latents, frames
+
+    def _convolve(self, waveform: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        hidden, lengths = self.conv_in(waveform, lengths)
+        for level in self.levels:
+            hidden, lengths = level(hidden, lengths)
+        return hidden, lengths
+
+    def _recur(self, hidden: Tensor, state: tuple | None) -> tuple[Tensor, tuple | None]:
+        if self.lstm is None:
+            return hidden, None
+        out, state = self.lstm(hidden.mT, state)
+        return hidden + out.mT, state
+
+    def _in_chunks(self, waveform: Tensor, lengths: Tensor | None, chunk_frames: int) -> Tensor:
+        hop, (batch, _, width) = self.hop_length, waveform.shape
+        frames, context, state, whole = -(-width // hop), self.context_frames, None, None
+        counts = [width] * batch if lengths is None else lengths.tolist()
+        rows = list(range(batch))
+        for start in range(0, frames, chunk_frames):
+            kept = [i for i, row in enumerate(rows) if counts[row] > start * hop]
+            if not kept:
+                break
+            if len(kept) < len(rows):  # clips that ended before this chunk are left out
+                rows = [rows[i] for i in kept]
+                state = None if state is None else tuple(part[:, kept] for part in state)
+            stop = min(start + chunk_frames, frames)
+            # Causal layers need what follows too: the reflection at the clip's start reads it.
+            first, last = max(0, start - context), stop + context
+            piece = waveform[..., first * hop : last * hop]
+            piece = piece if len(rows) == batch else piece[rows]
+            within = None
+            if lengths is not None:
+                within = (lengths[rows] - first * hop).clamp(max=piece.shape[-1])
+            hidden, _ = self._convolve(piece, within)
+            hidden, state = self._recur(hidden[..., start - first : stop - first], state)
+            if whole is None:
+                whole = hidden.new_zeros(batch, hidden.shape[1], frames)
+            whole[rows, :, start:stop] = hidden
+        return whole
+
+    @property
+    def context_frames(self) -> int:
+        """Frames on either side on which the convolutions before the LSTM can depend."""
+        reach, step = self.conv_in.left + self.conv_in.right, 1
+        for level in self.levels:
+            for conv in [*(block.conv1 for block in level.blocks), level.conv]:
+                reach += step * (conv.left + conv.right)
+                step *= conv.stride
+            reach += step  # padding at the end of a clip that fills no whole frame
+        return math.ceil(reach / self.hop_length) + 1
+
+
+# Decoder of the audio tokenizer: Vocos (ConvNeXt blocks at the frame rate, then an inverse STFT).
+#
+# The position network's attention and norms are global over a clip. In a batch of clips of different
+# lengths they are masked, so that each clip gives what it gives alone.
+
+
+# Magnitudes are clipped here as in Vocos: exp of an early network's output would overflow.
+LARGEST_MAGNITUDE = 100.0
+ATTENTION_QUERIES = 1024
+
+
+class Norm(nn.GroupNorm):
+    """GroupNorm with 32 groups over the real frames; it accepts one value per group, as one frame gives."""
+
+    def __init__(self, channels: int):
+        super().__init__(num_groups=32, num_channels=channels, eps=1e-6)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """hidden (B, C, T), mask (B, 1, T) of ones and zeros."""
+        if mask is None:
+            return torch.group_norm(hidden, self.num_groups, self.weight, self.bias, self.eps)
+        dtype = hidden.dtype
+        groups = hidden.float().unflatten(1, (self.num_groups, -1))
+        real = mask[:, None].float()
+        count = real.sum(dim=(2, 3), keepdim=True) * groups.shape[2]
+        mean = (groups * real).sum(dim=(2, 3), keepdim=True) / count
+        variance = ((groups - mean).square() * real).sum(dim=(2, 3), keepdim=True) / count
+        normed = ((groups - mean) * torch.rsqrt(variance + self.eps)).flatten(1, 2)
+        return (normed * self.weight[:, None] + self.bias[:, None]).to(dtype)
+
+
+def _masked(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """Zero what lies behind the end of a clip: a convolution's zero padding, in a batch."""
+    return hidden if mask is None else hidden * mask.to(hidden.dtype)
+
+
+class ResNetBlock(nn.Module):
+    """Norm, SiLU, convolution of width 3, twice, around the identity."""
+
+    def __init__(self, channels: int, dropout: float):
+        super().__init__()
+        self.norm1 = Norm(channels)
+        self.conv1 = nn.Conv1d(channels, channels, kernel_size=3, padding=1)
+        self.norm2 = Norm(channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv1d(channels, channels, kernel_size=3, padding=1)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        inner = self.conv1(_masked(F.silu(self.norm1(hidden, mask)), mask))
+        inner = self.dropout(F.silu(self.norm2(inner, mask)))
+        return hidden + self.conv2(_masked(inner, mask))
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over the frames of a clip."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = Norm(channels)
+        self.query = nn.Conv1d(channels, channels, kernel_size=1)
+        self.key = nn.Conv1d(channels, channels, kernel_size=1)
+        self.value = nn.Conv1d(channels, channels, kernel_size=1)
+        self.out = nn.Conv1d(channels, channels, kernel_size=1)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        normed = self.norm(hidden, mask)
+        query, key, value = (
+            layer(normed).mT[:, None] for layer in (self.query, self.key, self.value)
+        )
+        allowed = None if mask is None else mask.bool()[:, None]
+        # Some queries at a time: on the CPU, attention of so wide a head holds all of its scores.
+        attended = torch.cat(
+            [
+                F.scaled_dot_product_attention(some, key, value, attn_mask=allowed)
+                for some in query.split(ATTENTION_QUERIES, dim=2)
+            ],
+            dim=2,
+        )
+        return hidden + self.out(attended[:, 0].mT)
+
+
+class ConvNeXtBlock(GradientCheckpointingLayer):
+    """Depthwise convolution, LayerNorm, two pointwise layers, layer scale."""
+
+    def __init__(self, config: SimVQAudioConfig):
+        super().__init__()
+        channels = config.hidden_size
+        self.depthwise = nn.Conv1d(channels, channels, kernel_size=7, padding=3, groups=channels)
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.expand = nn.Linear(channels, config.intermediate_size)
+        self.contract = nn.Linear(config.intermediate_size, channels)
+        self.layer_scale = nn.Parameter(torch.full((channels,), 1 / config.num_decoder_layers))
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        inner = self.norm(self.depthwise(_masked(hidden, mask)).mT)
+        inner = self.contract(F.gelu(self.expand(inner)))
+        return hidden + (self.layer_scale * inner).mT
+
+
+class InverseSTFT(nn.Module):
+    """Frames to waveform by overlap-add with Hann windows, trimmed to T * hop samples ("same" padding)."""
+
+    def __init__(self, n_fft: int, hop_length: int):
+        super().__init__()
+        self.n_fft, self.hop_length = n_fft, hop_length
+
+    def forward(self, spectrum: Tensor, mask: Tensor | None) -> Tensor:
+        """Complex (B, n_fft / 2 + 1, T) to (B, T * hop); mask (B, 1, T)."""
+        # The window is made here: transformers loses buffers that a checkpoint does not hold.
+        window = torch.hann_window(self.n_fft, dtype=torch.float32, device=spectrum.device)[:, None]
+        real = window.new_ones(1, 1, spectrum.shape[-1]) if mask is None else mask.float()
+        frames = torch.fft.irfft(spectrum, self.n_fft, dim=1) * window * real
+        envelope = self._overlap_add(window.square() * real)
+        # Behind the end of a shorter clip there may be no window: 0 / 1e-11 instead of 0 / 0.
+        waveform = self._overlap_add(frames) / envelope.clamp(min=1e-11)
+        if mask is None:
+            return waveform
+        return waveform * mask[:, 0].repeat_interleave(self.hop_length, dim=1)
+
+    def _overlap_add(self, frames: Tensor) -> Tensor:
+        length = (frames.shape[-1] - 1) * self.hop_length + self.n_fft
+        summed = F.fold(
+            frames, (1, length), kernel_size=(1, self.n_fft), stride=(1, self.hop_length)
+        )
+        trim = (self.n_fft - self.hop_length) // 2
+        return summed[:, 0, 0, trim : length - trim]
+
+
+class AudioDecoder(nn.Module):
+    """Latents (B, d, T) to a waveform (B, 1, T * hop)."""
+
+    def __init__(self, config: SimVQAudioConfig):
+        super().__init__()
+        channels = config.hidden_size
+        self.conv_in = nn.Conv1d(config.codebook_dim, channels, kernel_size=7, padding=3)
+        self.position_net = nn.ModuleList(
+            [
+                ResNetBlock(channels, config.dropout),
+                ResNetBlock(channels, config.dropout),
+                Attention(channels),
+                ResNetBlock(channels, config.dropout),
+                ResNetBlock(channels, config.dropout),
+                Norm(channels),
+            ]
+        )
+        self.norm_in = nn.LayerNorm(channels, eps=1e-6)
+        self.blocks = nn.ModuleList(ConvNeXtBlock(config) for _ in range(config.num_decoder_layers))
+        self.norm_out = nn.LayerNorm(channels, eps=1e-6)
+        self.head = nn.Linear(channels, config.n_fft + 2)
+        self.inverse_stft = InverseSTFT(config.n_fft, config.hop_length)
+
+    def forward(self, latents: Tensor, mask: Tensor | None = None) -> Tensor:
+        """mask: (B, 1, T), true where a frame belongs to a clip; None if all do."""
+        hidden = self.conv_in(_masked(latents, mask))
+        for layer in self.position_net:
+            hidden = layer(hidden, mask)
+        hidden = self.norm_in(hidden.mT).mT
+        for block in self.blocks:
+            hidden = block(hidden, mask)
+        spectrum = self.head(self.norm_out(hidden.mT)).mT
+        # float32 and no autocast: half precision has neither the range for exp nor an FFT on the CPU.
+        with torch.autocast(device_type=spectrum.device.type, enabled=False):
+            log_magnitude, phase = spectrum.float().chunk(2, dim=1)
+            # Clamped before exp, whose infinity would make the gradient NaN.
+            magnitude = log_magnitude.clamp(max=math.log(LARGEST_MAGNITUDE)).exp()
+            waveform = self.inverse_stft(torch.polar(magnitude, phase), mask)
+        return waveform[:, None].to(latents.dtype)
 
 
 class SimVQAudioPreTrainedModel(VerifiedDownload, PreTrainedAudioTokenizerBase):
@@ -188,12 +564,10 @@ class SimVQAudioModel(FoldableCodebook, SimVQAudioPreTrainedModel):
         """Decode every clip whole again."""
         self._decoder_chunks = None
 
+    @can_return_tuple
     def encode(
-        self,
-        input_values: Tensor,
-        padding_mask: Tensor | None = None,
-        return_dict: bool | None = None,
-    ) -> SimVQAudioEncoderOutput | tuple:
+        self, input_values: Tensor, padding_mask: Tensor | None = None
+    ) -> SimVQAudioEncoderOutput:
         """Waveforms to codes.
 
         Args:
@@ -227,15 +601,15 @@ class SimVQAudioModel(FoldableCodebook, SimVQAudioPreTrainedModel):
             latents = latents.masked_fill(~mask, 0)
             quantized, codes, commitment_loss = self._quantize_real(latents, mask)
         output = SimVQAudioEncoderOutput(codes[:, None], mask, quantized, commitment_loss, latents)
-        return self._returned(output, return_dict)
+        return output
 
+    @can_return_tuple
     def decode(
         self,
         audio_codes: Tensor | None = None,
         quantized_latents: Tensor | None = None,
         audio_codes_mask: Tensor | None = None,
-        return_dict: bool | None = None,
-    ) -> SimVQAudioDecoderOutput | tuple:
+    ) -> SimVQAudioDecoderOutput:
         """Codes, or vectors of codes, to waveforms.
 
         Args:
@@ -260,15 +634,12 @@ class SimVQAudioModel(FoldableCodebook, SimVQAudioPreTrainedModel):
         self._check_latents(quantized_latents)
         mask = self._frame_mask(audio_codes_mask, quantized_latents)
         output = SimVQAudioDecoderOutput(self._decode_latents(quantized_latents, mask))
-        return self._returned(output, return_dict)
+        return output
 
+    @can_return_tuple
     def forward(
-        self,
-        input_values: Tensor,
-        padding_mask: Tensor | None = None,
-        quantize: bool = True,
-        return_dict: bool | None = None,
-    ) -> SimVQAudioOutput | tuple:
+        self, input_values: Tensor, padding_mask: Tensor | None = None, quantize: bool = True
+    ) -> SimVQAudioOutput:
         """Encode, quantize and decode.
 
         Args:
@@ -287,7 +658,7 @@ class SimVQAudioModel(FoldableCodebook, SimVQAudioPreTrainedModel):
             encoded.commitment_loss,
             encoded.latents,
         )
-        return self._returned(output, return_dict)
+        return output
 
     def _quantize_real(self, latents: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantize the frames of the clips and leave zeros behind their ends."""
@@ -380,8 +751,3 @@ class SimVQAudioModel(FoldableCodebook, SimVQAudioPreTrainedModel):
             )
         if not latents.is_floating_point():
             raise ValueError(f"quantized_latents must be floating point, got {latents.dtype}")
-
-    def _returned(self, output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
-        if return_dict is None:
-            return_dict = self.config.return_dict
-        return output if return_dict else output.to_tuple()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, LlamaModel, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .clip_lengths import clip_lengths, mask_of_clips
 from .code_prediction import FactorizedCodes, make_codes
@@ -72,13 +72,13 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
         """The embedding and the prediction of codes, PlainCodes or FactorizedCodes."""
         return self.model.embed_tokens
 
+    @can_return_tuple
     def step(
         self,
         input_ids: Tensor,
         logits_to_keep: int = 1,
-        return_dict: bool | None = None,
         **kwargs,
-    ) -> CausalLMOutputWithPast | tuple:
+    ) -> CausalLMOutputWithPast:
         """What ``generate`` calls: tokens to the logits of the codes that follow.
 
         Args:
@@ -89,7 +89,7 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
         output = self.model(input_ids=self._integers("input_ids", input_ids), **kwargs)
         logits = self.codes.logits(output.last_hidden_state[:, -logits_to_keep:])
         result = CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
-        return self._returned(result, return_dict)
+        return result
 
     def arrange_codes(self, codebook: Tensor) -> None:
         """Before training with config.code_factors: give similar codes the same first factor.
@@ -153,11 +153,6 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
                 f"codes must lie in [0, codebook_size = {self.config.codebook_size}), found {wrong}"
             )
 
-    def _returned(self, output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
-        if return_dict is None:
-            return_dict = self.config.return_dict
-        return output if return_dict else output.to_tuple()
-
 
 class SimVQForImageGeneration(SimVQGenerationModel):
     """Classes to pictures, as codes in raster order.
@@ -168,15 +163,15 @@ class SimVQForImageGeneration(SimVQGenerationModel):
     config_class = SimVQImageGenerationConfig
     main_input_name = "input_ids"
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         image_codes: Tensor | None = None,
         class_labels: Tensor | None = None,
         return_logits: bool = False,
-        return_dict: bool | None = None,
         **kwargs,
-    ) -> CausalLMOutputWithPast | tuple:
+    ) -> CausalLMOutputWithPast:
         """The loss of pictures.
 
         Args:
@@ -195,7 +190,7 @@ class SimVQForImageGeneration(SimVQGenerationModel):
         learnt = {"image_codes": image_codes, "class_labels": class_labels}
         check_forward(type(self).__name__, input_ids, learnt, kwargs)
         if input_ids is not None:
-            return self.step(input_ids, return_dict=return_dict, **kwargs)
+            return self.step(input_ids, return_dict=True, **kwargs)
         height, width = self.config.grid_size
         if image_codes is None:
             raise ValueError("the model takes image_codes (B, h, w), and class_labels (B,) if any")
@@ -207,7 +202,7 @@ class SimVQForImageGeneration(SimVQGenerationModel):
             )
         starts = self.start_tokens(class_labels, len(image_codes), image_codes.device)
         output = self._learn(starts, image_codes.flatten(1), None, return_logits)
-        return self._returned(output, return_dict)
+        return output
 
     def generate_images(
         self,
@@ -290,15 +285,15 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
     config_class = SimVQAudioGenerationConfig
     main_input_name = "input_ids"
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         audio_codes: Tensor | None = None,
         audio_codes_mask: Tensor | None = None,
         return_logits: bool = False,
-        return_dict: bool | None = None,
         **kwargs,
-    ) -> CausalLMOutputWithPast | tuple:
+    ) -> CausalLMOutputWithPast:
         """The loss of clips.
 
         Args:
@@ -316,14 +311,14 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
         learnt = {"audio_codes": audio_codes, "audio_codes_mask": audio_codes_mask}
         check_forward(type(self).__name__, input_ids, learnt, kwargs)
         if input_ids is not None:
-            return self.step(input_ids, return_dict=return_dict, **kwargs)
+            return self.step(input_ids, return_dict=True, **kwargs)
         if audio_codes is None:
             raise ValueError("the model takes audio_codes (B, 1, T), and audio_codes_mask if any")
         audio_codes = self._integers("audio_codes", audio_codes)
         mask = self._clips(audio_codes, audio_codes_mask)
         starts = torch.full_like(audio_codes[:, 0, :1], self.config.codebook_size)
         output = self._learn(starts, audio_codes[:, 0], mask, return_logits)
-        return self._returned(output, return_dict)
+        return output
 
     def generate_audio(
         self,

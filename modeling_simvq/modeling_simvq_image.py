@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_simvq_image import SimVQImageConfig
 from .foldable_codebook import FoldableCodebook
@@ -239,9 +239,8 @@ class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
         """Encode and decode every picture whole again."""
         self._tiling = None
 
-    def encode(
-        self, pixel_values: Tensor, return_dict: bool | None = None
-    ) -> SimVQImageEncoderOutput | tuple:
+    @can_return_tuple
+    def encode(self, pixel_values: Tensor) -> SimVQImageEncoderOutput:
         """Pictures to codes.
 
         Args:
@@ -253,14 +252,12 @@ class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
         latents = self._encode_latents(pixel_values)
         quantized, codes, commitment_loss = self.quantizer(latents)
         output = SimVQImageEncoderOutput(codes, quantized, commitment_loss, latents)
-        return self._returned(output, return_dict)
+        return output
 
+    @can_return_tuple
     def decode(
-        self,
-        image_codes: Tensor | None = None,
-        quantized_latents: Tensor | None = None,
-        return_dict: bool | None = None,
-    ) -> SimVQImageDecoderOutput | tuple:
+        self, image_codes: Tensor | None = None, quantized_latents: Tensor | None = None
+    ) -> SimVQImageDecoderOutput:
         """Codes, or vectors of codes, to pictures.
 
         Args:
@@ -282,11 +279,10 @@ class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
                 )
             quantized_latents = self.quantizer.lookup(image_codes)
         output = SimVQImageDecoderOutput(self._decode_latents(quantized_latents))
-        return self._returned(output, return_dict)
+        return output
 
-    def forward(
-        self, pixel_values: Tensor, quantize: bool = True, return_dict: bool | None = None
-    ) -> SimVQImageOutput | tuple:
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, quantize: bool = True) -> SimVQImageOutput:
         """Encode, quantize and decode.
 
         Args:
@@ -299,7 +295,7 @@ class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
         output = SimVQImageOutput(
             decoded, encoded.image_codes, encoded.commitment_loss, encoded.latents
         )
-        return self._returned(output, return_dict)
+        return output
 
     def _encode_latents(self, pixel_values: Tensor) -> Tensor:
         self._check_pixels(pixel_values)
@@ -365,11 +361,6 @@ class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
         ):
             count = int((~pixel_values.isfinite()).sum())
             raise ValueError(f"pixel_values holds {count} NaN or infinite values")
-
-    def _returned(self, output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
-        if return_dict is None:
-            return_dict = getattr(self.config, "return_dict", True)
-        return output if return_dict else output.to_tuple()
 
 
 __all__ = ["SimVQImageModel", "SimVQImagePreTrainedModel"]
