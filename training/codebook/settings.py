@@ -7,17 +7,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from modeling_simvq import SimVQ
-from training.runtime.settings import SettingsError, setting
+from modeling_simvq import SimVQ, SimVQImageConfig
+from training.runtime.settings import SettingsError, setting, settings_of
 
 
 @dataclass
-class QuantizerSettings:
+class QuantizerSettings(settings_of(SimVQImageConfig, "quantizer")):
     """Settings that the models of both modalities share."""
 
-    quantizer: str = setting(
-        "simvq", "simvq, or a system to compare with: vq, vq_ema, fc, fsq, lfq, lc"
-    )
     quantizer_options: dict = setting(
         {},
         "options of the quantizer (modeling_simvq/quantization_baselines.py), such as {rotation_trick: true}",

@@ -19,29 +19,20 @@ from training.losses.audio import AudioLoss
 from training.losses.audio_discriminators import AudioDiscriminator
 from training.recipes.encoder_start import start_from_data
 from training.recipes.tokenizer import TokenizerLoopSettings, TokenizerRecipe
-from training.runtime.settings import SettingsError, at_least, setting
+from training.runtime.settings import SettingsError, at_least, setting, settings_of
 
 SHOWN_CLIPS = 2
 
 
-@dataclass
-class AudioModelSettings(QuantizerSettings):
-    """The tokenizer (SimVQAudioConfig has the details)."""
+MODEL_FIELDS = ("num_filters", "downsampling_ratios", "num_residual_layers", "num_lstm_layers")
+MODEL_FIELDS += ("codebook_size", "codebook_dim", "commitment_cost", "hidden_size")
+MODEL_FIELDS += ("intermediate_size", "num_decoder_layers", "dropout", "n_fft")
 
-    num_filters: int = setting(32, "channels of the encoder's first convolution")
-    downsampling_ratios: list[int] = setting(
-        [2, 4, 5, 8], "strides of the encoder, in order; their product is the hop length"
-    )
-    num_residual_layers: int = setting(1, "residual blocks before each stride")
-    num_lstm_layers: int = setting(2, "layers of the encoder's LSTM")
-    codebook_size: int = setting(4096, "K, number of codes")
-    codebook_dim: int = setting(512, "d, width of a code")
-    commitment_cost: float = setting(0.25, "beta, weight of the encoder's side of the loss")
-    hidden_size: int = setting(768, "width of the decoder, a multiple of 32")
-    intermediate_size: int = setting(2304, "width inside the decoder's ConvNeXt blocks")
-    num_decoder_layers: int = setting(12, "ConvNeXt blocks")
-    dropout: float = setting(0.1, "dropout in the decoder's position network")
-    n_fft: int = setting(1280, "window of the inverse STFT")
+
+@dataclass
+class AudioModelSettings(settings_of(SimVQAudioConfig, *MODEL_FIELDS), QuantizerSettings):
+    """The tokenizer (fields of SimVQAudioConfig)."""
+
     start_from_data: bool = setting(
         False, "scale the encoder's layers by a first batch: short trainings need it"
     )

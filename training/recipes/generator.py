@@ -34,16 +34,20 @@ from training.loop.steps import LossStepper
 from training.loop.validation import each_once
 from training.recipes.drawn_samples import SampleSettings, sample_pictures, sample_sounds
 from training.runtime.float64 import float64_device, to_float64
-from training.runtime.settings import SettingsError, setting
+from training.runtime.settings import SettingsError, setting, settings_of
 from training.runtime.sharding import is_sharding
 from training.tokenization.encoders import MANIFEST, weights_hash
 
 logger = get_logger(__name__)
 
 
+MODEL_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+MODEL_FIELDS += ("num_key_value_heads", "attention_dropout", "tie_word_embeddings", "code_factors")
+
+
 @dataclass
-class GeneratorModelSettings:
-    """The generator (SimVQImageGenerationConfig has the details)."""
+class GeneratorModelSettings(settings_of(SimVQImageGenerationConfig, *MODEL_FIELDS)):
+    """The code model (fields of SimVQImageGenerationConfig)."""
 
     tokenizer: str | None = setting(
         None,
@@ -51,24 +55,13 @@ class GeneratorModelSettings:
     )
     codebook_size: int | None = setting(None, "K, number of codes; by default the tokenizer's")
     num_classes: int | None = setting(None, "pictures: by default those that the data set names")
-    hidden_size: int = setting(768, "width of the transformer")
-    intermediate_size: int = setting(2048, "width inside its feed-forward layers")
-    num_hidden_layers: int = setting(12, "layers")
-    num_attention_heads: int = setting(12, "attention heads of a layer")
-    num_key_value_heads: int | None = setting(None, "heads of keys and values; all by default")
-    attention_dropout: float = setting(0.0, "dropout of attention weights")
-    tie_word_embeddings: bool = setting(False, "predict codes with the vectors that embed them")
-    code_factors: list[int] | None = setting(
-        None, "[K1, K2] with K1 * K2 = K: predict a code in two parts, for large K"
-    )
 
     def config(
         self, layout: TokenLayout, codebook_size: int, max_codes: int
     ) -> SimVQImageGenerationConfig | SimVQAudioGenerationConfig:
         """The model's configuration, validated."""
-        names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        names += ("num_key_value_heads", "attention_dropout", "tie_word_embeddings", "code_factors")
-        values = {name: getattr(self, name) for name in names} | {"codebook_size": codebook_size}
+        values = {name: getattr(self, name) for name in MODEL_FIELDS}
+        values["codebook_size"] = codebook_size
         try:
             if layout.grid_size is None:
                 return SimVQAudioGenerationConfig(max_codes=max_codes, **values)

@@ -20,23 +20,17 @@ from training.losses.patch_discriminator import PatchDiscriminator
 from training.losses.perceptual import load_lpips
 from training.metrics.images import image_figures
 from training.recipes.tokenizer import TokenizerRecipe
-from training.runtime.settings import SettingsError, at_least, one_of, setting
+from training.runtime.settings import SettingsError, at_least, one_of, setting, settings_of
+
+MODEL_FIELDS = ("base_channels", "channel_multipliers", "num_res_blocks")
+MODEL_FIELDS += ("codebook_size", "codebook_dim", "commitment_cost")
 
 SHOWN_IMAGES = 8
 
 
 @dataclass
-class ImageModelSettings(QuantizerSettings):
-    """The tokenizer (SimVQImageConfig has the details)."""
-
-    base_channels: int = setting(128, "channels of the first level, a multiple of 32")
-    channel_multipliers: list[int] = setting(
-        [1, 2, 2, 4], "width of each level; halvings between them"
-    )
-    num_res_blocks: int = setting(2, "residual blocks per level")
-    codebook_size: int = setting(1024, "K, number of codes")
-    codebook_dim: int = setting(128, "d, width of a code")
-    commitment_cost: float = setting(0.25, "beta, weight of the encoder's side of the loss")
+class ImageModelSettings(settings_of(SimVQImageConfig, *MODEL_FIELDS), QuantizerSettings):
+    """The tokenizer (fields of SimVQImageConfig)."""
 
     def __post_init__(self):
         self.config()

@@ -7,7 +7,10 @@ text of a setting is its field's metadata.
 import argparse
 import dataclasses
 import difflib
+import functools
+import operator
 import re
+import types
 import typing
 from dataclasses import field
 
@@ -19,6 +22,22 @@ def setting(default, text: str):
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata={"help": text})
     return field(default=default, metadata={"help": text})
+
+
+def settings_of(config: type, *names: str) -> type:
+    """Make a dataclass of settings from fields of a model's configuration: type, default and description."""
+    specs = {spec.name: spec for spec in dataclasses.fields(config)}
+    rows = []
+    for name in names:
+        default, hint = specs[name].default, specs[name].type
+        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        # The parser makes lists, and floats of whole numbers.
+        kinds = [kind for kind in kinds if typing.get_origin(kind) is not tuple]
+        kinds = [kind for kind in kinds if kind is not int or float not in kinds]
+        default = list(default) if isinstance(default, tuple) else default
+        field_type = functools.reduce(operator.or_, kinds)
+        rows.append((name, field_type, setting(default, specs[name].metadata["help"])))
+    return dataclasses.make_dataclass(f"{config.__name__}Settings", rows)
 
 
 def one_of(settings, name: str, values: tuple[str, ...]) -> None:
