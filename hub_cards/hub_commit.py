@@ -166,10 +166,10 @@ def check_may_push(repo_id: str, repo_type: str = "model") -> str | None:
     """Refuse what commit_files would refuse, as far as reading tells.
 
     Returns:
-        Owner and name of the repository; None if the Hub cannot be asked.
+        Owner and name of the repository; None if the Hub cannot be asked, or nobody is logged in.
 
     Raises:
-        HubError: if nobody is logged in, or this account may not write there.
+        HubError: if this account may not write there.
     """
     api = HfApi()
     with hub_errors(repo_id):
@@ -183,8 +183,8 @@ def check_may_push(repo_id: str, repo_type: str = "model") -> str | None:
                 raise HubError(_may_not_write(full))
             with suppress(RepositoryNotFoundError):  # it will be made
                 api.auth_check(full, repo_type=repo_type, write=True)
-        except LocalTokenNotFoundError:
-            raise
+        except LocalTokenNotFoundError:  # a look at the card needs no account
+            return None
         except HfHubHTTPError as error:
             if error.response is not None and error.response.status_code < 500:
                 raise
