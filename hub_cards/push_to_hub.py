@@ -188,9 +188,7 @@ def _name_on_dry_run(repo_id: str, space: str | None) -> str:
     """Refuse what a push would refuse and reading can tell; returns the model's full name, if it can be had."""
     name = check_may_push(repo_id)
     if name is None:
-        print(
-            "not checked: whether the Hub would take it (log in with `hf auth login`, or try again)"
-        )
+        print("the Hub cannot be asked whether this account may push (hf auth login logs in)")
         return repo_id
     if space:
         check_may_push(space, "space")
