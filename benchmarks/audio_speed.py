@@ -3,7 +3,7 @@
   python benchmarks/audio_speed.py            real-time factor of encode and decode, a 10-second clip
   python benchmarks/audio_speed.py --memory   peak memory of a 10-minute clip, decoded whole and in chunks
 
-The real-time factor is seconds of computing per second of sound, median of several runs. Weights are random:
+The real-time factor is seconds of computing per second of audio, median of several runs. Weights are random:
 they change neither. Memory is measured in a process of its own for each way.
 """
 

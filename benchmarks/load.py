@@ -1,9 +1,9 @@
 """Memory and throughput under load: does anything grow?
 
-  python benchmarks/load.py images               10,000 pictures to codes, through AutoModel and the processor
-  python benchmarks/load.py audio                an hour of sound to codes, in clips of 1 to 30 seconds
+  python benchmarks/load.py images               10,000 images to codes, through AutoModel and the processor
+  python benchmarks/load.py audio                an hour of audio to codes, in clips of 1 to 30 seconds
   python benchmarks/load.py training             1,000 steps of the image trainer, the real command
-  python benchmarks/load.py images --count 500   a shorter look; --count is pictures, seconds or steps
+  python benchmarks/load.py images --count 500   a shorter look; --count is images, seconds or steps
 
 Prints the resident memory at every tenth of the way, and how much it grew after the first fifth, in which
 libraries fill their caches. The models are small (--help says how small): growth does not depend on it.
@@ -88,7 +88,7 @@ def pictures(count: int) -> Iterator[Image.Image]:
 
 
 def encode_images(count: int, folder: str) -> None:
-    """Pictures to codes, as the README has it."""
+    """Images to codes, as the README has it."""
     SimVQImageModel(SimVQImageConfig(**IMAGE_MODEL)).save_pretrained(folder)
     SimVQImageProcessor().save_pretrained(folder)
     model = AutoModel.from_pretrained(folder).eval()

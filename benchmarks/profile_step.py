@@ -1,6 +1,6 @@
-"""Where the time of a training step and of encoding a folder goes, at the published size.
+"""Profile a training step and the encoding of a folder at the published size.
 
-  python benchmarks/profile_step.py                      K = 262,144, batch 2, three steps and 8 pictures, CPU
+  python benchmarks/profile_step.py                      K = 262,144, batch 2, three steps and 8 images, CPU
   python benchmarks/profile_step.py --batch-size 64      on a GPU: Accelerate takes it if there is one
   python benchmarks/profile_step.py --encode-only --compile --channels-last --dtype bfloat16
 
@@ -155,7 +155,7 @@ def print_operators(profiler: profile, cuda: bool) -> None:
 
 @torch.inference_mode()
 def profile_encoding(options: argparse.Namespace) -> None:
-    """Encode pictures of 128 x 128 as a user would."""
+    """Encode images of 128 x 128 as a user would."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = SimVQImageModel(SimVQImageConfig(codebook_size=options.codebook_size)).eval().to(device)
     processor = SimVQImageProcessor(

@@ -104,7 +104,7 @@ def systems(device: str) -> list[str]:
 
 
 def make_latents(tokens: int, width: int, device: str) -> Tensor:
-    """Pictures of 16 x 16 tokens, as long as codes are."""
+    """Images of 16 x 16 tokens, as long as codes are."""
     torch.manual_seed(0)
     return torch.randn(tokens // 256, width, 16, 16, device=device) * width**-0.5
 
@@ -199,7 +199,7 @@ def measure_search(
 
 
 def fits(system: str, codes: int, tokens: int, device: str) -> bool:
-    """Whether a system's three buffers of N x K numbers fit into memory. A GPU says so itself."""
+    """Tell whether a system's three buffers of N x K numbers fit into memory. A GPU says so itself."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return system == "ours" or device == "cuda" or 3 * 4 * codes * tokens < 0.9 * memory
 
@@ -259,7 +259,7 @@ def peak_memory(system: str, codes: int, tokens: int, width: int, device: str) -
 
 
 def print_peak(system: str, codes: int, tokens: int, width: int, device: str) -> None:
-    """What peak_memory runs."""
+    """Run one measurement of peak_memory."""
     train_step(
         make(system, 1024, width, device), make_latents(256, width, device)
     )  # loads the libraries
@@ -275,14 +275,14 @@ def print_peak(system: str, codes: int, tokens: int, width: int, device: str) ->
     def kib(name: str) -> int:
         return int(re.search(rf"^{name}:\s*(\d+)", status.read_text(), re.MULTILINE)[1])
 
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
     before = kib("VmRSS")
     train_step(module, latents)
     print((kib("VmHWM") - before) / 1024)
 
 
 def describe_machine(device: str) -> dict:
-    """What the figures depend on."""
+    """Return what the figures depend on."""
     info = Path("/proc/cpuinfo")
     name = re.search(r"model name\s*:\s*(.+)", info.read_text() if info.exists() else "")
     processor = name[1].strip() if name else platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""Samples for a card: what the model makes of a few pictures or of one sound."""
+"""Samples for a card: what the model makes of a few images or of one sound."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def write_samples(
         model, processor: as the Auto classes load them.
         given: a file, or a folder of which the first files are taken; by default photographs that come
             with scikit-image, or the sentence beside this file.
-        folder: for pictures reconstructions.png is written to it; for sound original.wav,
+        folder: for images reconstructions.png is written to it; for sound original.wav,
             reconstruction.wav and spectrograms.png.
 
     Returns:
@@ -66,7 +66,7 @@ def _files(given: Path, suffixes: set[str], most: int) -> list[Path]:
 def _pictures(given: Path | None) -> dict[str, Image.Image]:
     if given is None:
         try:
-            from skimage import data  # the pictures lie inside the package
+            from skimage import data  # the images lie inside the package
         except ImportError:
             raise SamplesError(
                 "name pictures for the card with --samples: those of scikit-image are not installed"

@@ -1,4 +1,4 @@
-"""Tokenised data sets on the Hub: a card, and codes in Parquet files, as the smallest integers that do."""
+"""Tokenised datasets on the Hub: a card, and codes in Parquet files, as the smallest integers that do."""
 
 import hashlib
 import tempfile
@@ -43,7 +43,7 @@ def make_dataset_card(
     source: str | None = None,
     license: str | None = None,
 ) -> DatasetCard:
-    """Fill the card of a tokenised data set.
+    """Fill the card of a tokenised dataset.
 
     Args:
         files: split to the paths of its files in the repository; by default all data/SPLIT-*.parquet.
@@ -54,7 +54,7 @@ def make_dataset_card(
         tokenizer: Hub id of the model that made the codes; another name is not shown.
         splits: name to number of rows.
         columns: of which one is image_codes or audio_codes.
-        source: Hub id of the data set that was tokenised.
+        source: Hub id of the dataset that was tokenised.
         license: of the source.
 
     Raises:
@@ -105,7 +105,7 @@ def push_tokens(
     license: str | None = None,
     private: bool | None = None,
 ) -> str:
-    """Publish a tokenised data set in one commit. The same again changes nothing.
+    """Publish a tokenised dataset in one commit. The same again changes nothing.
 
     Args:
         splits: name to rows with a column image_codes (h, w) or audio_codes (T,), and any others.

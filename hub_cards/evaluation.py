@@ -1,6 +1,6 @@
-"""What an evaluation found, as it lies beside a model in evaluation.json and goes into its card.
+"""Result of an evaluation, as evaluation.json beside a model holds it and its card shows it.
 
-The file holds one object, or a list of them, one a data set::
+The file holds one object, or a list of them, one a dataset::
 
     {"dataset": {"name": "LibriTTS test-clean", "id": "mythicinfinity/libritts", "config": "clean",
                  "split": "test.clean", "samples": 4837},
@@ -8,7 +8,7 @@ The file holds one object, or a list of them, one a data set::
      "protocol": "whole clips at 24 kHz",
      "source": "measured"}
 
-Only the name of the data set and the metrics are needed.
+Only the name of the dataset and the metrics are needed.
 """
 
 import json
@@ -75,7 +75,7 @@ class EvaluationError(UserError):
 
 @dataclass
 class Evaluation:
-    """Figures of a model on one data set.
+    """Figures of a model on one dataset.
 
     Attributes:
         dataset: its name for people.

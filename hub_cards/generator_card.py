@@ -1,4 +1,4 @@
-"""What a push sends of a generator: a pipeline with its tokenizer, or the transformer alone; and its card."""
+"""Contents of a push of a code model: a pipeline with its tokenizer or the transformer alone, and the card."""
 
 import json
 import re
@@ -41,7 +41,7 @@ SHOWN_CLASSES, SHOWN_OF_EACH = 4, 4
 
 
 def is_generator(folder: Path) -> bool:
-    """Whether a folder holds a generator, with or without a pipeline around it."""
+    """Tell whether a folder holds a code model, with or without a pipeline around it."""
     if (folder / PIPELINE_FILE).is_file():
         return True
     try:
@@ -61,12 +61,12 @@ def generator_contents(
     samples: Path | None,
     card_options: dict,
 ) -> Contents:
-    """Of a folder that train_generator wrote, `pipeline` or `model`. See tokenizer_contents.
+    """Collect the contents of a folder of train_generator, `pipeline` or `model`. See tokenizer_contents.
 
     A pipeline always goes with its code, by which diffusers knows it, and its card shows samples.
 
     Raises:
-        PushError: if the folder holds no generator that loads, or pictures are given as samples.
+        PushError: if the folder holds no generator that loads, or images are given as samples.
     """
     if samples is not None:
         raise PushError("--samples is for tokenizers: a generator makes its own")
@@ -94,7 +94,7 @@ def generator_contents(
 
 
 def _pipeline_files(folder: Path) -> dict[str, Path]:
-    """What save_pretrained of a pipeline wrote, by its index, and nothing else that lies in the folder.
+    """Collect what a pipeline's save_pretrained wrote, by its index, and nothing else in the folder.
 
     Raises:
         PushError: if the index cannot be read or a module that it names is not there.
@@ -186,7 +186,7 @@ def _example(name: str) -> str:
 
 
 def _write_samples(model: PreTrainedModel, folder: Path, made: Path) -> tuple[Path, list[str]]:
-    """Draw pictures of the first classes from the pipeline in a folder; the sheet, and the rows' classes."""
+    """Draw images of the first classes from the pipeline in a folder; the sheet, and the rows' classes."""
     from modeling_simvq import SimVQImagePipeline  # takes long to import
 
     pipeline = SimVQImagePipeline(

@@ -195,7 +195,7 @@ def check_may_push(repo_id: str, repo_type: str = "model") -> str | None:
 
 
 def is_hidden(repo_id: str) -> bool:
-    """Whether a model is private or gated. One that is not there yet is not.
+    """Tell whether a model is private or gated. One that does not exist yet is neither.
 
     Raises:
         HubError: if the Hub refuses or cannot be reached.

@@ -1,4 +1,4 @@
-"""What a push sends: models loaded back as a stranger would, and the files of a tokenizer."""
+"""Contents of a push: models loaded back as a stranger would, and the files of a tokenizer."""
 
 import json
 import re
@@ -51,7 +51,7 @@ def tokenizer_contents(
     samples: Path | None,
     card_options: dict,
 ) -> Contents:
-    """Of a folder with a tokenizer and its processor.
+    """Collect the contents of a folder with a tokenizer and its processor.
 
     Args:
         made: folder for files that are made for the push.
@@ -147,7 +147,7 @@ def _resolution(processor) -> int | None:
 
 
 def _short_side(processor) -> int | None:
-    """What an image processor resizes the short side to; None if it does not."""
+    """Return what an image processor resizes the short side to; None if it does not."""
     size = getattr(processor, "size", None)
     return size.get("shortest_edge") if size and processor.do_resize else None
 

@@ -65,7 +65,7 @@ def push_to_hub(
             a folder.
         evaluation: JSON file of figures; by default evaluation.json in model_dir.
         without_evaluation: publish although there are no figures.
-        samples: pictures, or a recording, to show on the card.
+        samples: images, or a recording, to show on the card.
         space: id of a Gradio Space to publish too, showing this model; needs with_code, because a Space
             does not have the package, and a public model on the main branch, because it reads that.
         card_options: license, base_model and origin, as of make_model_card.

@@ -17,7 +17,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class Fingerprint(NamedTuple):
-    """Of a file: its bytes, sha256 (the Hub's name of a large file) and git's hash (that of a small one)."""
+    """Identity of a file: its size, sha256 (the Hub's name of a large file) and git's hash (of a small one)."""
 
     size: int
     sha256: str
@@ -34,7 +34,7 @@ class Fingerprint(NamedTuple):
         return cls(size, sha256.hexdigest(), git.hexdigest())
 
     def is_of(self, sibling: RepoSibling) -> bool:
-        """Whether a file on the Hub has this content."""
+        """Tell whether a file on the Hub has this content."""
         if sibling.lfs:
             return sibling.lfs.sha256 == self.sha256
         return sibling.blob_id == self.blob_id and sibling.size in (None, self.size)
@@ -42,7 +42,7 @@ class Fingerprint(NamedTuple):
 
 @dataclass
 class Changes:
-    """What a push does to a repository.
+    """Changes that a push makes to a repository.
 
     Attributes:
         send: paths whose content is not there yet.

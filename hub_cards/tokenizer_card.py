@@ -132,7 +132,7 @@ def make_model_card(
 def codebook_statistics(
     model: PreTrainedModel, evaluations: list[Evaluation] = ()
 ) -> list[tuple[str, str]]:
-    """What the weights themselves, and the evaluations, say of the codebook: names and values."""
+    """Return what the weights and the evaluations say of the codebook: names and values."""
     quantizer = model.quantizer.eval()
     rows = []
     for evaluation in evaluations:
@@ -194,7 +194,7 @@ def _without_paths(key: str, value):
 
 
 def _public_changes(changes) -> list[dict]:
-    """What a run's resumes changed, from a step on, each [before, after]; paths of this machine left out."""
+    """Return what a run's resumes changed, by step, each [before, after]; local paths are left out."""
     found = []
     for change in changes if isinstance(changes, list) else []:
         if not isinstance(change, dict):
@@ -221,7 +221,7 @@ def read_settings(model_dir: Path) -> dict:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a data set's name is one on the Hub, and no path here."""
+    """Tell whether a dataset's name is one on the Hub, and not a local path."""
     return bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def clip_lengths(name: str, mask: Tensor, shape: tuple[int, ...], device=None) -> Tensor | None:
-    """How many positions of each row are real, (B,) int64; None if all are.
+    """Count the real positions of each row, (B,) int64; None if all are real.
 
     Args:
         name: of the argument, for messages.

@@ -1,4 +1,4 @@
-"""How codes go into a transformer and come out of it: one table of K rows, or two small ones.
+"""Embedding and prediction of codes in a transformer: one table of K rows, or two small ones.
 
 Both ways have the same interface: an embedding of token ids (codes, then the tokens that a sequence may start
 with), ``loss(hidden, codes)`` and ``logits(hidden)``.

@@ -27,7 +27,7 @@ _BLOCK_ROWS = 16_384
 
 @dataclass(frozen=True)
 class CodeVocabulary:
-    """Where the codes of one tokenizer of pictures or sound lie in the vocabulary of a language model.
+    """Place of a tokenizer's codes in the vocabulary of a language model.
 
     Attributes:
         name: of what the codes are codes, part of the tokens' names: <|image_start|>, <|image_code_7|>.
@@ -91,7 +91,7 @@ class CodeVocabulary:
         return torch.cat([start, flat + self.offset, end], dim=1)
 
     def to_codes(self, ids: Tensor, shape: tuple[int, ...] | None = None) -> Tensor | list[Tensor]:
-        """Codes of all the pictures or sounds in sequences of tokens, in reading order; text is passed over.
+        """Codes of all the images or sounds in sequences of tokens, in reading order; text is passed over.
 
         Args:
             ids: (L,) or (B, L) integers.
@@ -140,7 +140,7 @@ class CodeVocabulary:
         return codes.reshape(-1, *shape)
 
     def mask(self, ids: Tensor) -> Tensor:
-        """Which ids are codes or their start and end; bool, the shape of ids. The others are text."""
+        """Mark the ids that are codes or their start and end; bool, the shape of ids. The others are text."""
         ids = integers("ids", ids)
         return self._is_code(ids) | (ids == self.start) | (ids == self.end)
 
@@ -162,12 +162,12 @@ class CodeVocabulary:
 
 
 class CodeLogitsProcessor(LogitsProcessor):
-    """Whole pictures in what is generated: after a start come only codes, then the end; codes nowhere else.
+    """Whole images in what is generated: after a start come only codes, then the end; codes nowhere else.
 
     model.generate(..., logits_processor=[CodeLogitsProcessor(vocabulary, length=h * w)])
 
     Args:
-        length: codes of each picture or sound; None lets the model choose when it ends.
+        length: codes of each image or sound; None lets the model choose when it ends.
     """
 
     def __init__(self, vocabulary: CodeVocabulary, length: int | None = None):

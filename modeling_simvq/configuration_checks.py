@@ -1,4 +1,4 @@
-"""What configurations add to huggingface_hub's strict dataclasses: bounds, help, errors, a limit of size."""
+"""Base of the configurations: huggingface_hub's strict dataclasses, with bounds, help and plain errors."""
 
 import difflib
 import inspect

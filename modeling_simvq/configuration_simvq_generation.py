@@ -82,7 +82,7 @@ class SimVQGenerationConfig(CheckedConfig):
 
     @property
     def vocab_size(self) -> int:
-        """What can be predicted: codes, and nothing else."""
+        """Return what can be predicted: codes, and nothing else."""
         return self.codebook_size
 
     @property
@@ -96,7 +96,7 @@ class SimVQGenerationConfig(CheckedConfig):
         raise NotImplementedError
 
     def llama_config(self) -> LlamaConfig:
-        """Of the transformer inside, without a vocabulary: its table is replaced by that of the codes."""
+        """Return the configuration of the transformer inside, without a vocabulary: the codes have a table."""
         config = LlamaConfig(
             vocab_size=1,
             hidden_size=self.hidden_size,

@@ -36,7 +36,7 @@ _PARTS = {
 
 
 def read_settings(arguments: dict) -> dict:
-    """What tensors cannot tell, from init_args of the authors' config.yaml."""
+    """Read what tensors cannot tell from init_args of the authors' config.yaml."""
     return {
         "causal": bool(arguments["ddconfig"].get("causal", True)),
         "sampling_rate": int(arguments.get("sample_rate", 24000)),

@@ -13,7 +13,7 @@ DROPPED = ("loss.",)  # the discriminator and the perceptual network are not par
 
 
 def read_settings(arguments: dict) -> dict:
-    """What tensors cannot tell, from init_args of the authors' config.yaml."""
+    """Read what tensors cannot tell from init_args of the authors' config.yaml."""
     return {"resolution": int(arguments["ddconfig"]["resolution"])}
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# A single thread gives 1x1 convolutions to oneDNN only in batches of at least 16 pictures.
+# A single thread gives 1x1 convolutions to oneDNN only in batches of at least 16 images.
 CONVOLUTION_BATCH = 16
 # Codes in a tile of scores.
 TILE_CODES = 256
@@ -61,7 +61,7 @@ def plan(rows: Tensor, codes: int) -> tuple[Product, int]:
 @cache
 def fastest_plan(width: int, threads: int) -> tuple[Product, int]:
     """Measure once: 0.2 s at a width of 128, 0.6 s at 512."""
-    # glibc maps and zeroes anew what is larger than the largest size it has seen freed, and gives back to the
+    # glibc maps and zeroes again what is larger than the largest size it has seen freed, and gives back to the
     # system all free memory above twice that. For tiles of a convolution this would double the time.
     torch.empty(16 << 20, dtype=torch.uint8)
     rows, out = torch.rand(4096, width), torch.empty(4096, TILE_CODES)

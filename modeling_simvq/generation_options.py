@@ -108,7 +108,7 @@ def number(name: str, value) -> float:
 
 
 def sequences(options: dict, each: int, guided: bool) -> int:
-    """How often each start is repeated before ``generate``, which with beams does the rest itself.
+    """Count the repetitions of each start before ``generate``, which with beams does the rest itself.
 
     Args:
         options: of ``generate``; they get num_beams and num_return_sequences.

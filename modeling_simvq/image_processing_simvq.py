@@ -1,4 +1,4 @@
-"""Image processor of the SimVQ image tokenizer: pictures to pixel_values in [-1, 1] and back."""
+"""Image processor of the SimVQ image tokenizer: images to pixel_values in [-1, 1] and back."""
 
 from contextlib import contextmanager
 
@@ -27,7 +27,7 @@ _WITHOUT_EFFECT = {
 
 
 class SimVQImageProcessorKwargs(ImagesKwargs, total=False):
-    """size_divisor: pictures are padded to multiples of this, the tokenizer's down-sampling factor."""
+    """size_divisor: images are padded to multiples of this, the tokenizer's down-sampling factor."""
 
     size_divisor: int
 
@@ -36,17 +36,17 @@ class SimVQImageProcessor(PilBackend):
     """Resizes the short side, crops the centre, rescales to [-1, 1] and pads to whole tokens.
 
     The defaults are the paper's protocol on ImageNet at 128 pixels (fixture ``data``). To tokenise whole
-    pictures at their own size: ``processor(images, do_resize=False, do_center_crop=False)``. Padding then
-    repeats the border up to whole tokens, or up to ``pad_size``, which makes one batch of pictures of several
+    images at their own size: ``processor(images, do_resize=False, do_center_crop=False)``. Padding then
+    repeats the border up to whole tokens, or up to ``pad_size``, which makes one batch of images of several
     sizes. The size of the others in a batch never decides it: codes near padding depend on how much there is.
 
-    PIL pictures and uint8 arrays (H, W, C) or tensors (C, H, W) are resized by PIL, exactly as in training;
+    PIL images and uint8 arrays (H, W, C) or tensors (C, H, W) are resized by PIL, exactly as in training;
     floating-point arrays and tensors, which must lie in [0, 1], are resized by torch with antialiasing.
     Channels are 1, 3 or 4. An array is read as (C, H, W), and a tensor as (H, W, C), only if the other order
     does not fit its shape; input_data_format says which it is. A stack of any of them, (B, ...), is a batch;
-    grey pictures (H, W) without channels make a batch as a list.
-    Grey pictures become RGB; 16 bits become 8; transparency is dropped. A PIL picture that comes straight
-    from a file is turned upright (EXIF), as in training. No picture may become larger than Pillow's limit on
+    grey images (H, W) without channels make a batch as a list.
+    Grey images become RGB; 16 bits become 8; transparency is dropped. A PIL image that comes straight
+    from a file is turned upright (EXIF), as in training. No image may become larger than Pillow's limit on
     decompression bombs, PIL.Image.MAX_IMAGE_PIXELS, whatever the sizes in a configuration say.
     """
 
@@ -70,7 +70,7 @@ class SimVQImageProcessor(PilBackend):
     def _prepare_image_like_inputs(self, images, *args, **kwargs) -> list:
         if isinstance(images, (list, tuple)) and len(images) == 0:
             raise ValueError("the processor got an empty list of images")
-        # The base class counts a 2-D array as no image: a grey picture gets its axis of channels here.
+        # The base class counts a 2-D array as no image: a grey image gets its axis of channels here.
         data_format = kwargs.get("input_data_format")
         if isinstance(images, (list, tuple)):
             images = [_with_channels(image, data_format) for image in images]
@@ -85,14 +85,14 @@ class SimVQImageProcessor(PilBackend):
             super().__init__(**kwargs)
 
     def preprocess(self, images, *args, **kwargs) -> BatchFeature:
-        """As of BaseImageProcessor. An impossible picture or setting is a ValueError, whoever notices it."""
+        """Preprocess as BaseImageProcessor does. An impossible image or setting is always a ValueError."""
         with _impossible_values():
             known = list(SimVQImageProcessorKwargs.__annotations__)
             refuse_unknown("the image processor", kwargs, known)
             return super().preprocess(images, *args, **kwargs)
 
     def process_image(self, image, input_data_format=None, **kwargs) -> Image.Image | torch.Tensor:
-        """One picture as RGB: a PIL image, or a float tensor (3, H, W) in [0, 255]."""
+        """One image as RGB: a PIL image, or a float tensor (3, H, W) in [0, 255]."""
         if isinstance(image, Image.Image):
             return pil_to_rgb(_decoded(image))
         data_format = input_data_format or _usual_order(image)
@@ -200,15 +200,15 @@ class SimVQImageProcessor(PilBackend):
     def post_process(
         self, pixel_values: torch.Tensor, target_sizes: list[tuple[int, int]] | None = None
     ) -> list[Image.Image]:
-        """Pixel values to PIL pictures.
+        """Pixel values to PIL images.
 
         Args:
             pixel_values: (B, 3, H, W), clamped to [-1, 1] here.
-            target_sizes: (height, width) of every picture as the processor saw it, after resize and crop:
+            target_sizes: (height, width) of every image as the processor saw it, after resize and crop:
                 crops away what padding added at the bottom and on the right.
 
         Raises:
-            ValueError: on a wrong shape, values that are not finite, or a target larger than the picture.
+            ValueError: on a wrong shape, values that are not finite, or a target larger than the image.
         """
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise ValueError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}")
@@ -250,7 +250,7 @@ def _impossible_values():
 
 
 def pil_to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode as 8-bit RGB: 16 bits are scaled, transparency is dropped.
+    """An image of any mode as 8-bit RGB: 16 bits are scaled, transparency is dropped.
 
     Raises:
         ValueError: if its pixels have no known range: floating-point ones, and 32-bit ones beyond 16 bits.
@@ -273,7 +273,7 @@ def pil_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _decoded(image: Image.Image) -> Image.Image:
-    """A PIL picture, decoded, and upright if it is still as the file has it."""
+    """A PIL image, decoded, and upright if it is still as the file has it."""
     if 0 in image.size:
         raise ValueError(f"an image is empty: {image.width} x {image.height} pixels")
     try:
@@ -284,7 +284,7 @@ def _decoded(image: Image.Image) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A picture turned as its EXIF orientation says."""
+    """An image turned as its EXIF orientation says."""
     try:
         # This copy no longer knows the tags of its file.
         return _full_levels(ImageOps.exif_transpose(image), image)
@@ -293,7 +293,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def _full_levels(image: Image.Image, file: Image.Image) -> Image.Image:
-    """A 16-bit picture from black at 0 to white at 65,535; of a TIFF `file` Pillow gives what is stored."""
+    """A 16-bit image from black at 0 to white at 65,535; of a TIFF `file` Pillow gives what is stored."""
     tags = getattr(file, "tag_v2", {})
     white, bits = tags.get(TIFF_WHITE, 1), tags.get(TIFF_BITS, (16,))
     if not image.mode.startswith("I;16") or (white, bits) == (1, (16,)):
@@ -304,7 +304,7 @@ def _full_levels(image: Image.Image, file: Image.Image) -> Image.Image:
 
 
 def _check_resized(size: tuple[int, int], target: list[int]) -> None:
-    """The picture (width, height) after its short side, or both sides, are resized."""
+    """The image (width, height) after its short side, or both sides, are resized."""
     if len(target) == 1:
         target = [target[0], target[0] * max(size) // min(size)]
     _check_pixels(f"size, for a picture of {size[0]} x {size[1]}", *target)

@@ -1,4 +1,4 @@
-"""What counts as codes, class labels and token ids: integers of any type, by one rule."""
+"""One rule for codes, class labels and token ids: integers of any type."""
 
 import numpy as np
 import torch

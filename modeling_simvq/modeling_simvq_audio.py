@@ -40,7 +40,7 @@ ENCODER_CHUNK_SECONDS = 10
 
 @dataclass
 class SimVQAudioEncoderOutput(ModelOutput):
-    """What encode returns; T is the padded length over config.hop_length, rounded up.
+    """Output of encode; T is the padded length over config.hop_length, rounded up.
 
     Attributes:
         audio_codes: (B, 1, T) int64, in [0, codebook_size). Behind a clip's end they mean nothing.
@@ -59,7 +59,7 @@ class SimVQAudioEncoderOutput(ModelOutput):
 
 @dataclass
 class SimVQAudioDecoderOutput(ModelOutput):
-    """What decode returns.
+    """Output of decode.
 
     Attributes:
         audio_values: (B, 1, T * hop_length), trained towards [-1, 1] and not clamped. Zero behind a
@@ -71,7 +71,7 @@ class SimVQAudioDecoderOutput(ModelOutput):
 
 @dataclass
 class SimVQAudioOutput(ModelOutput):
-    """What the model returns when it is called: reconstruction, codes, their mask, loss and latents."""
+    """Output of the model's forward: reconstruction, codes, their mask, loss and latents."""
 
     audio_values: torch.FloatTensor | None = None
     audio_codes: torch.LongTensor | None = None
@@ -520,7 +520,7 @@ class SimVQAudioModel(FoldableCodebook, SimVQAudioPreTrainedModel):
         self.post_init()
 
     def save_pretrained(self, *args, **kwargs) -> None:
-        """As of PreTrainedModel; the folder's code then serves both Auto classes."""
+        """Save as PreTrainedModel does; the folder's code then serves both Auto classes."""
         # transformers names one Auto class in auto_map, the one given to register_for_auto_class.
         names = dict(getattr(self.config, "auto_map", None) or {})
         names["AutoModelForAudioTokenization"] = "modeling_simvq_audio.SimVQAudioModel"

@@ -1,6 +1,6 @@
 """Generators: transformers' own Llama over the codes of a SimVQ tokenizer.
 
-A sequence is a start token, which for pictures is the class, and then the codes: those of a picture in raster
+A sequence is a start token, which for images is the class, and then the codes: those of an image in raster
 order, those of a clip in time. Only codes can be predicted, so nothing else can be sampled.
 """
 
@@ -47,7 +47,7 @@ class GeneratedAudioCodes(ModelOutput):
 
 
 class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
-    """What both generators share: the transformer, its loss, and the step that ``generate`` calls."""
+    """Base of both code models: the transformer, its loss, and the step that ``generate`` calls."""
 
     config_class = SimVQGenerationConfig
     base_model_prefix = "model"
@@ -79,7 +79,7 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 1,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """What ``generate`` calls: tokens to the logits of the codes that follow.
+        """Compute the logits of the codes that follow the tokens, for ``generate``.
 
         Args:
             input_ids: (B, n) start tokens and codes, as start_tokens and forward arrange them.
@@ -92,7 +92,7 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
         return result
 
     def arrange_codes(self, codebook: Tensor) -> None:
-        """Before training with config.code_factors: give similar codes the same first factor.
+        """Give similar codes the same first factor, before training with config.code_factors.
 
         Args:
             codebook: (K, d), ``tokenizer.quantizer.codebook()``. Without factors there is nothing to do.
@@ -155,7 +155,7 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
 
 
 class SimVQForImageGeneration(SimVQGenerationModel):
-    """Classes to pictures, as codes in raster order.
+    """Classes to images, as codes in raster order.
 
     Token ids: codes [0, K), then the classes and the null class.
     """
@@ -172,7 +172,7 @@ class SimVQForImageGeneration(SimVQGenerationModel):
         return_logits: bool = False,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """The loss of pictures.
+        """The loss of images.
 
         Args:
             image_codes: (B, h, w) or (B, h * w) integers of any type in [0, codebook_size).
@@ -215,13 +215,13 @@ class SimVQForImageGeneration(SimVQGenerationModel):
         generator: torch.Generator | None = None,
         **kwargs,
     ) -> Tensor:
-        """Sample pictures, by transformers' ``generate``.
+        """Sample images, by transformers' ``generate``.
 
         Args:
             class_labels: (B,) integers in [0, num_classes]; None for the null class.
-            num_images: pictures of each label.
+            num_images: images of each label.
             guidance_scale: of classifier-free guidance, ``null + scale * (class - null)`` in log-probabilities:
-                1 for none (half the time), 0 for the null class, more for more typical pictures of the class.
+                1 for none (half the time), 0 for the null class, more for more typical images of the class.
                 The model must have been trained with the null class now and then.
             temperature: below 1 for likelier codes, above for more various ones.
             top_k: sample from so many likeliest codes; 0 for all.
@@ -279,7 +279,7 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
     """Sound as codes in time, from nothing or after a prompt.
 
     Token ids: codes [0, K), then the start. There is no end token: clips of training are mostly cut from longer
-    ones, so how long to go on is the caller's choice.
+    ones, so how long to continue is the caller's choice.
     """
 
     config_class = SimVQAudioGenerationConfig
@@ -336,7 +336,7 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
 
         Args:
             num_codes: how many codes to make, ``round(seconds * tokenizer.config.frame_rate)``.
-            audio_codes: (B, 1, T), prompts to go on from; None for clips from nothing.
+            audio_codes: (B, 1, T), prompts to continue from; None for clips from nothing.
             audio_codes_mask: (B, 1, T), 0 for padding on the right of shorter prompts.
             num_clips: clips of each prompt, (B * num_clips, 1, T) prompt by prompt.
             temperature, top_k, top_p, generator, kwargs: as of SimVQForImageGeneration.generate_images.
@@ -366,7 +366,7 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
                 f"num_codes = {num_codes} after {longest} codes is more than max_codes = "
                 f"{self.config.max_codes}"
             )
-        # Shorter prompts are padded on the left, so that all go on at the same position.
+        # Shorter prompts are padded on the left, so that all continue at the same position.
         padding = (longest - lengths)[:, None]
         place = torch.arange(-1, longest, device=running_device(self)) - padding
         with_start = torch.nn.functional.pad(codes, (1, 0), value=self.config.codebook_size)

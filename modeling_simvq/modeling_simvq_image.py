@@ -25,7 +25,7 @@ from .verified_download import VerifiedDownload
 
 @dataclass
 class SimVQImageEncoderOutput(ModelOutput):
-    """What encode returns; (h, w) is the picture's size over config.downsample_factor, rounded up.
+    """Output of encode; (h, w) is the image's size over config.downsample_factor, rounded up.
 
     Attributes:
         image_codes: (B, h, w) int64, in [0, codebook_size).
@@ -42,7 +42,7 @@ class SimVQImageEncoderOutput(ModelOutput):
 
 @dataclass
 class SimVQImageDecoderOutput(ModelOutput):
-    """What decode returns.
+    """Output of decode.
 
     Attributes:
         pixel_values: (B, 3, H, W), trained towards [-1, 1] and not clamped. H and W are multiples of
@@ -54,7 +54,7 @@ class SimVQImageDecoderOutput(ModelOutput):
 
 @dataclass
 class SimVQImageOutput(ModelOutput):
-    """What the model returns when it is called: reconstruction, codes, loss, and the latents z (B, d, h, w)."""
+    """Output of the model's forward: reconstruction, codes, loss, and the latents z (B, d, h, w)."""
 
     pixel_values: torch.FloatTensor | None = None
     image_codes: torch.LongTensor | None = None
@@ -63,7 +63,7 @@ class SimVQImageOutput(ModelOutput):
 
 
 class Norm(nn.GroupNorm):
-    """GroupNorm with 32 groups. It accepts one value per group, as a picture of one token may give."""
+    """GroupNorm with 32 groups. It accepts one value per group, as an image of one token may give."""
 
     def __init__(self, channels: int):
         super().__init__(num_groups=32, num_channels=channels, eps=1e-6)
@@ -196,7 +196,7 @@ class SimVQImagePreTrainedModel(VerifiedDownload, PreTrainedModel):
 
 
 class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
-    """Pictures to codes and codes to pictures.
+    """Images to codes and codes to images.
 
     Any height and width from one token upwards works; sizes that are not multiples of
     ``config.downsample_factor`` come back rounded up (SimVQImageProcessor pads and crops them). In half
@@ -213,14 +213,14 @@ class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
         self.post_init()
 
     def enable_tiling(self, tile_size: int = 512, overlap: int = 128) -> None:
-        """Encode and decode large pictures tile by tile (inference only), so that memory stays bounded.
+        """Encode and decode large images tile by tile (inference only), so that memory stays bounded.
 
         Tiles see their own GroupNorm statistics, so the result differs a little from that of the whole
-        picture; the cross-fade over the overlap keeps seams invisible. Some codes differ too, 0.6 % where it
+        image; the cross-fade over the overlap keeps seams invisible. Some codes differ too, 0.6 % where it
         was measured: tokenise all that is compared or trained on together with the same tiles.
 
         Args:
-            tile_size: side of a tile in pixels; smaller pictures are not cut.
+            tile_size: side of a tile in pixels; smaller images are not cut.
             overlap: pixels shared by neighbouring tiles. Both are multiples of the down-sampling factor.
         """
         factor = self.config.downsample_factor
@@ -236,18 +236,18 @@ class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
         self._tiling = (tile_size // factor, overlap // factor)
 
     def disable_tiling(self) -> None:
-        """Encode and decode every picture whole again."""
+        """Encode and decode every image whole again."""
         self._tiling = None
 
     @can_return_tuple
     def encode(self, pixel_values: Tensor) -> SimVQImageEncoderOutput:
-        """Pictures to codes.
+        """Images to codes.
 
         Args:
             pixel_values: (B, 3, H, W) floating point in [-1, 1].
 
         Raises:
-            ValueError: if the shape, the type or a value cannot be those of pictures.
+            ValueError: if the shape, the type or a value cannot be those of images.
         """
         latents = self._encode_latents(pixel_values)
         quantized, codes, commitment_loss = self.quantizer(latents)
@@ -258,7 +258,7 @@ class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
     def decode(
         self, image_codes: Tensor | None = None, quantized_latents: Tensor | None = None
     ) -> SimVQImageDecoderOutput:
-        """Codes, or vectors of codes, to pictures.
+        """Codes, or vectors of codes, to images.
 
         Args:
             image_codes: (B, h, w) integers of any type in [0, codebook_size); a tensor, an array or a list.

@@ -33,7 +33,7 @@ FUSED = {"enable_fp_fusion": True}
 
 
 def triton_can_search(queries: Tensor) -> bool:
-    """Whether `search_gpu` can run on the device of queries, here and now."""
+    """Tell whether `search_gpu` can run on the device of queries, here and now."""
     if triton is None or torch.compiler.is_compiling():
         return False
     return queries.is_cuda or INTERPRETED
@@ -118,7 +118,7 @@ def _group_maxima(queries: Tensor, codes: Tensor, half: Tensor, precision: str) 
 
 
 def _precision(device: torch.device) -> str:
-    """How pass 1 rounds its inputs: "tf32" where tensor cores take it, or "ieee", not at all."""
+    """Return how pass 1 rounds its inputs: "tf32" where tensor cores take it, or "ieee", not at all."""
     nvidia = device.type == "cuda" and torch.version.hip is None
     return "tf32" if nvidia and torch.cuda.get_device_capability(device) >= (8, 0) else "ieee"
 
@@ -246,7 +246,7 @@ if triton is not None:
 
     @triton.jit
     def _bound(length, largest, group, groups, ROUNDING: tl.constexpr):
-        """How far a score of pass 1 can lie from the true one. The sum: products can underflow."""
+        """Bound how far a score of pass 1 can lie from the true one. The sum: products can underflow."""
         norm = tl.load(largest + group, mask=group < groups, other=0.0)
         terms = (length + norm) * norm
         return tl.where(terms < 1e37, ROUNDING * terms + 1e-34, float("inf"))

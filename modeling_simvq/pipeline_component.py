@@ -1,4 +1,4 @@
-"""How diffusers loads a folder of a pipeline's repository without this package: as transformers does.
+"""Loaders by which diffusers opens a pipeline's repository without this package, as transformers does.
 
 diffusers copies, of a component's own code, one file and what that imports directly. This is that file, in each
 folder; transformers then takes the code at the repository's root. It only runs if the user has passed

@@ -1,4 +1,4 @@
-"""A diffusers pipeline from classes to pictures: tokenizer, generator and processor in one repository.
+"""A diffusers pipeline from classes to images: tokenizer, generator and processor in one repository.
 
 With this package: ``SimVQImagePipeline.from_pretrained(repository)``. Without it:
 ``DiffusionPipeline.from_pretrained(repository, trust_remote_code=True)``.
@@ -48,7 +48,7 @@ _WHERE = (
 
 
 class SimVQImagePipeline(DiffusionPipeline):
-    """Pictures of a class.
+    """Images of a class.
 
     Args:
         tokenizer: SimVQImageModel, which decodes.
@@ -116,7 +116,7 @@ class SimVQImagePipeline(DiffusionPipeline):
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict, **kwargs) -> tuple:
-        """As of DiffusionPipeline, whose from_pretrained finds by it what loads each component.
+        """Register components as DiffusionPipeline does, so that from_pretrained finds what loads each.
 
         model_index.json names a file in the component's folder. diffusers cannot open that where a component is
         passed or device_map is "balanced"; the same code, which came with the pipeline and is trusted as it is,
@@ -164,21 +164,21 @@ class SimVQImagePipeline(DiffusionPipeline):
         return_dict: bool = True,
         **unknown,
     ) -> ImagePipelineOutput | tuple:
-        """Make pictures.
+        """Make images.
 
         Args:
-            classes: name or number of a class, or several, also as an array or tensor; None for pictures of no
+            classes: name or number of a class, or several, also as an array or tensor; None for images of no
                 class in particular.
-            num_images: pictures of each class.
+            num_images: images of each class.
             guidance_scale, temperature, top_k, top_p: as of SimVQForImageGeneration.generate_images.
-            generator: gives the seed, and moves on; or one for each picture, which is then made by itself and
+            generator: gives the seed, and moves on; or one for each image, which is then made by itself and
                 does not depend on the others.
-            batch_size: pictures that are made at the same time.
+            batch_size: images that are made at the same time.
             output_type: "pil" for PIL images; "np" for an array (N, H, W, 3) in [0, 1]; "pt" for a tensor
                 (N, 3, H, W) in about [-1, 1]; "latent" for the codes (N, h, w), for the tokenizer's decode.
 
         Returns:
-            Output whose ``images`` are the pictures, class by class.
+            Output whose ``images`` are the images, class by class.
 
         Raises:
             ValueError: naming the argument that is impossible.

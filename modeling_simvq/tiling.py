@@ -1,4 +1,4 @@
-"""Run a network over overlapping tiles and blend the results, so that memory does not grow with the picture."""
+"""Run a network over overlapping tiles and blend the results, so that memory does not grow with the image."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def tile_starts(length: int, tile: int, stride: int) -> list[int]:
-    """Where tiles of `tile` cells start so that they cover `length` cells; the last one ends at the end."""
+    """Return where tiles of `tile` cells start to cover `length` cells; the last one ends at the end."""
     if length <= tile:
         return [0]
     starts = list(range(0, length - tile, stride))
@@ -15,7 +15,7 @@ def tile_starts(length: int, tile: int, stride: int) -> list[int]:
 
 
 def _ramp(length: int, overlap: int, at_start: bool, at_end: bool, like: Tensor) -> Tensor:
-    """Weights that rise over `overlap` cells from a neighbouring tile, and are 1 at a border of the picture."""
+    """Weights that rise over `overlap` cells from a neighbouring tile, and are 1 at a border of the image."""
     cells = torch.arange(length, device=like.device, dtype=torch.float32) + 0.5
     ones = torch.ones_like(cells)
     rise = ones if at_start else (cells / overlap).clamp(max=1)

@@ -37,7 +37,7 @@ class VerifiedDownload:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As of PreTrainedModel. Damaged weights are fetched again, once; only safetensors are read.
+        """Load as PreTrainedModel does. Damaged weights are fetched again, once; only safetensors are read.
 
         No weight starts at random under a report alone: weights that lack a tensor, or have one too many, are
         refused unless ``output_loading_info=True`` asks for the report, or ``ignore_mismatched_sizes=True``
@@ -121,7 +121,7 @@ def verify_weights(repo_id: str, variant: str | None = None, **place) -> str | N
         Path of the file, or of the index where the weights are sharded; None if there is neither.
 
     Raises:
-        OSError: if a file is damaged even when it is fetched anew, or cannot be fetched. A repository
+        OSError: if a file is damaged even when it is fetched again, or cannot be fetched. A repository
             without safetensors is left to from_pretrained.
     """
     single, index = (_with_variant(name, variant) for name in _FILES)

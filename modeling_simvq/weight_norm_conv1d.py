@@ -69,7 +69,7 @@ def in_the_form_of(conv: nn.Conv1d, state: dict[str, Tensor], prefix: str) -> No
 
 
 def stored_with_weight_norm(names: Iterable[str]) -> bool:
-    """Whether tensors of such names are those of convolutions with weight normalisation."""
+    """Tell whether tensors of these names belong to convolutions with weight normalisation."""
     return any(name.endswith(DIRECTION) for name in names)
 
 

@@ -94,3 +94,17 @@ def test_files_stay_short():
         and path.parts[0] in ("training", "hub_cards", "benchmarks")
     }
     assert not long
+
+
+def test_docstrings_begin_with_a_verb_or_a_thing():
+    """Not with "What", "How", "Where", "Of" or "As": such a sentence has to be read twice."""
+    wrong = [
+        f"{path}:{getattr(node, 'lineno', 1)}: {text.splitlines()[0]}"
+        for path in sources()
+        if path.parts[0] in (*BELOW, "benchmarks")
+        for node in ast.walk(ast.parse((REPOSITORY / path).read_text()))
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        for text in [ast.get_docstring(node) or ""]
+        if text.split(" ")[0] in ("What", "How", "Where", "Whether", "Of", "As", "For", "Which")
+    ]
+    assert not wrong

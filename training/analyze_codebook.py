@@ -4,7 +4,7 @@ python training/analyze_codebook.py runs/mine dataset=path/to/photos validation_
 python training/analyze_codebook.py runs/a runs/b output=comparison
 
 A model is a folder, a run of the trainer (whose validations are then shown over training) or a name on the Hub;
-several are compared. Without a data set the page holds what needs none: ranks, spectra, distances of codes. The
+several are compared. Without a dataset the page holds what needs none: ranks, spectra, distances of codes. The
 results are codebook.md, figures and codebook.json, in codebook_analysis in the model's folder or in `output`.
 """
 
@@ -78,7 +78,7 @@ class AnalysedAudio(AudioDataConfig):
     """The recordings; their sampling rate becomes the model's."""
 
     dataset: str = setting("", "Hub id, folder, parquet or arrow file or folder; none by default")
-    config_name: str | None = setting(None, "configuration of a data set that has several")
+    config_name: str | None = setting(None, "configuration of a dataset that has several")
     validation_split: str | None = setting("validation", "split to encode")
 
 

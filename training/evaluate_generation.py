@@ -1,9 +1,9 @@
-"""Evaluate generated pictures: gFID, Inception Score, nearest training pictures, samples of each class.
+"""Evaluate generated images: gFID, Inception Score, nearest training images, samples of each class.
 
 accelerate launch training/evaluate_generation.py pipeline=me/my-generator output=results dataset=path/to/photos
 accelerate launch training/evaluate_generation.py pictures=path/to/made output=results dataset=path/to/photos
 
-`dataset` are the real pictures: those that the generator was trained on (train_split), and others that it never
+`dataset` are the real images: those that the generator was trained on (train_split), and others that it never
 saw (validation_split), the yardstick of the nearest neighbours. evaluation.json, evaluation.md, samples.png and
 neighbours.png go to `output`, for a local pipeline beside it.
 """

@@ -4,7 +4,7 @@ python training/export_checkpoint.py runs/mine/checkpoints/step-00001000 output=
 python training/export_checkpoint.py runs/mine output=exported
 
 Of a run the newest whole checkpoint is taken. Neither the training data nor a GPU is needed, and no file is
-unpickled. Of a generator of pictures whose tokenizer can still be opened, output/pipeline holds both.
+unpickled. Of a generator of images whose tokenizer can still be opened, output/pipeline holds both.
 """
 
 import logging

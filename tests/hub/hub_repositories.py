@@ -194,7 +194,7 @@ class Repository:
 
     def _append(self, branch: str, files: dict, message: str, head: Commit | None) -> Commit:
         number = next(self._numbers)
-        # The id depends on the content too: clients cache by it, and repositories may be made anew.
+        # The id depends on the content too: clients cache by it, and repositories may be made again.
         text = (
             f"{self.repo_type} {self.repo_id} {number} {message} {sorted(files.items(), key=str)}"
         )

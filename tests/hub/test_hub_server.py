@@ -257,7 +257,7 @@ def test_server_errors_that_the_client_sits_out(hub, api, repo, tmp_path):
 
 @pytest.mark.slow
 def test_a_download_that_is_cut_goes_on(hub, api, repo, tmp_path, monkeypatch):
-    # The client forgets what it has of a block: with its own 10 MiB it would begin anew.
+    # The client forgets what it has of a block: with its own 10 MiB it would begin again.
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)
     hub.fail("GET", "/store/", cut_after=100_000)
     path = api.hf_hub_download(repo, "folder/b.safetensors", cache_dir=tmp_path)

@@ -123,7 +123,7 @@ def test_the_page_in_a_browser(browser, page_address, checkpoints, tmp_path, wav
         page.locator(f"#{where} input[type=file]").set_input_files(path)
         expect(remove).to_be_visible()
 
-    # A picture.
+    # An image.
     picture = waves(95, 64)
     picture.save(tmp_path / "picture.png")
     upload("picture", tmp_path / "picture.png")
@@ -156,7 +156,7 @@ def test_the_page_in_a_browser(browser, page_address, checkpoints, tmp_path, wav
     again = picture_shown(page, "made_picture")
     assert np.abs(np.asarray(again, int) - np.asarray(shown, int)).max() > 1
 
-    # What cannot be codes, and what is no picture.
+    # What cannot be codes, and what is no image.
     field.fill("1 2\n3 999")
     decode.click()
     toast = page.get_by_test_id("toast-body")

@@ -76,7 +76,7 @@ def test_codes_to_ids_and_back_among_text(extended):
         f"<|image_code_{codes[0, 0, 0]}|>",
     ]
     torch.testing.assert_close(vocabulary.to_codes(ids, (2, 4)), codes)
-    # A batch of texts with two pictures in a row of one, and none in another.
+    # A batch of texts with two images in a row of one, and none in another.
     first, second, third = vocabulary.to_text(codes)
     texts = [f"a cat {first} and a dog{second}", "a cat", f"{third}"]
     batch = tokenizer(texts, padding=True, return_tensors="pt")["input_ids"]
@@ -234,7 +234,7 @@ def test_trained_on_text_with_pictures_it_makes_pictures(tied):
         **prompts, max_new_tokens=10, do_sample=False, logits_processor=[processor]
     )
     torch.testing.assert_close(vocabulary.to_codes(made, (3, 3)), codes.flip(0))
-    # Whatever it samples, at any temperature, pictures are whole and made of codes.
+    # Whatever it samples, at any temperature, images are whole and made of codes.
     made = model.generate(
         **prompts,
         max_new_tokens=60,

@@ -100,7 +100,7 @@ def test_bfloat16_keeps_the_quantizer_in_float32(tiny_folder, tiny_model, pixels
     assert {p.dtype for p in model.quantizer.parameters()} == {torch.float32}
     assert torch.equal(model.quantizer.codebook(), tiny_model.quantizer.codebook())
     with torch.no_grad():
-        output = model(pixels)  # float32 pictures
+        output = model(pixels)  # float32 images
         exact = tiny_model(pixels)
         codes = tiny_model.quantizer(output.latents.float())[1]
     assert output.pixel_values.dtype == torch.bfloat16 and output.pixel_values.isfinite().all()

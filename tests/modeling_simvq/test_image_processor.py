@@ -74,7 +74,7 @@ def forms(image: Image.Image) -> dict:
 def test_arrays_and_tensors_are_taken_like_pictures(form):
     processor, image = SimVQImageProcessor(), smooth(150, 200)
     ours = processor(forms(image)[form], return_tensors="pt").pixel_values[0]
-    # Floating-point pictures are resized by torch, which rounds to no byte.
+    # Floating-point images are resized by torch, which rounds to no byte.
     tolerance = 0.02 if "float" in form else 1e-6
     torch.testing.assert_close(ours, protocol(image), rtol=0, atol=tolerance)
     whole = processor(forms(image)[form], **OWN_SIZE, return_tensors="pt").pixel_values[0]

@@ -72,7 +72,7 @@ def test_pictures(count, image_model):
             assert decoded.shape == (batch, 3, h * FACTOR, w * FACTOR) and decoded.isfinite().all()
             again = image_model.decode(quantized_latents=encoded.quantized_latents).pixel_values
             torch.testing.assert_close(again, decoded, rtol=1e-4, atol=1e-4)
-            # In pictures of one token a norm's group is one value: there is nothing but rounding to divide by.
+            # In images of one token a norm's group is one value: there is nothing but rounding to divide by.
             if h * w < 4:
                 return
             alone = image_model.encode(pixels[-1:])

@@ -63,7 +63,7 @@ class SeenShapes(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("side", [2, 16])  # copied as a batch, and picture by picture
+@pytest.mark.parametrize("side", [2, 16])  # copied as a batch, and image by image
 def test_the_gradient_has_the_layout_of_the_latents(layout, side):
     """Otherwise whatever made the latents copies it first."""
     torch.manual_seed(0)

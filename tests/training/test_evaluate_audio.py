@@ -113,7 +113,7 @@ def test_mistakes_in_settings(changes, message):
         AudioEvaluationSettings(**({"model": "x"} | changes))
 
 
-@pytest.mark.soak  # the machinery is that of pictures, which `make test` runs on two ranks
+@pytest.mark.soak  # the machinery is that of images, which `make test` runs on two ranks
 def test_two_ranks_find_what_one_process_finds(tmp_path):
     """The command, with recordings that the ranks cannot share evenly, and a broken one."""
     from modeling_simvq import SimVQAudioConfig, SimVQAudioModel

@@ -246,7 +246,7 @@ class NoFrechet:
         return 0.0
 
 
-@pytest.mark.soak  # the machinery is that of pictures, which `make test` runs on two ranks
+@pytest.mark.soak  # the machinery is that of images, which `make test` runs on two ranks
 def test_the_command_on_two_ranks_with_the_real_network(accelerator, tmp_path, monkeypatch):
     """Pictures from folders named for classes, of a number that ranks cannot share evenly."""
     try:

@@ -110,13 +110,13 @@ def test_models_of_transformers_give_their_patches(tmp_path, kind):
 def test_patches_are_drawn_by_the_seed():
     batch = {"pixel_values": torch.arange(4.0)[:, None], "valid": torch.tensor([1, 0, 1, 1]).bool()}
 
-    def features(values):  # 20 patches a picture, told apart by their numbers
+    def features(values):  # 20 patches an image, told apart by their numbers
         return values[:, :, None] * 100 + torch.arange(20.0)[:, None].expand(20, 3)
 
     one, again, other = (collect(features, [batch], 40, seed, CPU) for seed in (0, 0, 1))
     assert one.shape == (40, 3) and torch.equal(one, again) and not torch.equal(one, other)
     assert len(one[:, 0].unique()) == 40  # no patch twice
-    assert set((one[:, 0] // 100).tolist()) == {0.0, 2.0, 3.0}  # and none of the unreadable picture
+    assert set((one[:, 0] // 100).tolist()) == {0.0, 2.0, 3.0}  # and none of the unreadable image
     with pytest.raises(SettingsError, match="give 48 patches, 16 each, 50 are asked"):
         collect(features, [batch], 50, 0, CPU)
 

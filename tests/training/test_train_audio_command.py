@@ -99,7 +99,7 @@ def test_train_resume_publish_and_load(tmp_path, hub):
     assert decoded.shape == (1, 1, codes.shape[-1] * 320) and decoded.isfinite().all()
 
 
-@pytest.mark.soak  # the machinery is that of pictures, which `make test` runs on two ranks
+@pytest.mark.soak  # the machinery is that of images, which `make test` runs on two ranks
 def test_two_processes_share_the_work(tmp_path):
     done = train(f"dataset={SPEECH}", f"output_dir={tmp_path / 'run'}", "max_steps=2", processes=2)
     assert done.returncode == 0, done.stderr

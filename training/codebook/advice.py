@@ -1,4 +1,4 @@
-"""Why few codes are used and which setting to change: of one moment, and over a training without chatter."""
+"""Advice on a collapsing codebook: why few codes are used, and which setting to change."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ ADVICE = {
 
 @dataclass
 class CodebookFigures:
-    """What a diagnosis is made of: see CodeUsage and latent_statistics, and the width of a code."""
+    """Figures behind a diagnosis: see CodeUsage and latent_statistics, and the width of a code."""
 
     usage: CodeUsage
     scale_ratio: float

@@ -1,4 +1,4 @@
-"""What an analysis of codebooks found, as figures (matplotlib), JSON and a page for people."""
+"""Results of a codebook analysis as figures (matplotlib), JSON and a page."""
 
 import json
 import math
@@ -41,7 +41,7 @@ RANKS_NOTE = (
 
 @dataclass
 class CodebookFindings:
-    """What was found about one model's codebook.
+    """Findings about one model's codebook.
 
     Attributes:
         name: what to call the model.
@@ -81,7 +81,7 @@ class CodebookFindings:
         return figures
 
     def verdict(self) -> str:
-        """What to think of it, in a few sentences."""
+        """Judge the findings in a few sentences."""
         ranks = {name: spectrum.effective_rank for name, spectrum in self.spectra.items()}
         span = f"The codes span about {ranks['codebook']:.1f} of {self.codebook_dim} dimensions"
         if "latents" in ranks:
@@ -282,7 +282,7 @@ def write_results(folder: Path, models: list[CodebookFindings], source: str | No
     """Write codebook.json, codebook.md and the figures; return the page.
 
     Args:
-        source: the data set and its split; None without data.
+        source: the dataset and its split; None without data.
     """
     folder.mkdir(parents=True, exist_ok=True)
     again = (

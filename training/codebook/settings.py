@@ -1,4 +1,4 @@
-"""Which quantizer a tokenizer is trained with."""
+"""Settings of the quantizer that a tokenizer is trained with."""
 
 from dataclasses import dataclass
 from pathlib import Path

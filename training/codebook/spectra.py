@@ -29,7 +29,7 @@ class Spectrum:
 
     @property
     def numerical_rank(self) -> int:
-        """As torch.linalg.matrix_rank has it for float32."""
+        """Return the rank as torch.linalg.matrix_rank does for float32."""
         return int((self.values > max(self.shape) * torch.finfo(torch.float32).eps).sum())
 
     @property

@@ -1,4 +1,4 @@
-"""Which codes are used, and what the latents look like: the figures that show a collapse early."""
+"""Usage of codes and statistics of latents: the figures that show a collapse early."""
 
 import math
 from dataclasses import dataclass
@@ -86,7 +86,7 @@ class CodeUsage:
 
     @classmethod
     def from_counts(cls, counts: Tensor) -> "CodeUsage":
-        """From occurrences per code, (K,) integers."""
+        """Compute usage from occurrences per code, (K,) integers."""
         counts = counts.cpu()  # float64, which not every device has
         tokens = int(counts.sum())
         if tokens == 0:

@@ -1,4 +1,4 @@
-"""How a codebook fares while it is trained: usage, scale and rank of the latents, and a warning of collapse."""
+"""Watch over a codebook in training: usage, scale and rank of the latents, and a warning of collapse."""
 
 from accelerate import Accelerator
 from accelerate.logging import get_logger

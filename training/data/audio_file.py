@@ -59,7 +59,7 @@ class AudioFile:
             self.frames = self._first.frames if self._first.frames <= UNKNOWN_FRAMES else None
 
     def _count_pieces(self) -> None:
-        """Of several pieces every one is opened: only libsndfile tells an encoder's delay."""
+        """Measure every piece: only libsndfile tells an encoder's delay."""
         self._first.close()
         self.frames = 0
         for piece in self._pieces:
@@ -137,8 +137,8 @@ def _opened(file: BinaryIO) -> soundfile.SoundFile:
 
 
 def _pieces(file: BinaryIO, recording: soundfile.SoundFile) -> list[Piece]:
-    """What the file consists of, where that is more than libsndfile sees; [] where it sees all."""
-    place = file.tell()  # libsndfile goes on from there
+    """List the pieces of a file where they are more than libsndfile sees; [] where it sees all."""
+    place = file.tell()  # libsndfile continues from there
     if recording.format == "OGG":
         pieces = ogg_pieces(file)
     else:
@@ -171,5 +171,5 @@ def _check_samples(block: np.ndarray) -> None:
 
 
 def too_long() -> UnreadableSample:
-    """Of a recording of more than MOST_SAMPLES."""
+    """Make the error for a recording of more than MOST_SAMPLES."""
     return UnreadableSample(f"it is longer than {MOST_SAMPLES:,} samples: cut it into parts")

@@ -132,7 +132,7 @@ def _is_placeholder(length: int) -> bool:
 
 
 def _wave64(file: BinaryIO, size: int) -> dict[int, bytes]:
-    """For a W64 file, whose chunks have names of 16 bytes and count their heads."""
+    """Mend the header of a W64 file, whose chunks have names of 16 bytes and count their heads."""
     place = 40
     while place + 24 <= size:
         file.seek(place)
@@ -158,7 +158,7 @@ def _check_nist(file: BinaryIO, size: int) -> None:
 
 
 def _goes_on(file: BinaryIO, end: int, size: int, length: int, kind: bytes) -> bool:
-    """Whether there are samples behind the end that the header declares."""
+    """Tell whether there are samples behind the end that the header declares."""
     file.seek(end)
     content = file.read(MOST_TRAILING_BYTES + 1)
     if content.startswith(kind):
@@ -173,7 +173,7 @@ def _joined() -> UnreadableSample:
 
 
 def _flac(file: BinaryIO, size: int, whole: bool) -> dict[int, bytes]:
-    """For a FLAC file that goes on behind its declared length, a header of unknown length."""
+    """Return a header of unknown length for a FLAC file that continues behind its declared length."""
     file.seek(0)
     content = file.read(1 << 16)
     first = FLAC_START.search(content)
@@ -209,7 +209,7 @@ def _second_flac(file: BinaryIO, begin: int, end: int) -> bool:
 
 
 def _flac_end(tail: bytes, info: bytes) -> int | None:
-    """Where in the recording the last frame ends that begins in `tail`, in samples; None if none does."""
+    """Return where the last frame that begins in `tail` ends, in samples; None if none begins there."""
     block, total = int.from_bytes(info[:2], "big"), int.from_bytes(info[13:18], "big") & 2**36 - 1
     last = None
     for found in reversed(list(re.finditer(rb"\xff[\xf8\xf9]", tail))):

@@ -33,7 +33,7 @@ SAMPLING_RATES = {
 # libsndfile is told that a stream without a header is so much longer than it is: its guess, from the bit rate
 # of the first frames, is then never too short (448 to 8 kbit/s, and there are frames of padding).
 CLAIM = 64
-# After sound that does not go on, frames are looked for over so many bytes: tags hold covers.
+# After sound that does not continue, frames are looked for over so many bytes: tags hold covers.
 FURTHEST_FRAME = 1 << 24
 # A file of more streams than this is refused: each is opened.
 MOST_PIECES = 10_000
@@ -53,7 +53,7 @@ class Piece:
     frames: int | None = None
 
     def view(self, file: BinaryIO) -> FileView:
-        """As a file."""
+        """Return the piece as a file."""
         claimed = None if self.frames is None else (self.end - self.begin) * CLAIM
         return FileView(file, self.begin, self.end, claimed=claimed)
 
@@ -139,7 +139,7 @@ def _declared_bytes(window: _Window, place: int, frame: _Frame) -> int:
 
 
 def _next_frame(window: _Window, place: int) -> int | None:
-    """Where the next two frames of one stream stand, or one that is the file's last."""
+    """Find the next two frames of one stream, or one that is the file's last."""
     for begin in range(place, min(window.end, place + FURTHEST_FRAME), WINDOW):
         content = window.read(begin, WINDOW + 4)
         at = content.find(b"\xff")

@@ -24,10 +24,10 @@ class TokenDataConfig(DataSettings):
 
     dataset: str = setting("", "folder that tokenize_dataset wrote, or its name on the Hub")
     label_column: str | None = setting(
-        "label", "pictures: column of the classes; null to do without them"
+        "label", "images: column of the classes; null to do without them"
     )
     label_dropout: float = setting(
-        0.1, "pictures: share of samples whose class is hidden, for classifier-free guidance"
+        0.1, "images: share of samples whose class is hidden, for classifier-free guidance"
     )
     clip_codes: int = setting(
         750, "sound: codes of a random crop, ten seconds at 75 a second; shorter clips are whole"
@@ -43,12 +43,12 @@ class TokenDataConfig(DataSettings):
 
     @property
     def column(self) -> str:
-        """What messages call the column of the codes."""
+        """Return the name of the codes' column in messages."""
         return " or ".join(CODE_COLUMNS)
 
 
 def open_codes(config: TokenDataConfig, split: str) -> Source:
-    """Open a split: the codes and, of pictures, the classes.
+    """Open a split: the codes and, of images, the classes.
 
     Raises:
         SettingsError: if the source, the split or a column is not there, naming what is.
@@ -74,10 +74,10 @@ def open_codes(config: TokenDataConfig, split: str) -> Source:
 
 @dataclass
 class TokenLayout:
-    """What a data set of codes holds.
+    """Settings of a dataset of codes.
 
     Attributes:
-        grid_size: (h, w) of pictures; None if it holds sound.
+        grid_size: (h, w) of images; None if it holds sound.
         class_names: of the classes; empty if there are none.
     """
 
@@ -192,7 +192,7 @@ class AudioTokenDecoder:
 
 
 def _codes(values, name: str, codebook_size: int) -> Tensor:
-    """Codes of a row, each checked: a data set may be broken, or of another tokenizer."""
+    """Codes of a row, each checked: a dataset may be broken, or of another tokenizer."""
     try:
         codes = np.asarray(values)
         whole = codes.dtype.kind in "iu"

@@ -1,4 +1,4 @@
-"""Which files of a folder make up a data set, and its splits: by literal rules, none left out in silence.
+"""Files of a folder that make up a dataset and its splits: by literal rules, none left out in silence.
 
 Files: those that the decoder reads, by extension or, where the extension does not tell, by content. Links are
 followed; a zip archive counts as a folder of its name.
@@ -68,7 +68,7 @@ class FolderFiles:
     sizes: dict[str, int] = field(default_factory=dict)
 
     def cell_path(self, path: str) -> str:
-        """What the cell of a file holds as its path."""
+        """Return what the cell of a file holds as its path."""
         return self.members.get(path) or f"{self.root}/{path}"
 
 
@@ -142,7 +142,7 @@ def _walk(root: str, left_out: list[str]) -> Iterator[tuple[str, int]]:
 
 
 def _is_text(path: str) -> bool:
-    """Whether a name can be stored in a table, which wants Unicode."""
+    """Tell whether a name can be stored in a table, which needs Unicode."""
     try:
         path.encode()
     except UnicodeEncodeError:

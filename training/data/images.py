@@ -1,4 +1,4 @@
-"""Pictures for training: any Datasets source, decoded here so that a broken file is skipped and counted."""
+"""Images for training: any Datasets source, decoded here so that a broken file is skipped and counted."""
 
 import warnings
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ UnreadableImage = UnreadableSample
 
 
 def is_image(file: BinaryIO) -> bool:
-    """Whether an open file begins like an image that is read here, whatever its name."""
+    """Tell whether an open file begins like an image that is read here, whatever its name."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -61,7 +61,7 @@ def is_image(file: BinaryIO) -> bool:
 
 @dataclass
 class ImageDataConfig(DataSettings):
-    """The pictures."""
+    """The images."""
 
     kind: ClassVar[Kind] = Kind(
         datasets.Image,
@@ -75,9 +75,9 @@ class ImageDataConfig(DataSettings):
     )
 
     dataset: str = setting(
-        "ILSVRC/imagenet-1k", "Hub id, folder of pictures, parquet or arrow file or folder"
+        "ILSVRC/imagenet-1k", "Hub id, folder of images, parquet or arrow file or folder"
     )
-    image_column: str = setting("image", "column that holds the pictures")
+    image_column: str = setting("image", "column that holds the images")
     resolution: int = setting(128, "short side, and side of the crop, in pixels")
 
     def __post_init__(self):
@@ -86,7 +86,7 @@ class ImageDataConfig(DataSettings):
 
 
 def decode_image(cell: dict | None, name: str = "a picture without a path") -> Image.Image:
-    """Decode a cell of an image column to an 8-bit RGB picture.
+    """Decode a cell of an image column to an 8-bit RGB image.
 
     EXIF orientation is applied, 16 bits are scaled to 8, transparency is dropped (as by the original and
     by SimVQImageProcessor, so that training and use see the same), and of an animation the first frame is
@@ -94,7 +94,7 @@ def decode_image(cell: dict | None, name: str = "a picture without a path") -> I
 
     Args:
         cell: {"bytes": ..., "path": ...}, one of which may be None; path may be a URL of fsspec.
-        name: what to call the picture in errors when it has no path.
+        name: what to call the image in errors when it has no path.
 
     Raises:
         UnreadableImage: naming the file and the reason.
@@ -129,7 +129,7 @@ def image_to_pixels(
     is a generator, drawn as torchvision's RandomCrop draws it, else the centre crop. No flips.
 
     Raises:
-        UnreadableImage: if the picture is so elongated that resizing it would exceed Pillow's pixel limit.
+        UnreadableImage: if the image is so elongated that resizing it would exceed Pillow's pixel limit.
     """
     stretched = resolution**2 * max(image.size) / min(image.size)
     if Image.MAX_IMAGE_PIXELS is not None and stretched > Image.MAX_IMAGE_PIXELS:

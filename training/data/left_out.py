@@ -1,4 +1,4 @@
-"""What a data set is made without: counted and named, once."""
+"""Files that a dataset leaves out: counted and named, once."""
 
 import logging
 

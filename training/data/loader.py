@@ -38,7 +38,7 @@ class UnreadableSample(UserError):
 
 @dataclass(frozen=True)
 class Decoder:
-    """How one modality makes samples. Others, of rows of another kind, have `read` and `blank` too.
+    """Decoder of one modality's samples. Decoders of other rows have `read` and `blank` too.
 
     Args:
         column: that holds the cells.
@@ -54,11 +54,11 @@ class Decoder:
     decode: Callable[[dict | None, str, torch.Generator | None], Tensor]
 
     def read(self, row: dict, name: str, generator: torch.Generator | None) -> dict[str, Tensor]:
-        """What a row gives to a batch."""
+        """Return what a row gives to a batch."""
         return {self.key: self.decode(row.get(self.column), name, generator)}
 
     def blank(self) -> dict[str, Tensor]:
-        """In the place of what a row does not give."""
+        """Return what stands in the place of an unreadable row."""
         return {self.key: torch.zeros(self.shape)}
 
 
@@ -152,7 +152,7 @@ class _Reader:
 
 
 class SampleDataset(torch.utils.data.Dataset):
-    """A data set with a length.
+    """A dataset with a length.
 
     In training an unreadable row is replaced by the next readable one, so that batches keep their
     size; in validation it comes as a blank marked invalid, so that no sample counts twice.
@@ -192,7 +192,7 @@ class SampleDataset(torch.utils.data.Dataset):
 
 
 def sample_counts(config: DataSettings, loaders: dict[str, DataLoader | None]) -> str:
-    """How many samples there are, for people: a split that holds too few is seen at the start.
+    """Describe how many samples there are: a split that holds too few is seen at the start.
 
     Args:
         loaders: made by build_dataloader; keys such as "training {}" say what their samples are.
@@ -239,7 +239,7 @@ def _generator(seed: int, *more: int) -> torch.Generator:
 
 
 class SampleStream(torch.utils.data.IterableDataset):
-    """A data set that is read on the way; unreadable rows as in SampleDataset.
+    """A dataset that is read on the way; unreadable rows as in SampleDataset.
 
     Workers share the source's shards. Those skipped after a worker's last sample are only in the log.
     """

@@ -1,4 +1,4 @@
-"""Folders and files on this machine as data sets: Datasets is told which files belong; it does not guess."""
+"""Folders and files on this machine as datasets: Datasets is told which files belong; it does not guess."""
 
 import hashlib
 import re
@@ -76,7 +76,7 @@ def open_local(config, path: Path, split: str, beside: Sequence[str] = ()) -> So
 
 
 def only_split(config, path: Path) -> str | None:
-    """What all of a local folder or file is called that has no splits; None if it has some."""
+    """Return the name of all of a local folder or file without splits; None if it has splits."""
     path = path.resolve()
     if path.is_file():
         return _split_of_file(config)

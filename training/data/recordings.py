@@ -32,7 +32,7 @@ LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000
 
 
 def is_recording(file: BinaryIO) -> bool:
-    """Whether libsndfile reads an open file, whatever its name."""
+    """Tell whether libsndfile reads an open file, whatever its name."""
     try:
         with soundfile.SoundFile(file) as recording:
             # It takes nearly any file with the right two bytes for MP3.
@@ -42,7 +42,7 @@ def is_recording(file: BinaryIO) -> bool:
 
 
 def _as_stored(value) -> dict | None:
-    """What Datasets stores for a recording that is a file or its bytes already; None for others."""
+    """Return what Datasets stores for a recording that is a file or its bytes already; None for others."""
     if isinstance(value, (str, Path)):
         return {"bytes": None, "path": str(value)}
     if isinstance(value, (bytes, bytearray)):
@@ -100,7 +100,7 @@ class AudioDataConfig(DataSettings):
     dataset: str = setting(
         "mythicinfinity/libritts", "Hub id, folder of recordings, parquet or arrow file or folder"
     )
-    config_name: str | None = setting("all", "configuration of a data set that has several")
+    config_name: str | None = setting("all", "configuration of a dataset that has several")
     train_split: str = setting(
         "train.clean.100+train.clean.360+train.other.500",
         "split to train on; train[:95%] is a part, a+b two of them",

@@ -1,4 +1,4 @@
-"""Where samples come from: any source that Datasets opens, one split, one column, cells still encoded."""
+"""Source of samples: anything that Datasets opens; one split, one column, cells still encoded."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ Source = datasets.Dataset | datasets.IterableDataset
 
 
 class NoSuchSplit(SettingsError):
-    """A data set lacks a split; the message names those that it has.
+    """A dataset lacks a split; the message names those that it has.
 
     Attributes:
         fault: the message without its advice, which is for the settings of the trainers.
@@ -34,7 +34,7 @@ def _reads_nothing(_: BinaryIO) -> bool:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a data set holds: how Datasets calls it, and how messages do.
+    """Kind of a dataset's content: its name for Datasets, and in messages.
 
     Attributes:
         feature: datasets.Image, or a kind of datasets.Audio.
@@ -63,13 +63,13 @@ class Kind:
 
 @dataclass
 class DataSettings:
-    """The data set."""
+    """The dataset."""
 
     kind: ClassVar[Kind]
 
     dataset: str = setting("", "Hub id, folder of files, parquet or arrow file or folder")
-    config_name: str | None = setting(None, "configuration of a data set that has several")
-    revision: str | None = setting(None, "branch, tag or commit of a Hub data set")
+    config_name: str | None = setting(None, "configuration of a dataset that has several")
+    revision: str | None = setting(None, "branch, tag or commit of a Hub dataset")
     train_split: str = setting("train", "split to train on; train[:95%] is a part, a+b two of them")
     validation_split: str | None = setting("validation", "split to validate on; null for none")
     streaming: bool = setting(False, "read while training instead of downloading first")
@@ -188,7 +188,7 @@ def open_table(config: DataSettings, split: str, beside: Sequence[str] = ()) -> 
 
 
 def _open_saved(config: DataSettings, path: Path, split: str) -> Source:
-    """Open a folder that save_to_disk wrote; a data set without splits counts as the training split."""
+    """Open a folder that save_to_disk wrote; a dataset without splits counts as the training split."""
     saved = datasets.load_from_disk(str(path))
     if isinstance(saved, datasets.Dataset):
         saved = {config.train_split: saved}
@@ -205,7 +205,7 @@ def _open_saved(config: DataSettings, path: Path, split: str) -> Source:
 
 
 def _open_published(config: DataSettings, path: Path, split: str) -> Source:
-    """Open a data set of the Hub; which of its files belong to a split is its card's or Datasets' rule."""
+    """Open a dataset of the Hub; which of its files belong to a split is its card's or Datasets' rule."""
     if (
         config.dataset.startswith((".", "/", "~"))
         or config.dataset.count("/") > 1

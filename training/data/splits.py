@@ -16,7 +16,7 @@ def asked_names(*splits: str | None) -> set[str]:
 
 
 def take_split(splits: Splits, wanted: str, load: Callable[[str], Source]) -> Source:
-    """What a setting asks for: a split, a part of one (train[:95%]) or several (a+b).
+    """Resolve what a setting asks for: a split, a part of one (train[:95%]) or several (a+b).
 
     Args:
         load: opens a split by name.

@@ -62,7 +62,7 @@ def builder_of(path: str) -> str:
 
 
 def _columns(found: FolderFiles, path: str) -> list[str]:
-    """Of a table; none if it cannot be read."""
+    """Return the column names of a table; none if it cannot be read."""
     file = f"{found.root}/{path}"
     try:
         if builder_of(path) == "parquet":
@@ -117,12 +117,12 @@ def _state_of(path: str) -> tuple[str, ...]:
 
 
 def is_card(path: str) -> bool:
-    """Whether a file describes tables."""
+    """Tell whether a file describes tables."""
     return path in ("README.md", "dataset_infos.json") or path in METADATA
 
 
 def _card(path: Path) -> DatasetCardData | None:
-    """What the card in a folder says; None if there is none, or none that can be read."""
+    """Read the card in a folder; None if there is none, or none that can be read."""
     readme = path / "README.md"
     try:
         data = metadata_load(readme) if readme.is_file() else None
@@ -132,7 +132,7 @@ def _card(path: Path) -> DatasetCardData | None:
 
 
 def declares_files(path: Path) -> bool:
-    """Whether a folder's card names the files of each split, as those on the Hub and tokenize_dataset's do."""
+    """Tell whether a folder's card names the files of each split, as the Hub's and tokenize_dataset's do."""
     card = _card(path)
     configs = MetadataConfigs.from_dataset_card_data(card) if card is not None else {}
     return any("data_files" in options for options in configs.values())

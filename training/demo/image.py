@@ -116,7 +116,7 @@ def show(model_dir: Path, output_dir: Path) -> None:
 
 
 def block_means(photo: Image.Image, side: int) -> Image.Image:
-    """The picture with every side x side block replaced by its mean: what a naive code of this rate keeps."""
+    """The image with every side x side block replaced by its mean: what a naive code of this rate keeps."""
     pixels = np.asarray(photo, dtype=np.float32).copy()
     for top in range(0, pixels.shape[0], side):
         for left in range(0, pixels.shape[1], side):
@@ -126,7 +126,7 @@ def block_means(photo: Image.Image, side: int) -> Image.Image:
 
 
 def psnr(first: Image.Image, second: Image.Image) -> float:
-    """Peak signal-to-noise ratio of two 8-bit pictures, in dB."""
+    """Peak signal-to-noise ratio of two 8-bit images, in dB."""
     from skimage.metrics import peak_signal_noise_ratio
 
     return float(peak_signal_noise_ratio(np.asarray(first), np.asarray(second)))

@@ -1,4 +1,4 @@
-"""What the two demos share: they run the real trainers, and show the result in a process of its own."""
+"""Launcher of the two demos: they run the real trainers, and show the result in a process of its own."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""What an evaluation measures on: the images at the size of the training, and words for which data they are."""
+"""Data of an evaluation: images at the size of the training, and the words that name them."""
 
 import json
 import logging
@@ -157,7 +157,7 @@ def _trained_on(data: DataSettings, split: str, model: str) -> str:
 
 
 def _run_settings(model: Path) -> dict:
-    """Of the run that made a local model. Its own file tells the path, which the model's copy does not."""
+    """Read the settings of the run that made a local model: its own file has the paths, the model's has not."""
     for file in (model.resolve().parent / "settings.json", model / TRAINING_SETTINGS):
         try:
             content = json.loads(file.read_text())

@@ -29,7 +29,7 @@ class Generated:
 
     Attributes:
         loader: batches with "valid" (B,) and whatever `pixels` needs.
-        pixels: a batch to pictures (B, 3, R, R) in [-1, 1] and numbers (B,) of their classes.
+        pixels: a batch to images (B, 3, R, R) in [-1, 1] and numbers (B,) of their classes.
         names: of the classes; empty if there are none.
     """
 
@@ -52,7 +52,7 @@ class _Indices(Dataset):
 
 
 class _Labelled(Dataset):
-    """The pictures of a data set with their classes beside them."""
+    """The images of a dataset with their classes beside them."""
 
     def __init__(self, pictures: Dataset, labels: list[int]):
         self.pictures, self.labels = pictures, labels
@@ -70,13 +70,13 @@ def from_pipeline(
     """Sample `count` images from a SimVQImagePipeline, class after class in turn.
 
     Each batch has a seed of its own, which follows from `seed` and the batch's number, and is always whole: so
-    the pictures are the same for every number of ranks.
+    the images are the same for every number of ranks.
 
     Args:
         sampling: guidance_scale, temperature, top_k, top_p.
 
     Raises:
-        SettingsError: if the pipeline makes pictures of another size.
+        SettingsError: if the pipeline makes images of another size.
     """
     classes = pipe.transformer.config.num_classes
     names = [pipe.transformer.config.id2label[label] for label in range(classes)]
@@ -131,7 +131,7 @@ def from_files(
     """Take the first `count` images of a folder (of folders, one a class) or of parquet with a column "label".
 
     Args:
-        data: of the real pictures: column, resolution and workers are the same.
+        data: of the real images: column, resolution and workers are the same.
 
     Raises:
         SettingsError: if they cannot be opened.
@@ -154,7 +154,7 @@ def from_files(
 
 
 def _labels(config: ImageDataConfig, split: str) -> tuple[list[int], list[str]]:
-    """Classes of all pictures of a split, as numbers, and their names."""
+    """Classes of all images of a split, as numbers, and their names."""
     source = open_split(config, split, all_columns=True)
     if "label" not in source.column_names:
         return [], []

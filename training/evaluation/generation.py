@@ -45,22 +45,22 @@ class GenerationEvaluationSettings:
         None, "generator to sample from: folder, or name on the Hub, of a SimVQImagePipeline"
     )
     pictures: str | None = setting(
-        None, "or pictures made already: folder (of folders, one a class) or parquet"
+        None, "or images made already: folder (of folders, one a class) or parquet"
     )
     pictures_split: str = setting("train", "split of those")
-    samples: int = setting(50_000, "pictures to sample, or to take of those made already")
+    samples: int = setting(50_000, "images to sample, or to take of those made already")
     guidance_scale: float = setting(1.0, "classifier-free guidance; 1 is none")
     temperature: float = setting(1.0, "temperature of sampling")
     top_k: int = setting(0, "sample among so many codes; 0 among all")
     top_p: float = setting(1.0, "sample among the likeliest codes of this probability")
     seed: int = setting(0, "seed of sampling")
     data_name: str | None = setting(
-        None, "what to call the real pictures; by default their Hub id, or their folder's name"
+        None, "what to call the real images; by default their Hub id, or their folder's name"
     )
     reference: str = setting("train", "split that gFID compares with: train or validation")
-    neighbours: int = setting(500, "samples whose nearest training pictures are sought; 0 for none")
+    neighbours: int = setting(500, "samples whose nearest training images are sought; 0 for none")
     inception_score: bool = setting(True, "Inception Score, if its classifier can be downloaded")
-    batch_size: int = setting(64, "pictures at a time, per process")
+    batch_size: int = setting(64, "images at a time, per process")
     output: str | None = setting(None, "folder of the results; a local pipeline's own by default")
 
     def __post_init__(self):
@@ -171,7 +171,7 @@ def _sampling(settings: GenerationEvaluationSettings) -> dict:
 def _real_pictures(
     settings: GenerationEvaluationSettings, data: ImageDataConfig, accelerator: Accelerator
 ) -> RealPictures:
-    """Loaders of the real pictures that are asked for, the held-out ones only as many as needed."""
+    """Loaders of the real images that are asked for, the held-out ones only as many as needed."""
     of_validation = settings.reference == "validation"
     if of_validation and data.validation_split is None:
         raise SettingsError("reference: validation needs validation_split")

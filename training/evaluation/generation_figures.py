@@ -33,8 +33,8 @@ class RealPictures:
     """Real images that generated ones are compared with; loaders are prepared.
 
     Attributes:
-        train: of the generator's training pictures; None if neither gFID nor neighbours ask for them.
-        held_out: of pictures that it never saw, or None.
+        train: of the generator's training images; None if neither gFID nor neighbours ask for them.
+        held_out: of images that it never saw, or None.
         reference: which of the two gFID compares with, "train" or "validation".
     """
 
@@ -89,16 +89,16 @@ def evaluate(
 
     Args:
         generated: its loader prepared.
-        inception: 8-bit pictures to features, for gFID and neighbours.
-        classifier: 8-bit pictures to logits, for the Inception Score.
-        neighbours: how many pictures' nearest training pictures are sought.
+        inception: 8-bit images to features, for gFID and neighbours.
+        classifier: 8-bit images to logits, for the Inception Score.
+        neighbours: how many images' nearest training images are sought.
         folder: for samples.png and neighbours.png.
 
     Returns:
-        On the main process findings, whose fingerprint is of the reference pictures; None on the others.
+        On the main process findings, whose fingerprint is of the reference images; None on the others.
 
     Raises:
-        ValueError: if there are fewer than two readable pictures of a kind that is needed.
+        ValueError: if there are fewer than two readable images of a kind that is needed.
     """
     main = accelerator.is_main_process
     fid = frechet_distance(accelerator.device)

@@ -44,7 +44,7 @@ class ImageEvaluationSettings:
     """The evaluation."""
 
     model: str = setting("", "folder, or name on the Hub")
-    batch_size: int = setting(64, "pictures at a time, per process")
+    batch_size: int = setting(64, "images at a time, per process")
     fid: bool = setting(True, "rFID (needs the Inception network's weights)")
     lpips: list[str] = setting(["alex", "vgg"], "networks of LPIPS; [] for none")
     data_name: str | None = setting(
@@ -111,7 +111,7 @@ def evaluate(
         The findings on the main process, None on the others.
 
     Raises:
-        ValueError: if no picture can be read, or rFID is asked of fewer than two.
+        ValueError: if no image can be read, or rFID is asked of fewer than two.
     """
     counter = CodeCounter(model.config.codebook_size, accelerator.device)
     means: dict[str, Mean] = {}

@@ -153,7 +153,7 @@ def markdown(evaluation: Evaluation, noun: str) -> str:
     """Return an evaluation as a Markdown page.
 
     Args:
-        noun: what was evaluated, "picture" or "recording".
+        noun: what was evaluated, "image" or "recording".
     """
     extra = evaluation.extra
     lines = [f"# {evaluation.dataset}", "", "| metric | value | ± (95 %) |", "|---|---|---|"]

@@ -40,7 +40,7 @@ def write_neighbours(path: Path, groups: dict[str, dict]) -> None:
     """Write a PNG: images beside their nearest training images, with the distances.
 
     Args:
-        groups: title to {"pictures": (N, 3, H, W) uint8, and name of a space: (images, distances (N,))}.
+        groups: title to {"images": (N, 3, H, W) uint8, and name of a space: (images, distances (N,))}.
     """
     rows = [[] for _ in range(max(len(group["pictures"]) for group in groups.values()))]
     for title, group in groups.items():

@@ -2,7 +2,7 @@
 
 python -m training.experiments.initialisation dataset=path/to/pictures codebook_features=features.safetensors
 
-k-means takes the latents that the untrained encoder gives for training pictures. The features are those of
+k-means takes the latents that the untrained encoder gives for training images. The features are those of
 training/external_features.py; without them that row is left out.
 """
 

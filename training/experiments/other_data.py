@@ -39,7 +39,7 @@ LFQ_ENTRIES = 1 << 22
 
 
 class MissingData(UserError):
-    """A data set's package is not installed. The message names the remedy."""
+    """A dataset's package is not installed. The message names the remedy."""
 
 
 def gaussian(seed: int) -> Tensor:
@@ -181,7 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown := set(known.data.split(",")) - set(makers):
         parser.error(f"--data: there are {', '.join(makers)}, got {', '.join(unknown)}")
     sizes, seeds = ([int(n) for n in words.split(",")] for words in (known.sizes, known.seeds))
-    systems = [name for name in QUANTIZERS if name != "lc"]  # its features are of pictures
+    systems = [name for name in QUANTIZERS if name != "lc"]  # its features are of images
     runs, counts = [], {}
     for data in known.data.split(","):
         try:

@@ -32,7 +32,7 @@ GROUPS = {
     "loss": ImageLossSettings,
     "loop": TokenizerLoopSettings,
 }
-# Utilisation is counted over so many tokens of training pictures for every code, if there are as many.
+# Utilisation is counted over so many tokens of training images for every code, if there are as many.
 TOKENS_PER_CODE = 16
 # Settings that came later: at these values runs are what they were before, and keep their hashes.
 CAME_LATER = {"weight_decay": 0.0, "hub_license": None}
@@ -216,7 +216,7 @@ def _train_and_evaluate(settings: dict) -> dict[str, float]:
 
 @torch.no_grad()
 def _usage(model, loader, accelerator) -> dict[str, float]:
-    """Utilisation over the training pictures: a validation set may have fewer tokens than there are codes."""
+    """Utilisation over the training images: a validation set may have fewer tokens than there are codes."""
     from training.codebook.usage import CodeCounter
 
     counter = CodeCounter(model.config.codebook_size, accelerator.device)

@@ -1,6 +1,6 @@
 """Put the tables of docs/results/*/README.md into docs/results.md, so that no figure is copied by hand.
 
-python -m training.experiments.summary          # after an experiment was run anew
+python -m training.experiments.summary          # after an experiment was run again
 python -m training.experiments.summary --check  # fails if the page does not hold what the experiments found
 
 A table stands between the lines <!-- NAME --> and <!-- end of NAME -->, with the sentence about its scale.

@@ -17,7 +17,7 @@ logger = get_logger(__name__)
 
 
 class Progress:
-    """Where a run is: saved with every checkpoint."""
+    """Position of a run: saved with every checkpoint."""
 
     def __init__(self):
         self.step = 0  # optimiser steps of the model
@@ -143,7 +143,7 @@ class TrainingBatches:
 
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """Let the training go on with the random numbers that it would have had without what is done meanwhile."""
+    """Keep the training's random numbers as if nothing had been done meanwhile."""
     random_state = torch.get_rng_state()
     yield
     torch.set_rng_state(random_state)

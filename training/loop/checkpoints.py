@@ -44,7 +44,7 @@ class CheckpointError(UserError):
 
 
 class Stateful(Protocol):
-    """What a checkpoint can hold: its state is a dict of tensors, numbers, texts, lists and dicts."""
+    """Object that a checkpoint can hold: its state is a dict of tensors, numbers, texts, lists and dicts."""
 
     def state_dict(self) -> dict: ...
 
@@ -148,7 +148,7 @@ class CheckpointStore:
         if final == self.last:
             return
         partial = self.folder / f".partial-{final.name}"
-        # The state of what is in parts is gathered from all ranks.
+        # The state of what is sharded is gathered from all ranks.
         shared = {name: thing.state_dict() for name, thing in self.shared.items()}
         need = self._bytes(shared)
         failure = (
@@ -255,11 +255,11 @@ class CheckpointStore:
                 f"it is of a launch {began} FSDP, and this one is {now} it: resume as it began"
             )
         rank = self.accelerator.process_index
-        # Of an average in parts, only the first rank reads the whole.
+        # Of an average sharded, only the first rank reads the whole.
         state, own = load_tensors(checkpoint / SHARED_STATE, mapped=sharding), None
         if (checkpoint / RANK_STATE.format(rank)).is_file():
             own = load_tensors(checkpoint / RANK_STATE.format(rank))
-            # Accelerate goes on without the random states where it cannot read them.
+            # Accelerate continues without the random states where it cannot read them.
             load_random_states(checkpoint / RANDOM_STATE.format(rank))
         if self.record is not None:
             self.record.resume(checkpoint, state["progress"]["step"])

@@ -21,7 +21,7 @@ LOWEST_SCALE = 1.0
 
 
 class DivergedError(UserError):
-    """Training met non-finite values and cannot go on. The message names the term and the layer."""
+    """Training met non-finite values and cannot continue. The message names the term and the layer."""
 
 
 def first_non_finite(tree, name: str = "") -> str | None:
@@ -181,7 +181,7 @@ class NonFiniteGuard:
                 self._watch = None
 
     def overflowed(self, gradients: list[Tensor]) -> bool:
-        """Whether gradients of a norm that is not finite are only fp16's overflow. All ranks call it then."""
+        """Tell whether non-finite gradients are only fp16's overflow. All ranks call it then."""
         scaler = self.accelerator.scaler
         if scaler is None or scaler.get_scale() < LOWEST_SCALE:
             return False
@@ -217,7 +217,7 @@ class NonFiniteGuard:
             self._watch = LayerWatch(self._watched)
 
     def check(self, states: dict) -> None:
-        """Refuse to go on with states, by name, that hold NaN or infinity. For all ranks.
+        """Refuse to continue with states, by name, that hold NaN or infinity. For all ranks.
 
         Raises:
             DivergedError: naming the tensor.

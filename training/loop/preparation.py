@@ -17,7 +17,7 @@ from training.runtime import sharding
 
 @dataclass
 class Prepared:
-    """What is trained, and on what.
+    """Prepared modules, and what they are trained on.
 
     Attributes:
         modules, optimizers: by the names of the recipe's modules; the first is the model.

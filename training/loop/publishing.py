@@ -1,4 +1,4 @@
-"""What a run leaves beside its models for readers, and the way of the last one to the Hub."""
+"""Records beside a run's models, and publication of the last model on the Hub."""
 
 import json
 from pathlib import Path

@@ -17,7 +17,7 @@ class Validation:
 
     Attributes:
         figures: of merit, for a card too.
-        pictures: name to (3, H, W) in [0, 1].
+        images: name to (3, H, W) in [0, 1].
         sounds: name to (samples,) in [-1, 1], at sampling_rate.
         diagnostics: how the training goes; scalars and lists, of which trackers take the scalars.
     """

@@ -82,7 +82,7 @@ def drop_figures_after(output_dir: Path, step: int) -> None:
 def write_pictures(
     output_dir: Path, step: int, pictures: dict[str, Tensor], trackers: list
 ) -> None:
-    """Save pictures (3, H, W) in [0, 1] as PNG and hand them to the trackers that take pictures."""
+    """Save images (3, H, W) in [0, 1] as PNG and hand them to the trackers that take images."""
     for name, picture in pictures.items():
         path = output_dir / name / f"step-{step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def write_sounds(
     """Save sounds (samples,) in [-1, 1] as 16-bit WAV and hand them to the trackers that take sounds."""
     if not sounds:
         return
-    import soundfile  # not needed to train on pictures
+    import soundfile  # not needed to train on images
 
     for name, sound in sounds.items():
         path = output_dir / "sounds" / f"step-{step:08d}-{name}.wav"

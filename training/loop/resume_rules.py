@@ -1,4 +1,4 @@
-"""What a resumed run may change: every setting is either applied from there on, or refused by name.
+"""Rules for resuming: every changed setting is either applied from there on or refused by name.
 
 A setting that is in neither table fails a test: whoever adds one decides.
 """
@@ -41,7 +41,7 @@ def _autoencoder_steps(old: int, new: int, step: int) -> str | None:
 
 
 def _derived(old, new, step: int) -> str | None:
-    """What is null is derived from tokenizer and data; the shapes of the weights tell whether it still fits."""
+    """Resolve null settings from tokenizer and data; the shapes of the weights tell whether they still fit."""
     return None if old is None or new is None else _SHAPE
 
 

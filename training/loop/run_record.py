@@ -18,7 +18,7 @@ MOST_BYTES = 1 << 24
 
 
 class RunRecord:
-    """What a run was told, from which step on.
+    """Record of a run's settings and from which step they applied.
 
     Args:
         groups: the settings, by the names of their groups.
@@ -118,7 +118,7 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def _as_read(content: dict) -> dict:
-    """As JSON gives it back, so that what was written and what was not compare equal."""
+    """Return the value as JSON gives it back, so that written and unwritten ones compare equal."""
     return json.loads(json.dumps(content, default=str))
 
 

@@ -81,12 +81,12 @@ class ModelFolders:
 
     @property
     def published(self) -> Path:
-        """What is to be published: the model or, of generators with their tokenizer, the pipeline."""
+        """Return the folder to publish: the model or, for code models with their tokenizer, the pipeline."""
         found = PIPELINE if (self.output_dir / PIPELINE).is_dir() else MODEL
         return self.output_dir / (self._published or found)
 
     def is_best(self, figures: dict[str, float]) -> bool:
-        """Whether a validation beats all before; the same on all ranks."""
+        """Tell whether a validation beats all before; the same on all ranks."""
         value = self._figure(figures)
         return value is not None and (self._best is None or value > self._best)
 
@@ -188,7 +188,7 @@ def _replace(new: Path, final: Path) -> None:
 
 
 def _touched(folder: Path) -> bool:
-    """Whether anything was written there after us, such as an evaluation; what we write last tells when."""
+    """Tell whether anything was written there after us, such as an evaluation."""
     try:
         last = (folder / SAVED_AT).stat().st_mtime_ns
         return any(path.lstat().st_mtime_ns > last for path in folder.rglob("*"))

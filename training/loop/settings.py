@@ -10,7 +10,7 @@ class LoopSettings:
     """The run: how long, how fast, what is kept. Steps are optimiser steps of the model."""
 
     output_dir: str = setting(
-        "runs/simvq", "folder of checkpoints, pictures, logs and the final model"
+        "runs/simvq", "folder of checkpoints, images, logs and the final model"
     )
     seed: int = setting(0, "seed of weights, data order and crops")
     batch_size: int = setting(64, "samples per process and forward pass")

@@ -80,7 +80,7 @@ class Stepper:
             self.accelerator.scaler.update()
 
     def state_dict(self) -> dict:
-        """Return what all ranks need to go on from here, beside modules and optimisers."""
+        """Return what all ranks need to continue from here, beside modules and optimisers."""
         return {"guard": self.guard.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:

@@ -209,7 +209,7 @@ class Trainer:
             self.validate()
 
     def _save(self) -> None:
-        """Save a checkpoint, unless there is something in it that nobody would want to go on from."""
+        """Save a checkpoint, unless there is something in it that nobody would want to continue from."""
         states = {n: m.state_dict() for n, m in self.recipe.modules.items()}
         states |= {f"{n} optimizer": o.state_dict() for n, o in self.stepper.optimizers.items()}
         self.stepper.guard.check(states | {"average": self.ema.state_dict()})

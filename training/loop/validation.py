@@ -59,7 +59,7 @@ def each_once(
 
     Yields:
         A batch, and whether it counts: a rank that has nothing left of one gets a sample that does not, because
-        a model in parts needs all ranks to call it.
+        a model sharded needs all ranks to call it.
     """
     hidden = not accelerator.is_local_main_process
     unreadable = torch.zeros((), dtype=torch.int64, device=accelerator.device)

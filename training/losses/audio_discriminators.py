@@ -11,7 +11,7 @@ PERIODS = (2, 3, 5, 7, 11)
 
 
 class Judgement(NamedTuple):
-    """What a family says of a batch.
+    """Output of one family for a batch.
 
     logits: of each of its discriminators, (B, 1, rows, columns); above zero (hinge) or near one (least
         squares) for real.
@@ -23,7 +23,7 @@ class Judgement(NamedTuple):
 
 
 class AudioJudgement(NamedTuple):
-    """What each family says of a batch."""
+    """Return each family's output for a batch."""
 
     multi_period: Judgement
     multi_resolution: Judgement
@@ -61,7 +61,7 @@ class AudioDiscriminator(nn.Module):
     def forward(self, waveforms: Tensor) -> AudioJudgement:
         """Waveforms (B, 1, L), any sampling rate, L > 1024, to logits and features of each family.
 
-        Clips do not see each other: a batch may be judged in parts.
+        Clips do not see each other: a batch may be judged sharded.
 
         Raises:
             ValueError: if the clips are too short for the largest spectrogram.

@@ -16,7 +16,7 @@ class ImageLoss(nn.Module):
     """Both sides' losses, as in the original (fixture losses_image; paper section 5.1).
 
     Args:
-        perceptual: LPIPS, two pictures (B, 3, H, W) in [-1, 1] to (B, 1, 1, 1); None to do without.
+        perceptual: LPIPS, two images (B, 3, H, W) in [-1, 1] to (B, 1, 1, 1); None to do without.
         reconstruction_weight, perceptual_weight: of L1 and of LPIPS.
         commitment_weight: of the quantizer's loss.
         adversarial_weight: of the generator's adversarial term; None adapts it so that its gradient at the
@@ -82,7 +82,7 @@ class ImageLoss(nn.Module):
         Args:
             pixel_values, reconstruction: (B, 3, H, W), in [-1, 1] and towards it.
             commitment_loss: scalar, of the quantizer.
-            discriminator: pictures to logits. The caller freezes it.
+            discriminator: images to logits. The caller freezes it.
             step: generator steps so far.
             last_layer: weight for the adaptive adversarial weight.
 
@@ -97,7 +97,7 @@ class ImageLoss(nn.Module):
         total = nll + self.commitment_weight * commitment_loss
         adversarial = weight = l1.new_zeros(())
         if step >= self.discriminator_start:
-            # Non-saturating loss on each picture's mean logit.
+            # Non-saturating loss on each image's mean logit.
             adversarial = F.softplus(-_picture_logits(discriminator(reconstruction))).mean()
             weight = self._adversarial_weight(nll, adversarial, reconstruction, last_layer)
             total = total + weight * adversarial
@@ -163,7 +163,7 @@ class ImageLoss(nn.Module):
 
 
 def _picture_logits(logits: Tensor) -> Tensor:
-    """Mean logit of each picture, (B,) float32."""
+    """Mean logit of each image, (B,) float32."""
     return logits.float().mean(dim=(1, 2, 3))
 
 

@@ -1,4 +1,4 @@
-"""PatchGAN discriminator: judges overlapping patches of a picture as real or reconstructed."""
+"""PatchGAN discriminator: judges overlapping patches of an image as real or reconstructed."""
 
 from torch import Tensor, nn
 
@@ -7,7 +7,7 @@ class PatchDiscriminator(nn.Module):
     """Convolutions of kernel 4 with batch norm and LeakyReLU (Isola et al. 2017; fixture losses_image).
 
     Args:
-        in_channels: channels of the pictures.
+        in_channels: channels of the images.
         base_channels: width of the first layer; it doubles per layer up to eight times.
         num_layers: layers of stride 2; the published model has 3 and 2,765,633 parameters.
     """
@@ -33,7 +33,7 @@ class PatchDiscriminator(nn.Module):
         self.apply(_initialise)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W), 24 pixels or more a side, to a logit per patch (B, 1, h, w)."""
+        """Images (B, 3, H, W), 24 pixels or more a side, to a logit per patch (B, 1, h, w)."""
         return self.main(pixel_values)
 
 

@@ -28,7 +28,7 @@ def load_lpips(net: str = "vgg", weights: str = "auto") -> nn.Module:
             calibrated heads come with the lpips package.
 
     Returns:
-        A module: two pictures (B, 3, H, W) in [-1, 1] to distances (B, 1, 1, 1).
+        A module: two images (B, 3, H, W) in [-1, 1] to distances (B, 1, 1, 1).
 
     Raises:
         MissingWeights: naming the remedies.
@@ -73,7 +73,7 @@ class PerceptualDistance(nn.Module):
         return super().train(False)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Distances (B, 1, 1, 1) between pictures (B, 3, H, W) in [-1, 1]."""
+        """Distances (B, 1, 1, 1) between images (B, 3, H, W) in [-1, 1]."""
         network = self.network
         features = [network.net(network.scaling_layer(p)) for p in (first, second)]
         distance = first.new_zeros(())

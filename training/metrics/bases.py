@@ -1,4 +1,4 @@
-"""What the metrics of this folder share: evaluate.Metric over pictures and over speech.
+"""Bases of the metrics in this folder: evaluate.Metric over images and over speech.
 
 From the root of the repository, with no network: evaluate.load("training/metrics/psnr"). They measure with the
 functions of the evaluators, so that both give the same figures.
@@ -44,7 +44,7 @@ def metric_info(description: str, inputs: str, feature) -> evaluate.MetricInfo:
 
 
 def default_device() -> torch.device:
-    """Where Accelerate would compute."""
+    """Return the device that Accelerate would use."""
     return Accelerator().device
 
 
@@ -60,7 +60,7 @@ class TakesTensors:
     row: Callable
 
     def add_batch(self, **batch) -> None:
-        """As evaluate.Metric has it, which calls this from compute."""
+        """Describe the metric; evaluate.Metric calls this from compute."""
         rows = {
             name: values if values is None else [self.row(value) for value in values]
             for name, values in batch.items()
@@ -68,7 +68,7 @@ class TakesTensors:
         super().add_batch(**rows)
 
     def add(self, **samples) -> None:
-        """As evaluate.Metric has it."""
+        """Return evaluate.Metric's description."""
         super().add(**{name: self.row(value) for name, value in samples.items()})
 
 
@@ -123,7 +123,7 @@ class ImageMetric(TakesTensors, evaluate.Metric):
 
 
 class PictureMetric(ImageMetric):
-    """A mean over pictures."""
+    """A mean over images."""
 
     def _compute(self, predictions, references, **options) -> dict[str, float]:
         measure = self.prepare(**options)

@@ -26,7 +26,7 @@ def load_inception(weights: str = "auto") -> nn.Module:
             package if it is installed, else a download.
 
     Returns:
-        A frozen module: pictures (B, 3, H, W) uint8 to features (B, 2048) float32.
+        A frozen module: images (B, 3, H, W) uint8 to features (B, 2048) float32.
 
     Raises:
         MissingWeights: naming the remedies.
@@ -63,7 +63,7 @@ def load_inception_classifier() -> nn.Module:
     """The same network's classifier, for the Inception Score, from torch-fidelity's download: packages lack it.
 
     Returns:
-        A frozen module: pictures (B, 3, H, W) uint8 to logits (B, 1008) float32, without the biases, as the
+        A frozen module: images (B, 3, H, W) uint8 to logits (B, 1008) float32, without the biases, as the
         score is defined.
 
     Raises:
@@ -107,7 +107,7 @@ class InceptionFeatures(nn.Module):
         self.network = network
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Features (B, 2048), or logits, of pictures (B, 3, H, W) uint8."""
+        """Features (B, 2048), or logits, of images (B, 3, H, W) uint8."""
         return self.network(pictures)[0]
 
 

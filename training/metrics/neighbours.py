@@ -1,4 +1,4 @@
-"""The training picture nearest to each of some pictures: do samples copy what the generator was trained on?"""
+"""The training image nearest to each of some images: do samples copy what the generator was trained on?"""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,7 @@ from torch import Tensor
 from modeling_simvq import nearest_code
 from training.runtime.float64 import float64_device, to_float64
 
-# Pictures are compared pixel by pixel at this side: finer detail tells noise apart, not pictures.
+# Images are compared pixel by pixel at this side: finer detail tells noise apart, not images.
 PIXEL_SIDE = 32
 
 
@@ -17,7 +17,7 @@ class NearestPictures:
     Args:
         queries: (N, d) vectors.
         scale: factor on Euclidean distances.
-        kept: of so many queries, the first, the nearest picture itself is kept.
+        kept: of so many queries, the first, the nearest image itself is kept.
     """
 
     def __init__(self, queries: Tensor, scale: float = 1.0, kept: int = 0):
@@ -28,7 +28,7 @@ class NearestPictures:
         self.pictures: Tensor | None = None
 
     def add(self, candidates: Tensor, pictures: Tensor) -> None:
-        """Add candidates (B, d), and what to keep of them: pictures (B, 3, H, W) uint8."""
+        """Add candidates (B, d), and what to keep of them: images (B, 3, H, W) uint8."""
         if not len(candidates) or not len(self.queries):
             return
         index = nearest_code(self.queries, candidates)
@@ -49,18 +49,18 @@ class NearestPictures:
 
 
 def pixel_vectors(pictures: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) uint8 to vectors (B, d): averaged to at most PIXEL_SIDE x PIXEL_SIDE."""
+    """Images (B, 3, H, W) uint8 to vectors (B, d): averaged to at most PIXEL_SIDE x PIXEL_SIDE."""
     sides = [min(PIXEL_SIDE, side) for side in pictures.shape[-2:]]
     return F.adaptive_avg_pool2d(pictures.float(), sides).flatten(1)
 
 
 def share_nearer(samples: Tensor, held_out: Tensor) -> float:
-    """Share of the samples that lie nearer to the training set than 95 % of held-out real pictures do.
+    """Share of the samples that lie nearer to the training set than 95 % of held-out real images do.
 
-    About 0.05 for new pictures of the same kind; a copying generator comes near 1.
+    About 0.05 for new images of the same kind; a copying generator comes near 1.
 
     Args:
-        samples, held_out: distances (N,) to the nearest training picture.
+        samples, held_out: distances (N,) to the nearest training image.
     """
     return float((samples < torch.quantile(held_out, 0.05)).double().mean())
 
@@ -68,7 +68,7 @@ def share_nearer(samples: Tensor, held_out: Tensor) -> float:
 def neighbour_metrics(
     samples: dict[str, NearestPictures], held_out: dict[str, NearestPictures] | None
 ) -> dict[str, float]:
-    """Median distances by space, of samples and of held-out pictures where there are any, and share_nearer."""
+    """Median distances by space, of samples and of held-out images where there are any, and share_nearer."""
     metrics = {}
     for space, search in samples.items():
         metrics[f"nearest_{space}"] = float(search.distances.median())

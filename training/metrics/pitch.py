@@ -93,7 +93,7 @@ def _transitions() -> np.ndarray:
 
 @torch.no_grad()
 def periodicity(network: Crepe, waveform: np.ndarray) -> np.ndarray:
-    """How periodic each frame is, (frames,) in [0, 1]: CREPE's activation along the likeliest path of pitches.
+    """Compute each frame's periodicity, (frames,) in [0, 1]: CREPE's activation along the likeliest pitches.
 
     Args:
         waveform: (L,) at 16 kHz, L at least 1024; frames of 1024 samples every 160, without padding.

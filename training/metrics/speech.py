@@ -161,7 +161,7 @@ def _without_torchaudio():
 
 
 def utmos_path() -> Path:
-    """Where the weights of UTMOS are looked for."""
+    """Return where the weights of UTMOS are looked for."""
     return Path(constants.HF_HOME) / "simvq" / UTMOS_FILE
 
 

@@ -1,4 +1,4 @@
-"""What a generator makes, for people to see and hear at every validation."""
+"""Samples of a code model, to see and hear at every validation."""
 
 from dataclasses import dataclass
 
@@ -15,9 +15,9 @@ from training.runtime.settings import SettingsError, at_least, setting
 class SampleSettings:
     """Samples at every validation, if the tokenizer is named."""
 
-    samples: int = setting(4, "pictures of a class, or clips of sound; 0 for none")
-    sample_classes: int = setting(8, "pictures: classes shown, a row each, from the first on")
-    guidance_scale: float = setting(2.0, "pictures: of classifier-free guidance; 1 for none")
+    samples: int = setting(4, "images of a class, or clips of audio; 0 for none")
+    sample_classes: int = setting(8, "images: classes shown, a row each, from the first on")
+    guidance_scale: float = setting(2.0, "images: of classifier-free guidance; 1 for none")
     temperature: float = setting(1.0, "below 1 for likelier codes, above for more various ones")
     top_k: int = setting(0, "sample from so many likeliest codes; 0 for all")
     top_p: float = setting(
@@ -33,7 +33,7 @@ class SampleSettings:
             raise SettingsError(f"top_p must lie in (0, 1], got {self.top_p}")
 
     def choices(self) -> dict:
-        """How codes are drawn; the same at every validation, so that pictures of two can be compared."""
+        """Settings of sampling; the same at every validation, so that its images can be compared."""
         names = ("temperature", "top_k", "top_p")
         return {k: getattr(self, k) for k in names} | {
             "generator": torch.Generator().manual_seed(0)
@@ -44,7 +44,7 @@ class SampleSettings:
 def sample_pictures(
     model: SimVQForImageGeneration, tokenizer: PreTrainedModel, settings: SampleSettings
 ) -> dict[str, Tensor]:
-    """A sheet of pictures (3, H, W) in [0, 1], a row for each class, under the name "samples"."""
+    """A sheet of images (3, H, W) in [0, 1], a row for each class, under the name "samples"."""
     shown = min(settings.sample_classes, model.config.num_classes) or 1
     labels = None  # of a generator without classes: one row
     if model.config.num_classes:

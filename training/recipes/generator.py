@@ -1,4 +1,4 @@
-"""Recipe of the generators: a transformer over the codes of a tokenizer, of pictures or of sound."""
+"""Recipe of the generators: a transformer over the codes of a tokenizer, of images or of audio."""
 
 import json
 import math
@@ -54,7 +54,7 @@ class GeneratorModelSettings(settings_of(SimVQImageGenerationConfig, *MODEL_FIEL
         "what made the codes, a folder or a name on the Hub: to see samples, and for the pipeline",
     )
     codebook_size: int | None = setting(None, "K, number of codes; by default the tokenizer's")
-    num_classes: int | None = setting(None, "pictures: by default those that the data set names")
+    num_classes: int | None = setting(None, "images: by default those that the dataset names")
 
     def config(
         self, layout: TokenLayout, codebook_size: int, max_codes: int
@@ -95,7 +95,7 @@ class GeneratorRecipe:
 
     Args:
         tokenizer: what made the codes; None to do without samples and pipeline.
-        processor: of a tokenizer of pictures.
+        processor: of a tokenizer of images.
     """
 
     stepper = LossStepper
@@ -124,7 +124,7 @@ class GeneratorRecipe:
         return {"generator": self.model}
 
     def arguments(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the model is called with."""
+        """Return the arguments that the model is called with."""
         return {name: batch[name] for name in batch if name not in ("valid", "unreadable")}
 
     def batch_weight(self, batch: dict[str, Tensor]) -> Tensor | None:
@@ -150,7 +150,7 @@ class GeneratorRecipe:
             logger.warning("the validation set has no row that can be read: no figures")
             return Validation({})
         result = Validation(loss_figures(total / count))
-        # All ranks make the same samples of a model in parts, none of which could do it alone.
+        # All ranks make the same samples of a model sharded, none of which could do it alone.
         samples_here = accelerator.is_main_process or is_sharding(accelerator)
         if self.tokenizer is not None and self.samples.samples and samples_here:
             tokenizer = self.tokenizer.to(accelerator.device)
@@ -171,7 +171,7 @@ def save_generator(
     tokenizer: PreTrainedModel | None,
     processor: SimVQImageProcessor | None,
 ) -> Path:
-    """Write the generator and, with a processor of pictures, the pipeline of all three beside it.
+    """Write the generator and, with a processor of images, the pipeline of all three beside it.
 
     Returns:
         What is to be published: the pipeline's folder if there is one, otherwise the generator's.

@@ -1,4 +1,4 @@
-"""Recipe of the image tokenizer: model, PatchGAN, losses, pictures, validation."""
+"""Recipe of the image tokenizer: model, PatchGAN, losses, images, validation."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -58,7 +58,7 @@ class ImageLossSettings:
     discriminator_start: int = setting(0, "step from which the discriminator takes part")
     discriminator_channels: int = setting(64, "width of the PatchGAN's first layer")
     discriminator_layers: int = setting(3, "strided layers of the PatchGAN")
-    lecam_weight: float = setting(0.0, "weight of LeCAM regularisation, for small data sets")
+    lecam_weight: float = setting(0.0, "weight of LeCAM regularisation, for small datasets")
     commitment_weight: float = setting(1.0, "weight of the quantizer's loss")
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""From a command line to a finished run; shared by the trainers."""
+"""Run of a trainer, from the command line to the finished model."""
 
 import logging
 import sys
@@ -51,7 +51,7 @@ def run(
     Args:
         groups: dataclasses of the settings; "data" and "loop" are among them.
         build_recipe: takes all but "loop" by these names, and batch_size and seed.
-        may_shard: whether the model can be trained in parts (FSDP2).
+        may_shard: whether the model can be trained sharded (FSDP2).
     """
 
     def body(**settings) -> None:

@@ -1,4 +1,4 @@
-"""What the recipes of the tokenizers, of pictures and of sound, have in common."""
+"""Base of the image and audio tokenizers' recipes."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ class TokenizerRecipe(ABC):
 
     @abstractmethod
     def measure(self, model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> Validation:
-        """Figures of merit, pictures and sounds of a validation."""
+        """Figures of merit, images and sounds of a validation."""
 
     def validate(
         self, model: nn.Module, loader: DataLoader, accelerator: Accelerator

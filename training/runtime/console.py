@@ -1,4 +1,4 @@
-"""What every command of training/ does around its own work: settings, log, processes, errors in one line."""
+"""Frame of every command: settings, log, processes, errors in one line."""
 
 import logging
 import sys

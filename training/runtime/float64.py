@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def float64_device(device: torch.device) -> torch.device:
-    """Where to compute in float64 with values of a device: there, or on the CPU."""
+    """Return where to compute in float64 with values of a device: there, or on the CPU."""
     return torch.device("cpu") if device.type == "mps" else device
 
 

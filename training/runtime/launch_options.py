@@ -1,4 +1,4 @@
-"""What a launch says beside the settings: `accelerate launch` and its configuration files, by the environment.
+"""Options of the launch: what `accelerate launch` and its configuration files say through the environment.
 
 Accelerate takes some of it over the program's own values and ignores the rest. Here it is either a setting's
 value or refused by name.
@@ -59,7 +59,7 @@ def follow_launch(settings) -> None:
 
 
 def refuse_half_precision() -> None:
-    """For the commands that do not train: they work in float32, because other precisions give other codes.
+    """Refuse other precisions, for the commands that do not train: half precision gives other codes.
 
     Raises:
         SettingsError: if the launch asks for another precision, or an engine of training.
@@ -92,13 +92,13 @@ def refuse_engines() -> None:
 
 
 def _said(variable: str, name: str) -> str | None:
-    """What the launch says; None if nobody asked for it."""
+    """Return what the launch says; None if it says nothing."""
     said = os.environ.get(variable, "").strip().lower()
     return None if said in ("", *UNSAID.get(name, ())) else said
 
 
 def _value(variable: str, name: str, said: str):
-    """As the setting's type."""
+    """Convert to the setting's type."""
     try:
         if name == "gradient_accumulation_steps":
             value = int(said)

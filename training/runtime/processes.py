@@ -26,7 +26,7 @@ SIZE_VARIABLES = (
     "SLURM_STEP_NUM_TASKS",
 )
 
-# Processes wait for each other while one machine downloads a data set or writes a large file. NCCL gives up
+# Processes wait for each other while one machine downloads a dataset or writes a large file. NCCL gives up
 # after 10 minutes, gloo after 30. A process that dies is noticed by the launcher, not by this.
 PATIENT = InitProcessGroupKwargs(timeout=timedelta(hours=3))
 
@@ -41,7 +41,7 @@ def join_processes() -> Accelerator:
 
 
 def refuse_sharding(accelerator: Accelerator) -> None:
-    """For all but the generators' trainer: tokenizers are small, and every process has its own.
+    """Refuse sharded models, for all but the code models' trainer: tokenizers are small.
 
     Raises:
         SettingsError: if the launch splits models among processes.
@@ -96,7 +96,7 @@ def _parent_command() -> list[str]:
 
 
 def _launcher_says(command: list[str]) -> list[tuple[str, int]]:
-    """What a command line of `accelerate launch`, or its configuration file, says; nothing for others."""
+    """Return the number of processes that a command line of `accelerate launch` or its configuration names."""
     for place, word in enumerate(command):
         name = Path(word).name
         if word == "accelerate.commands.launch" or name == "accelerate-launch":

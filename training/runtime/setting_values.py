@@ -160,7 +160,7 @@ def _parse(text: str, kind: type):
 
 
 def _resolve(value):
-    """What nobody knows the type of: numbers and switches are read as such, all else is text."""
+    """Read a value of unknown type: numbers and switches as such, all else as text."""
     if isinstance(value, dict):
         return {str(key): _resolve(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

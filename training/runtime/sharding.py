@@ -1,4 +1,4 @@
-"""Models in parts (FSDP2): every rank holds a share of each weight, its gradient and its optimiser state.
+"""Models sharded (FSDP2): every rank holds a share of each weight, its gradient and its optimiser state.
 
 Accelerate shards the trained model. This is what the loop needs beside it: the average sharded in the same way,
 whole states for checkpoints that any number of ranks can read, and a whole copy to save as a model. What only
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def is_sharding(accelerator: Accelerator) -> bool:
-    """Whether the launch asks for models in parts."""
+    """Tell whether the launch asks for sharded models."""
     return accelerator.distributed_type == DistributedType.FSDP
 
 
@@ -70,7 +70,7 @@ def reshard(module: nn.Module) -> None:
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor."""
+    """Return this rank's shard of a tensor."""
     return tensor.to_local() if _in_parts(tensor) else tensor
 
 

@@ -52,7 +52,7 @@ def check_shared(accelerator: Accelerator, folder: Path, name: str = "output_dir
 
 
 def _appears(path: Path) -> bool:
-    """Whether the file comes within some seconds."""
+    """Tell whether the file appears within some seconds."""
     end = time.monotonic() + PATIENCE
     while True:
         try:

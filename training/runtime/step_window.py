@@ -1,4 +1,4 @@
-"""What the batches of a step tell: it counts only if the step was not skipped."""
+"""Window over the batches of a step: what they tell counts only if the step was not skipped."""
 
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar

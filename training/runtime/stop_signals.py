@@ -69,7 +69,7 @@ class StopRequest:
 
 
 def ignore_signals() -> None:
-    """At the very end of a process: a signal then would only interrupt the interpreter, with a traceback."""
+    """Ignore signals at the very end of a process, where one would only print a traceback."""
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -77,7 +77,7 @@ def ignore_signals() -> None:
 
 @contextmanager
 def deaf_to_signals() -> Iterator[None]:
-    """For what is done in a moment: signals that come meanwhile are ignored."""
+    """Ignore signals during what takes a moment."""
     former = {}
     if threading.current_thread() is threading.main_thread():
         former = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
@@ -89,7 +89,7 @@ def deaf_to_signals() -> Iterator[None]:
 
 
 def shield_worker(worker: int) -> None:
-    """For a data loader's workers: signals are for the training process alone, which still needs its data.
+    """Shield a data loader's worker: signals are for the training process alone, which still needs its data.
 
     Schedulers and terminals send them to every process of a group. A worker ends when its parent says so.
     """

@@ -22,12 +22,12 @@ SECONDS_OF_DOUBT = 3600
 
 @dataclass(frozen=True)
 class Record:
-    """What a file of codes was made of.
+    """Record of the rows that a file of codes was made of.
 
     Attributes:
         rows: of the source.
         unreadable: of these, how many could not be read and were left out.
-        names: digest of the rows, of files beside the data set only their names and sizes.
+        names: digest of the rows, of files beside the dataset only their names and sizes.
         contents: digest of the rows with the contents of such files.
     """
 
@@ -38,7 +38,7 @@ class Record:
 
 
 def relative_texts(row: dict, dataset: str) -> dict:
-    """A row whose texts that are paths below a local data set, as of its tar files, count from there."""
+    """A row whose texts that are paths below a local dataset, as of its tar files, count from there."""
     folder = Path(dataset).expanduser().absolute()
     if not folder.exists():
         return row
@@ -50,7 +50,7 @@ def relative_texts(row: dict, dataset: str) -> dict:
 
 
 class RowDigests:
-    """Digests of rows of a data set, whose samples are still encoded.
+    """Digests of rows of a dataset, whose samples are still encoded.
 
     Args:
         column: of the samples, cells {"bytes", "path"}.
@@ -61,15 +61,15 @@ class RowDigests:
         self.column, self.folder = column, Path(dataset).expanduser().absolute()
 
     def names(self, rows: Iterable[dict]) -> str:
-        """Digest that opens no file: of a file beside the data set its name and its size."""
+        """Digest that opens no file: of a file beside the dataset its name and its size."""
         return self._digest(rows, lambda path: str(path.stat().st_size).encode())
 
     def contents(self, rows: Iterable[dict]) -> str:
-        """Digest of everything, files beside the data set included."""
+        """Digest of everything, files beside the dataset included."""
         return self._digest(rows, _digest_file)
 
     def still_hold(self, rows: list[dict], record: Record, codes: Path) -> bool:
-        """Whether these are the rows that a file of codes was made of."""
+        """Tell whether a file of codes was made of these rows."""
         if len(rows) != record.rows:
             return False
         changed = [path.stat() for row in rows if (path := self._file(row)) is not None]
@@ -79,7 +79,7 @@ class RowDigests:
         return self.contents(rows) == record.contents
 
     def _file(self, row: dict) -> Path | None:
-        """The file beside the data set that a row's cell names; None if the cell holds the bytes itself."""
+        """The file beside the dataset that a row's cell names; None if the cell holds the bytes itself."""
         cell = row.get(self.column)
         if isinstance(cell, dict) and cell.get("bytes") is None and cell.get("path"):
             path = Path(cell["path"])
@@ -124,7 +124,7 @@ def _add(digest, value) -> None:
 
 
 def code_path(folder: Path, split: str, index: int) -> Path:
-    """Where a file of codes lies."""
+    """Return the path of a file of codes."""
     return folder / "data" / f"{split}-{index:05}.parquet"
 
 

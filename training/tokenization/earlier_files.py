@@ -27,7 +27,7 @@ def check_length(count: int, there: dict[int, Path], size: int, folder: Path, sp
 
 
 def has_grown(rows: list[dict], path: Path, split: str, digests: RowDigests) -> bool:
-    """Whether a file lacks rows of its portion that the source did not have when it was written.
+    """Tell whether a file lacks rows of its portion that the source has gained since.
 
     Raises:
         SettingsError: if the rows that the file was made of are not the first ones of the portion.
@@ -83,7 +83,7 @@ def _changed_columns(before: datasets.Features, now: datasets.Features) -> list[
 
 
 def _change(before, now) -> str:
-    """How a column differs; "" if values of before mean the same now."""
+    """Describe how a column differs; "" if earlier values mean the same now."""
     if isinstance(before, datasets.ClassLabel) and isinstance(now, datasets.ClassLabel):
         if now.names[: len(before.names)] == before.names:
             return ""

@@ -1,4 +1,4 @@
-"""Samples of a data set to codes, for both modalities: what tokenize_dataset makes of a row."""
+"""Samples of a dataset to codes, for both modalities: what tokenize_dataset makes of a row."""
 
 import hashlib
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ MANIFEST = "tokenization.json"  # beside the codes: how they were made
 
 @dataclass(frozen=True)
 class Variant:
-    """What is made of a picture.
+    """Variant of an image that is encoded.
 
     Attributes:
         crop: number of a random crop; None for the centre.
@@ -30,7 +30,7 @@ class Variant:
 
 
 class ImageTokens:
-    """Pictures to codes (h, w).
+    """Images to codes (h, w).
 
     Args:
         model: an image tokenizer in evaluation mode.
@@ -64,7 +64,7 @@ class ImageTokens:
 
     @torch.inference_mode()
     def encode(self, samples: list[Tensor]) -> list[np.ndarray]:
-        """Codes (h, w) of each picture."""
+        """Codes (h, w) of each image."""
         pixels = torch.stack(samples).to(self.model.device)
         return list(self.model.encode(pixels).image_codes.cpu().numpy())
 

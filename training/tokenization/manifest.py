@@ -1,4 +1,4 @@
-"""tokenization.json: how a folder of codes was made, and of what; checked when a command goes on there."""
+"""tokenization.json: how a folder of codes was made, and of what; checked when a command continues there."""
 
 import dataclasses
 import hashlib
@@ -16,7 +16,7 @@ from training.tokenization.encoders import MANIFEST
 
 
 def make_plan(settings, data: DataSettings, weights: str) -> dict:
-    """What must be the same for two runs to make the same files.
+    """Plan of a tokenization: what must be the same for two runs to write the same files.
 
     Args:
         settings: TokenizeSettings.
@@ -38,7 +38,7 @@ def make_plan(settings, data: DataSettings, weights: str) -> dict:
 
 
 def check_manifest(folder: Path, plan: dict) -> None:
-    """Begin or go on in a folder.
+    """Begin or continue in a folder.
 
     Raises:
         SettingsError: if it holds codes of other settings, or files of another origin.

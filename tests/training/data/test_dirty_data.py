@@ -95,7 +95,7 @@ def test_the_processor_sees_what_training_sees():
     )
     refused = set()
     for name, file in PICTURES.items():
-        if name == "script.jpg":  # Pillow itself takes it for a picture
+        if name == "script.jpg":  # Pillow itself takes it for an image
             continue
         try:
             pixels = processor(

@@ -115,7 +115,7 @@ def parquet_file(path: Path) -> tuple[Path, dict]:
 def parquet_of_bytes(path: Path) -> tuple[Path, dict]:
     cells = {"image": [shade(i) for i in range(6)], "mask": [b"broken"] * 6}
     raw = datasets.Dataset.from_dict(cells).cast_column("mask", datasets.Image())
-    raw.to_parquet(path / "some.parquet")  # another column's pictures must not be decoded
+    raw.to_parquet(path / "some.parquet")  # another column's images must not be decoded
     return path / "some.parquet", {}
 
 
@@ -264,7 +264,7 @@ def test_extremely_elongated_pictures_are_unreadable():
         image_to_pixels(Image.new("RGB", (60000, 1)), 128)
 
 
-# Broken files in a data set
+# Broken files in a dataset
 
 
 @BOTH
@@ -275,7 +275,7 @@ def test_broken_files_in_training_are_replaced(streaming, tmp_path, caplog):
     unreadable = sum(int(batch["unreadable"].sum()) for batch in batches)
     assert all(batch["valid"].all() for batch in batches)
     assert set(found(batches)) == {0, 1, 4, 5, 7}
-    if streaming:  # those after the last good picture have no sample to be counted with
+    if streaming:  # those after the last good image have no sample to be counted with
         assert len(batches) == 5 and unreadable <= 4
     else:  # index 2 meets 2 and 3; 3, 6 and x.jpg one each
         assert len(batches) == 9 and unreadable == 5
@@ -334,7 +334,7 @@ def test_streams_with_workers(tmp_path):
         for epoch in (0, 1):
             loader.dataset.set_epoch(epoch)
             orders.append(found(loader))
-    assert len(set(orders[0])) == len(orders[0]) == 32  # no picture twice
+    assert len(set(orders[0])) == len(orders[0]) == 32  # no image twice
     assert orders[0] == orders[2] and orders[1] == orders[3] and orders[0] != orders[1]
 
 

@@ -51,5 +51,5 @@ def test_levels_are_those_that_a_viewer_shows(bits, white_is_zero, order, orient
     processor = SimVQImageProcessor(do_resize=False, do_center_crop=False, size_divisor=1)
     pixels = processor(Image.open(io.BytesIO(content)), return_tensors="np").pixel_values[0]
     assert np.array_equal(((pixels + 1) * 127.5).round().transpose(1, 2, 0), seen)
-    if orientation == 1:  # as metrics take a picture
+    if orientation == 1:  # as metrics take an image
         assert np.array_equal(pil_to_rgb(Image.open(io.BytesIO(content))), seen)

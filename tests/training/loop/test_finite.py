@@ -35,7 +35,7 @@ class Injection:
     def _lasting(self) -> dict:
         trainer = self.trainer
         state = everything(trainer) | {"means": trainer.reports.means.state_dict()["sums"]}
-        del state["rates"]  # schedules go on with the steps
+        del state["rates"]  # schedules continue with the steps
         state["codes"] = trainer.stepper.watch.counter.counts
         clone = torch.utils._pytree.tree_map_only(torch.Tensor, torch.clone, state)
         return clone

@@ -39,7 +39,7 @@ def test_distance_behaves(vgg):
 
 
 # Pinned as measured: a kernel transposed in space would pass every other test here. The same weights give
-# alex 0.7219 and 0.1376, vgg 0.5686 and 0.4217 for the example pictures in the lpips repository.
+# alex 0.7219 and 0.1376, vgg 0.5686 and 0.4217 for the example images in the lpips repository.
 @pytest.mark.parametrize(("net", "expected"), [("vgg", 0.747785), ("alex", 0.749169)])
 def test_distance_of_two_photographs(net, expected, request):
     network = request.getfixturevalue(net)

@@ -117,7 +117,7 @@ def dirty_pictures() -> dict[str, Dirty]:
 # Where the quarters' colours are read, as parts of a side of SIDE.
 CENTRES = [(SIDE // 4, SIDE // 4), (SIDE * 3 // 4, SIDE // 4)]
 CENTRES += [(SIDE // 4, SIDE * 3 // 4), (SIDE * 3 // 4, SIDE * 3 // 4)]
-# Pillow takes this for a picture and hands it to Ghostscript, where there is one: it is a program.
+# Pillow takes this for an image and hands it to Ghostscript, where there is one: it is a program.
 POSTSCRIPT = (
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 48 48\n%%EndComments\n"
     b"1 0 0 setrgbcolor 0 0 48 48 rectfill\nshowpage\n%%EOF\n"

@@ -1,11 +1,11 @@
-"""LPIPS of pictures."""
+"""LPIPS of images."""
 
 from training.losses.perceptual import load_lpips
 from training.metrics import bases
 
 
 class Lpips(bases.PictureMetric):
-    """LPIPS of the lpips package: a mean over pictures. net: "alex" or "vgg"."""
+    """LPIPS of the lpips package: a mean over images. net: "alex" or "vgg"."""
 
     def prepare(self, net: str = "alex"):
         """See PictureMetric."""

@@ -13,7 +13,7 @@ from training.runtime.float64 import float64_device, to_float64
 class Rfid(bases.ImageMetric):
     """rFID: Frechet distance of Inception's features (2015-12-05, 2048) of reconstructions and their originals.
 
-    Not gFID, which compares generated pictures with a data set.
+    Not gFID, which compares generated images with a dataset.
     """
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""How much of a codebook is used."""
+"""Utilisation of a codebook."""
 
 import datasets
 import evaluate
