@@ -25,6 +25,7 @@ from .hooked_weights import computing_type, running_device
 from .integer_codes import integers
 from .quantization_baselines import make_quantizer
 from .quantization_simvq import SimVQ
+from .tiling import CrossFade
 from .verified_download import VerifiedDownload
 from .weight_norm_conv1d import (
     LengthAndDirection,
@@ -691,8 +692,8 @@ class SimVQAudioModel(FoldableCodebook, SimVQAudioPreTrainedModel):
         batch, _, frames = latents.shape
         hop = self.config.hop_length
         lengths = [frames] * batch if mask is None else mask.sum(dim=-1).flatten().tolist()
-        output = latents.new_zeros(batch, 1, frames * hop, dtype=torch.float32)
-        rise = (torch.arange(overlap * hop, device=latents.device) + 0.5) / (overlap * hop)
+        ends = torch.tensor(lengths, device=latents.device)[:, None, None] * hop
+        faded = CrossFade((batch, 1, frames * hop), overlap * hop, latents.device)
         for start in range(0, frames - overlap, chunk - overlap):
             # What is left of a clip after a chunk is more than the overlap, or nothing.
             rows = [
@@ -702,14 +703,9 @@ class SimVQAudioModel(FoldableCodebook, SimVQAudioPreTrainedModel):
                 break
             stop = min(start + chunk, max(lengths[row] for row in rows))
             within = None if mask is None else mask[rows, :, start:stop]
-            piece = self.decoder(latents[rows, :, start:stop].contiguous(), within).float()
-            if start:
-                piece[..., : len(rise)] *= rise
-            unfinished = [i for i, row in enumerate(rows) if lengths[row] > start + chunk]
-            if unfinished:
-                piece[unfinished, :, -len(rise) :] *= 1 - rise
-            output[rows, :, start * hop : stop * hop] += piece
-        return output.to(latents.dtype)
+            piece = self.decoder(latents[rows, :, start:stop].contiguous(), within)
+            faded.add(piece, [start * hop], rows, ends[rows])
+        return faded.result().to(latents.dtype)
 
     def _frame_mask(self, mask: Tensor | None, latents: Tensor) -> Tensor | None:
         if mask is None:

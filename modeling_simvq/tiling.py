@@ -1,6 +1,7 @@
-"""Run a network over overlapping tiles and blend the results, so that memory does not grow with the image."""
+"""Run a network over overlapping pieces and cross-fade them, so that memory does not grow with the input."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,13 +15,53 @@ def tile_starts(length: int, tile: int, stride: int) -> list[int]:
     return [*starts, length - tile]
 
 
-def _ramp(length: int, overlap: int, at_start: bool, at_end: bool, like: Tensor) -> Tensor:
-    """Weights that rise over `overlap` cells from a neighbouring tile, and are 1 at a border of the image."""
-    cells = torch.arange(length, device=like.device, dtype=torch.float32) + 0.5
-    ones = torch.ones_like(cells)
-    rise = ones if at_start else (cells / overlap).clamp(max=1)
-    fall = ones if at_end else ((length - cells) / overlap).clamp(max=1)
-    return torch.minimum(rise, fall)
+class CrossFade:
+    """Mean of overlapping pieces in any number of dimensions, each fading linearly into its neighbours.
+
+    Args:
+        shape: of the result, (B, C, *sizes).
+        overlap: positions over which a piece fades in, or out. It does neither at a border of the whole.
+        device: of the result and of the pieces.
+    """
+
+    def __init__(self, shape: Sequence[int], overlap: int, device: torch.device):
+        self.overlap = overlap
+        self.sum = torch.zeros(*shape, device=device)
+        self.weight = torch.zeros(shape[0], 1, *shape[2:], device=device)
+
+    def add(
+        self, piece: Tensor, starts: Sequence[int], rows=slice(None), ends: Tensor | None = None
+    ) -> None:
+        """Add a piece.
+
+        Args:
+            piece: (R, C, *sizes).
+            starts: position of the piece in each dimension after the channels.
+            rows: of the batch that the piece holds.
+            ends: (R, 1, 1), of one dimension only: where each row ends, if it is shorter than the result.
+        """
+        weights, window = None, [rows, slice(None)]
+        for axis, start in enumerate(starts, start=2):
+            stop = start + piece.shape[axis]
+            whole = torch.tensor(self.sum.shape[axis]) if ends is None else ends
+            ramp = self._ramp(piece.shape[axis], start == 0, whole <= stop)
+            weights = ramp if weights is None else weights[..., None] * ramp
+            window.append(slice(start, stop))
+        self.sum[tuple(window)] += piece * weights
+        self.weight[tuple(window)] += weights
+
+    def result(self) -> Tensor:
+        """Return the mean, float32, and zero where there is no piece. It takes the place of the sum."""
+        return self.sum.div_(self.weight.clamp_(min=1e-12))
+
+    def _ramp(self, length: int, first: bool, last: Tensor) -> Tensor:
+        """Return weights of one dimension, (length,), or (R, 1, length) for `last` (R, 1, 1)."""
+        device = self.sum.device
+        cells = torch.arange(length, device=device, dtype=torch.float32) + 0.5
+        ones = torch.ones_like(cells)
+        rise = ones if first else (cells / self.overlap).clamp(max=1)
+        fall = ((length - cells) / self.overlap).clamp(max=1)
+        return torch.minimum(rise, torch.where(last.to(device), ones, fall))
 
 
 @torch.no_grad()
@@ -45,34 +86,13 @@ def run_tiled(
         (B, C', h * output_cell, w * output_cell) on the inputs' device; one tile's activations is all that
         is held beside the input and the output.
     """
-    rows = -(-inputs.shape[-2] // input_cell)
-    cols = -(-inputs.shape[-1] // input_cell)
-    stride = tile - overlap
-    output = total = None
-    for top in tile_starts(rows, tile, stride):
-        for left in tile_starts(cols, tile, stride):
-            bottom, right = min(top + tile, rows), min(left + tile, cols)
-            piece = network(
-                inputs[
-                    ...,
-                    top * input_cell : bottom * input_cell,
-                    left * input_cell : right * input_cell,
-                ]
-            )
-            if output is None:
-                size = (rows * output_cell, cols * output_cell)
-                output = piece.new_zeros(*piece.shape[:2], *size, dtype=torch.float32)
-                total = torch.zeros(size, device=piece.device)
-            margin = overlap * output_cell
-            vertical = _ramp(piece.shape[-2], margin, top == 0, bottom == rows, piece)
-            horizontal = _ramp(piece.shape[-1], margin, left == 0, right == cols, piece)
-            weights = vertical[:, None] * horizontal
-            at = (
-                ...,
-                slice(top * output_cell, bottom * output_cell),
-                slice(left * output_cell, right * output_cell),
-            )
-            output[at] += piece * weights
-            total[at] += weights
-            dtype = piece.dtype
-    return output.div_(total).to(dtype)
+    cells = [-(-size // input_cell) for size in inputs.shape[2:]]
+    faded = None
+    for starts in itertools.product(*(tile_starts(size, tile, tile - overlap) for size in cells)):
+        window = (slice(start * input_cell, (start + tile) * input_cell) for start in starts)
+        piece = network(inputs[..., *window])
+        if faded is None:
+            whole = [size * output_cell for size in cells]
+            faded = CrossFade([*piece.shape[:2], *whole], overlap * output_cell, piece.device)
+        faded.add(piece, [start * output_cell for start in starts])
+    return faded.result().to(piece.dtype)

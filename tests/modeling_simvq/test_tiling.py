@@ -1,5 +1,6 @@
 """Tiling: exact where the network is local, without seams where it is not, and bounded in memory."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_simvq.tiling import run_tiled, tile_starts
+from modeling_simvq.tiling import CrossFade, run_tiled, tile_starts
 from tests.support.programs import run
 
 
@@ -175,3 +176,27 @@ def test_tiling_bounds_the_memory():
     assert done.returncode == 0, done.stderr
     megabytes = json.loads(done.stdout.splitlines()[-1])
     assert megabytes["tiled"] < megabytes["whole"] / 3, megabytes
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 23), min_size=1, max_size=3),
+    tile=st.integers(2, 9),
+    data=st.data(),
+)
+def test_pieces_of_a_whole_give_it_back_in_any_number_of_dimensions(sizes, tile, data):
+    overlap = data.draw(st.integers(1, tile // 2))
+    whole = torch.randn(2, 3, *sizes)
+    faded = CrossFade(whole.shape, overlap, whole.device)
+    for starts in itertools.product(*(tile_starts(s, tile, tile - overlap) for s in sizes)):
+        faded.add(whole[:, :, *(slice(s, s + tile) for s in starts)], starts)
+    torch.testing.assert_close(faded.result(), whole)
+
+
+def test_rows_that_end_early_do_not_fade_out_at_their_ends():
+    """Values differ between pieces; where a row has one piece only, it has that piece's value."""
+    faded = CrossFade((2, 1, 8), 2, torch.device("cpu"))
+    faded.add(torch.full((2, 1, 5), 1.0), [0], [0, 1], torch.tensor([8, 5])[:, None, None])
+    faded.add(torch.full((1, 1, 5), 3.0), [3], [0], torch.tensor([8])[:, None, None])
+    expected = [[1, 1, 1, 1.5, 2.5, 3, 3, 3], [1, 1, 1, 1, 1, 0, 0, 0]]
+    torch.testing.assert_close(faded.result()[:, 0], torch.tensor(expected))
