@@ -92,6 +92,20 @@ def test_tensors_as_models_give_them_are_measured_as_images_are(pictures):
             load("psnr").compute(predictions=wrong, references=references)
 
 
+@pytest.mark.parametrize("largest", [2.17, 6.0])
+def test_what_a_decoder_exceeds_is_clamped(pictures, largest):
+    """Its pixels have no bound: the demo's model reaches 2.17."""
+    originals, decoded = (
+        torch.cat([pixels(Image.fromarray(p)) for p in some]) for some in pictures
+    )
+    decoded[:, :, ::7] *= largest / float(decoded[:, :, ::7].abs().max())
+    clamped = load("psnr").compute(predictions=decoded.clamp(-1, 1), references=originals)
+    assert load("psnr").compute(predictions=decoded, references=originals) == clamped
+    for wrong in ((decoded + 1) * 127.5, decoded * float("nan")):
+        with pytest.raises(ValueError, match="must lie in"):
+            load("psnr").compute(predictions=wrong, references=originals)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("net", ["alex", "vgg"])
 def test_lpips_is_that_of_the_network_called_directly(pictures, net):
