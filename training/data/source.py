@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
@@ -130,7 +131,18 @@ def open_split(
         )
     if not all_columns:
         source = source.select_columns([column])
+    if source.features is None:
+        # A stream of text learns its columns from its rows, and Datasets casts only those that it knows.
+        return source.map(partial(_as_cell, column=column))
     return source.cast_column(column, kind.feature(decode=False))
+
+
+def _as_cell(row: dict, column: str) -> dict:
+    cell = row[column]
+    if cell is None or isinstance(cell, dict):
+        return {column: cell}
+    is_path = isinstance(cell, str)
+    return {column: {"bytes": None if is_path else cell, "path": cell if is_path else None}}
 
 
 def open_splits(config: DataSettings, splits: Sequence[str], setting: str) -> list[Source]:

@@ -5,6 +5,8 @@ import hashlib
 import os
 import re
 from glob import glob
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import datasets
@@ -19,6 +21,7 @@ from huggingface_hub import DatasetCardData, metadata_load
 
 from training.data.files import ARCHIVES, METADATA, TABLES, TEXT_TABLES, FolderFiles, Splits
 from training.data.splits import take_split
+from training.data.table_paths import paths_from
 from training.runtime.settings import SettingsError
 
 BUILDERS = {**TABLES, **TEXT_TABLES, **ARCHIVES}
@@ -77,7 +80,35 @@ def _columns(found: FolderFiles, path: str) -> list[str]:
 
 
 def load_files(config, root: Path, files: list[str], features: datasets.Features | None) -> Source:
-    """Tables or tar archives as one split; a tar file's member of the kind is the column of samples."""
+    """Tables or tar archives as one split.
+
+    A tar file's member of the kind is the column of samples; relative paths in a table count from its folder.
+    """
+    source = _load(config, root, files, features)
+    if builder_of(files[0]) != "webdataset":
+        return _with_paths(config, root, files, features, source)
+    names = source.column_names or []
+    members = [
+        name for name in names if f".{name.rpartition('.')[2].lower()}" in config.kind.extensions
+    ]
+    if config.column in names or len(members) != 1:
+        return source
+    return source.rename_column(members[0], config.column)
+
+
+def _with_paths(config, root: Path, files: list[str], features, source: Source) -> Source:
+    folders = [(root / path).parent for path in files]
+    resolved = paths_from(config, source, folders[0])
+    if resolved is source or len(set(folders)) == 1:
+        return resolved
+    parts = []
+    for folder, group in groupby(zip(folders, files, strict=True), itemgetter(0)):
+        part = _load(config, root, [path for _, path in group], features)
+        parts.append(paths_from(config, part, folder))
+    return datasets.concatenate_datasets(parts)
+
+
+def _load(config, root: Path, files: list[str], features: datasets.Features | None) -> Source:
     arguments = {"path": builder_of(files[0]), "data_files": data_files_of(root, files)}
     if features is not None:
         arguments["features"] = features
@@ -86,19 +117,9 @@ def load_files(config, root: Path, files: list[str], features: datasets.Features
         if hasattr(builder.config, "on_bad_files"):
             # A Parquet shard that is not whole is skipped and named, rather than end a run in its third day.
             builder.config.on_bad_files = "warn"
-        source = builder.as_streaming_dataset(split="train")
-    else:
-        # Reads all of it now: what is damaged is an error before anything has begun.
-        source = datasets.load_dataset(**arguments, split="train")
-    if builder_of(files[0]) != "webdataset":
-        return source
-    names = source.column_names or []
-    members = [
-        name for name in names if f".{name.rpartition('.')[2].lower()}" in config.kind.extensions
-    ]
-    if config.column in names or len(members) != 1:
-        return source
-    return source.rename_column(members[0], config.column)
+        return builder.as_streaming_dataset(split="train")
+    # Reads all of it now: what is damaged is an error before anything has begun.
+    return datasets.load_dataset(**arguments, split="train")
 
 
 def data_files_of(root: Path, files: list[str]) -> DataFilesDict:
@@ -163,12 +184,13 @@ def open_declared(config, path: Path, split: str) -> Source:
         # tells one folder of codes from another, or from what it held before. Any argument becomes part of
         # the key; the description changes nothing else.
         state = Hasher.hash(_states_of(builder.config.data_files))
-        return datasets.load_dataset(
+        source = datasets.load_dataset(
             str(path), builder.config.name, split=split, description=f"files {state}"
         )
+        return paths_from(config, source, path)
     if hasattr(builder.config, "on_bad_files"):
         builder.config.on_bad_files = "warn"
-    return builder.as_streaming_dataset(split=split)
+    return paths_from(config, builder.as_streaming_dataset(split=split), path)
 
 
 def _states_of(files: DataFilesDict) -> list:
