@@ -9,9 +9,11 @@ searching the codebook does.
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .basis_and_projection import is_plain, layers_of
+from .float32_product import linear
 from .nearest_code import Book, make_book
 
 _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -38,14 +40,15 @@ class KeepsCodebook(nn.Module):
             return kept.book
         self._kept = kept = None  # the old one goes before the new one is made
         then = copies(weights) if structure else None
-        book = make_book(self.basis, self._project)
+        if then is None:
+            book = make_book(self.basis, self._project)
+        else:
+            # Of the copies: another thread may write to the weights meanwhile, even what they were before.
+            book = make_book(then[0], lambda rows: project_copies(rows, structure, then[1:]))
         if book.half.isneginf().any():
             raise ValueError("the codebook holds NaN or infinity: its training diverged")
         if then is not None:
-            kept = KeptCodebook(structure, then, book)
-            # Weights that another thread wrote to meanwhile would stay mixed.
-            if kept.made_from(*made_of(self.basis, self.projection)):
-                self._kept = kept
+            self._kept = KeptCodebook(structure, then, book)
         return book
 
     def train(self, mode: bool = True) -> nn.Module:
@@ -99,13 +102,28 @@ def made_of(basis: Tensor, projection: nn.Module) -> tuple[tuple, list[Tensor]]:
     """Return what a codebook is made from: the kinds of the layers, or () if they are unknown; C, W, b, ..."""
     weights, structure = [basis.detach()], []
     for layer in layers_of(projection):
-        structure.append((type(layer), getattr(layer, "approximate", None)))
+        biased = getattr(layer, "bias", None) is not None
+        structure.append((type(layer), getattr(layer, "approximate", None), biased))
         if not is_plain(layer):
             return (), weights
         if isinstance(layer, nn.Linear):
             # As attributes: that is where parametrizations and functional_call put theirs.
             weights += [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
     return tuple(structure), weights
+
+
+def project_copies(rows: Tensor, structure: tuple, weights: tuple[Tensor, ...]) -> Tensor:
+    """Return what `project` makes of rows with layers of this structure and these W, b, ..."""
+    left = iter(weights)
+    rows = rows.float()
+    with torch.autocast(device_type=rows.device.type, enabled=False):
+        for kind, approximate, biased in structure:
+            if issubclass(kind, nn.Linear):
+                weight = next(left).float()
+                rows = linear(rows, weight, next(left).float() if biased else None)
+            elif issubclass(kind, nn.GELU):
+                rows = F.gelu(rows, approximate=approximate)
+    return rows
 
 
 def copies(weights: list[Tensor]) -> tuple[Tensor, ...] | None:

@@ -376,6 +376,27 @@ def test_threads_that_use_and_change_it_at_the_same_time():
     assert torch.equal(quantizer.codebook(), copy.deepcopy(quantizer).codebook())
 
 
+@pytest.mark.parametrize("options", [{}, {"projection_hidden_dim": 12}])
+def test_weights_that_are_others_only_while_the_codebook_is_made(options, monkeypatch):
+    """Another thread writes, and writes back what was there: what is kept is of the compared weights."""
+    quantizer = SimVQ(K, D, **options).eval()
+    expected = copy.deepcopy(quantizer).codebook()
+
+    def make_book(basis, project):
+        states = [weight.detach().clone() for weight in quantizer.parameters()]
+        for weight in quantizer.parameters():
+            weight.data.mul_(3)
+        made = real(basis, project)
+        for weight, state in zip(quantizer.parameters(), states, strict=True):
+            weight.data.copy_(state)
+        return made
+
+    real = kept_codebook.make_book
+    monkeypatch.setattr(kept_codebook, "make_book", make_book)
+    quantizer.codebook()
+    assert torch.equal(quantizer.codebook(), expected)
+
+
 @pytest.mark.parametrize("codes_of", [48, 3])
 def test_decoding_is_bit_by_bit_what_encoding_gave_with_gradients_or_without(codes_of):
     torch.manual_seed(0)
