@@ -75,6 +75,42 @@ def test_rooms_import_only_from_lower_floors():
     assert not wrong
 
 
+def test_no_circle():
+    """Of files: what a file imports does not import it again, in any number of steps."""
+    modules = {".".join(path.with_suffix("").parts): path for path in sources()}
+    imports = {
+        module: {
+            other
+            for name in imported(path) | neighbours(path)
+            for other in (name, name.rpartition(".")[0])
+            if other in modules and other != module
+        }
+        for module, path in modules.items()
+        if path.parts[0] in BELOW and "space" not in path.parts
+    }
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " -> ".join((*way, module))
+        if module not in done:
+            for other in imports.get(module, ()):
+                visit(other, (*way, module))
+            done.add(module)
+
+    for module in imports:
+        visit(module, ())
+
+
+def neighbours(path: Path) -> set[str]:
+    """Return dotted names of what a file imports from its own package, relatively."""
+    package = ".".join(path.parts[:-1])
+    return {
+        f"{package}.{node.module}"
+        for node in ast.walk(ast.parse((REPOSITORY / path).read_text()))
+        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module
+    }
+
+
 def test_the_top_of_training_holds_commands_and_rooms():
     training = REPOSITORY / "training"
     for path in sources():
