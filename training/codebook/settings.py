@@ -7,18 +7,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from modeling_simvq import SimVQ, SimVQImageConfig
+from modeling_simvq import SimVQ
+from modeling_simvq.configuration_simvq_tokenizer import SimVQTokenizerConfig
 from training.runtime.settings import SettingsError, setting, settings_of
 
 
 @dataclass
-class QuantizerSettings(settings_of(SimVQImageConfig, "quantizer")):
+class QuantizerSettings(settings_of(SimVQTokenizerConfig, "quantizer", "quantizer_options")):
     """Settings that the models of both modalities share."""
 
-    quantizer_options: dict = setting(
-        {},
-        "options of the quantizer (modeling_simvq/quantization_baselines.py), such as {rotation_trick: true}",
-    )
     codebook_features: str | None = setting(
         None,
         "safetensors file of features (K, m) as frozen basis, of training/external_features.py",

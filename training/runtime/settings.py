@@ -29,8 +29,9 @@ def settings_of(config: type, *names: str) -> type:
     specs = {spec.name: spec for spec in dataclasses.fields(config)}
     rows = []
     for name in names:
-        default, hint = specs[name].default, specs[name].type
+        default, hint = _default(specs[name]), specs[name].type
         kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        kinds = [kind for kind in kinds if kind is not types.NoneType or default is None]
         # The parser makes lists, and floats of whole numbers.
         kinds = [kind for kind in kinds if typing.get_origin(kind) is not tuple]
         kinds = [kind for kind in kinds if kind is not int or float not in kinds]
@@ -38,6 +39,13 @@ def settings_of(config: type, *names: str) -> type:
         field_type = functools.reduce(operator.or_, kinds)
         rows.append((name, field_type, setting(default, specs[name].metadata["help"])))
     return dataclasses.make_dataclass(f"{config.__name__}Settings", rows)
+
+
+def _default(spec: dataclasses.Field):
+    """Return a field's default, made if it has a factory; MISSING if it has neither."""
+    if spec.default_factory is not dataclasses.MISSING:
+        return spec.default_factory()
+    return spec.default
 
 
 def one_of(settings, name: str, values: tuple[str, ...]) -> None:
@@ -139,12 +147,7 @@ def _help(groups: dict[str, type]) -> str:
     for cls in groups.values():
         lines += ["", f"  {(cls.__doc__ or cls.__name__).strip().splitlines()[0]}"]
         for spec in dataclasses.fields(cls):
-            missing = spec.default is dataclasses.MISSING
-            default = (
-                spec.default_factory()
-                if missing and callable(spec.default_factory)
-                else spec.default
-            )
+            default = _default(spec)
             if default is dataclasses.MISSING:
                 default = "required"
             text = spec.metadata.get("help", "")

@@ -1,8 +1,14 @@
+import dataclasses
 from dataclasses import dataclass
 
 import pytest
 
+from modeling_simvq import SimVQAudioConfig, SimVQImageConfig, SimVQImageGenerationConfig
+from modeling_simvq.configuration_checks import own_fields
 from training.loop.settings import LoopSettings
+from training.recipes.audio import AudioModelSettings
+from training.recipes.generator import GeneratorModelSettings
+from training.recipes.image import ImageModelSettings
 from training.runtime.settings import SettingsError, parse_settings, setting
 
 
@@ -180,3 +186,28 @@ def test_a_setting_that_stands_twice_in_a_file_is_refused(tmp_path):
     file.write_text("batch_size: 4\nseed: 1\nbatch_size: 8\n")
     with pytest.raises(SettingsError, match="batch_size stands there twice"):
         parse("--config", str(file))
+
+
+@pytest.mark.parametrize(
+    ("settings", "config"),
+    [
+        (ImageModelSettings, SimVQImageConfig),
+        (AudioModelSettings, SimVQAudioConfig),
+        (GeneratorModelSettings, SimVQImageGenerationConfig),
+    ],
+)
+def test_settings_of_a_model_are_fields_of_its_configuration(settings, config):
+    """The trainer's defaults build the default configuration, and its --help is the fields' own."""
+    ours = {spec.name: spec for spec in dataclasses.fields(settings)}
+    theirs = {spec.name: spec for spec in own_fields(config)}
+    # Of these two the tokenizer, or the data, gives the default.
+    shared = ours.keys() & theirs.keys() - {"num_classes"}
+    if config is SimVQImageGenerationConfig:
+        shared.remove("codebook_size")
+    assert len(shared) >= 8
+    built, chosen = config(), settings()
+    for name in shared:
+        assert ours[name].metadata["help"] == theirs[name].metadata["help"]
+        default = getattr(chosen, name)
+        if default is not None:
+            assert type(default) is type(getattr(built, name)) and default == getattr(built, name)
