@@ -69,7 +69,7 @@ def _pictures(given: Path | None) -> dict[str, Image.Image]:
             from skimage import data  # the images lie inside the package
         except ImportError:
             raise SamplesError(
-                "name pictures for the card with --samples: those of scikit-image are not installed"
+                "name images for the card with --samples: those of scikit-image are not installed"
             ) from None
         return {
             name: Image.fromarray(getattr(data, name)())
@@ -83,7 +83,7 @@ def _pictures(given: Path | None) -> dict[str, Image.Image]:
                 picture.load()
                 pictures[path.name] = pil_to_rgb(upright(picture))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise SamplesError(f"cannot read the picture {path}: {error}") from error
+            raise SamplesError(f"cannot read the image {path}: {error}") from error
     return pictures
 
 

@@ -63,7 +63,7 @@ def make_dataset_card(
     column = next((name for name in CODE_COLUMNS if name in columns), None)
     if column is None:
         raise ValueError(
-            f"a tokenised data set has a column {' or '.join(CODE_COLUMNS)}, got {columns}"
+            f"a tokenised dataset has a column {' or '.join(CODE_COLUMNS)}, got {columns}"
         )
     files = files or {name: [f"data/{name}-*.parquet"] for name in splits}
     data_files = [{"split": name, "path": paths} for name, paths in files.items()]

@@ -19,7 +19,7 @@ BEGIN, END = (
 )
 RATES = {"image": "bits per pixel", "audio": "kbit/s"}
 TITLES = {
-    "image": "Pictures, ImageNet at 128 x 128",
+    "image": "Images, ImageNet at 128 x 128",
     "audio": "Speech, LibriTTS 24 kHz, test-clean / test-other",
 }
 

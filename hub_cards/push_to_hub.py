@@ -235,9 +235,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--evaluation", help=f"JSON of figures (default: MODEL_DIR/{FILE_NAME})")
     parser.add_argument("--without-evaluation", action="store_true", help="publish without figures")
-    parser.add_argument(
-        "--samples", help="pictures or a recording for the card: a file or a folder"
-    )
+    parser.add_argument("--samples", help="images or a recording for the card: a file or a folder")
     parser.add_argument(
         "--license",
         help="of the weights, such as mit or cc-by-4.0 (default: other, for none named)",

@@ -213,7 +213,7 @@ class SimVQImageProcessor(PilBackend):
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             raise ValueError(f"pixel_values must be (B, 3, H, W), got {tuple(pixel_values.shape)}")
         if target_sizes is not None and len(target_sizes) != len(pixel_values):
-            raise ValueError(f"{len(target_sizes)} target_sizes for {len(pixel_values)} pictures")
+            raise ValueError(f"{len(target_sizes)} target_sizes for {len(pixel_values)} images")
         values = pixel_values.detach().float().cpu()
         if not values.isfinite().all():
             raise ValueError("pixel_values holds NaN or infinite values")
@@ -226,7 +226,7 @@ class SimVQImageProcessor(PilBackend):
                 rows, cols = (int(side) for side in target_sizes[index])
                 if not (0 < rows <= height and 0 < cols <= width):
                     raise ValueError(
-                        f"target size {rows} x {cols} does not fit in the picture of {height} x {width}: "
+                        f"target size {rows} x {cols} does not fit in the image of {height} x {width}: "
                         "target_sizes crops what padding added, it does not resize"
                     )
                 value = value[:, :rows, :cols]
@@ -246,7 +246,7 @@ def _impossible_values():
         StrictDataclassError,
     ) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"impossible picture or setting: {reason}") from error
+        raise ValueError(f"impossible image or setting: {reason}") from error
 
 
 def pil_to_rgb(image: Image.Image) -> Image.Image:
@@ -307,7 +307,7 @@ def _check_resized(size: tuple[int, int], target: list[int]) -> None:
     """The image (width, height) after its short side, or both sides, are resized."""
     if len(target) == 1:
         target = [target[0], target[0] * max(size) // min(size)]
-    _check_pixels(f"size, for a picture of {size[0]} x {size[1]}", *target)
+    _check_pixels(f"size, for an image of {size[0]} x {size[1]}", *target)
 
 
 def _check_padded(pad_size, width: int, height: int, size_divisor: int) -> None:

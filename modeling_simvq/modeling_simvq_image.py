@@ -346,13 +346,13 @@ class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
             raise ValueError(f"pixel_values is an empty batch: shape {shape}")
         if min(shape[2:]) < side:
             raise ValueError(
-                f"a picture of {shape[2]} x {shape[3]} pixels is smaller than one token "
+                f"an image of {shape[2]} x {shape[3]} pixels is smaller than one token "
                 f"({side} x {side}): pad or enlarge it"
             )
         if not pixel_values.is_floating_point():
             raise ValueError(
                 f"pixel_values must be floating point in [-1, 1], got {pixel_values.dtype}: "
-                "let SimVQImageProcessor prepare the pictures"
+                "let SimVQImageProcessor prepare the images"
             )
         # In training the loop watches the loss instead: this check waits for the device.
         if (

@@ -143,7 +143,7 @@ def encode_all(
             counter.update(codes)
             sample.add(measured["latents"], codes)
     if accelerator.is_main_process and not len(sample.codes):
-        raise ValueError("no sample of the data set can be read")
+        raise ValueError("no sample of the dataset can be read")
     return counter.counts.cpu(), sample
 
 

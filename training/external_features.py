@@ -132,7 +132,7 @@ def collect(
                 break
     if count < size:
         raise SettingsError(
-            f"size: the pictures give {count:,} patches, {PATCHES_PER_PICTURE} each, {size:,} are asked"
+            f"size: the images give {count:,} patches, {PATCHES_PER_PICTURE} each, {size:,} are asked"
         )
     rows = torch.cat(found)
     return rows[torch.randperm(len(rows), generator=generator)[:size]]

@@ -90,7 +90,7 @@ def select(names: list[str], name: str) -> tuple:
     size = f"K = {config.codebook_size:,} codes"
     if image:
         side = config.downsample_factor
-        about = f"Pictures: one code for {side} × {side} pixels, {size}."
+        about = f"Images: one code for {side} × {side} pixels, {size}."
     else:
         each = f"{config.hop_length} samples at {config.sampling_rate:,} Hz"
         about = f"Sound: one code for {each}, {size}. Each line of codes is one second."
@@ -193,7 +193,7 @@ def build_page(names: list[str]) -> gr.Blocks:
         with gr.Row():
             with gr.Column() as picture_in:
                 picture = gr.Image(
-                    label="Original picture",
+                    label="Original image",
                     elem_id="picture",
                     type="filepath",
                     image_mode=None,

@@ -112,14 +112,14 @@ def read_picture(path: str, processor) -> tuple[Image.Image, str]:
             width, height = picture.size
             if width * height > MOST_PIXELS:
                 raise ValueError(
-                    f"The picture has {width} x {height} pixels, more than {MOST_PIXELS:,}."
+                    f"The image has {width} x {height} pixels, more than {MOST_PIXELS:,}."
                 )
             picture.draft("RGB", (2 * LONGEST_SIDE, 2 * LONGEST_SIDE))
             picture.load()
             upright = reading.upright(picture)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(
-            "The upload is not a picture that can be read: it is damaged, or of another format."
+            "The upload is not an image that can be read: it is damaged, or of another format."
         ) from error
     try:
         picture = reading.pil_to_rgb(upright)
@@ -129,7 +129,7 @@ def read_picture(path: str, processor) -> tuple[Image.Image, str]:
         return picture, ""
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     new = "{} x {}".format(*picture.size)
-    return picture, f"The picture was scaled from {width} x {height} down to {new} pixels."
+    return picture, f"The image was scaled from {width} x {height} down to {new} pixels."
 
 
 @torch.inference_mode()
@@ -142,7 +142,7 @@ def encode_picture(model, processor, picture: Image.Image) -> Encoded:
     side = model.config.downsample_factor
     if min(picture.size) < side:
         raise ValueError(
-            f"A picture of {picture.width} x {picture.height} pixels (scaled down if it was large) "
+            f"An image of {picture.width} x {picture.height} pixels (scaled down if it was large) "
             f"is smaller than one code, {side} x {side} pixels: give a larger or less narrow one."
         )
     inputs = processor(picture, do_resize=False, do_center_crop=False, return_tensors="pt")

@@ -124,9 +124,9 @@ def test_pictures_as_uploaded(tmp_path, waves):
     picture, _ = tokenizer.read_picture(path, SimVQImageProcessor())
     assert picture.mode == "RGB" and np.asarray(picture)[0, 0].tolist() == [127, 127, 127]
     waves(64, 64).save(path)
-    for content in (b"", b"no picture", path.read_bytes()[:300]):
+    for content in (b"", b"no image", path.read_bytes()[:300]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="not a picture that can be read"):
+        with pytest.raises(ValueError, match="not an image that can be read"):
             tokenizer.read_picture(path, SimVQImageProcessor())
 
 
@@ -256,7 +256,7 @@ def test_a_checkpoint_that_lacks_weights(checkpoints, tmp_path):
 def test_only_parsers_of_common_pictures_see_an_upload(tmp_path):
     path = tmp_path / "picture.eps"
     Image.new("RGB", (64, 64)).save(path)
-    with pytest.raises(ValueError, match="not a picture that can be read"):
+    with pytest.raises(ValueError, match="not an image that can be read"):
         tokenizer.read_picture(str(path), SimVQImageProcessor())
 
 

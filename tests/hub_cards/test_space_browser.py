@@ -169,10 +169,10 @@ def test_the_page_in_a_browser(browser, page_address, checkpoints, tmp_path, wav
     field.fill("1 <b>2</b>")
     decode.click()
     told("<b>2</b> is not an integer")
-    (tmp_path / "damaged.png").write_bytes(b"no picture")
+    (tmp_path / "damaged.png").write_bytes(b"no image")
     upload("picture", tmp_path / "damaged.png")
     run.click()
-    told("not a picture that can be read")
+    told("not an image that can be read")
 
     # A sound.
     def choose(name: str) -> None:

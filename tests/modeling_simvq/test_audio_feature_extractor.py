@@ -148,7 +148,7 @@ MISTAKES = {
     "words": (["speech.wav"], "clip 0 is a str"),
     "words in a clip": ([["a", "b"]], "clip 0 holds"),
     "nothing": ([GOOD, None], "clip 1 is a NoneType"),
-    "row of a data set": ({"array": GOOD, "sampling_rate": 24_000}, 'dict.*row\\["audio"\\]'),
+    "row of a dataset": ({"array": GOOD, "sampling_rate": 24_000}, 'dict.*row\\["audio"\\]'),
     "a path": ("speech.wav", "str"),
 }
 

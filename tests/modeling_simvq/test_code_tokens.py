@@ -37,7 +37,7 @@ def byte_pair_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(["a picture of a cat", "a picture of a dog"] * 20, trainer)
+    tokenizer.train_from_iterator(["an image of a cat", "an image of a dog"] * 20, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
     )
@@ -210,7 +210,7 @@ def test_trained_on_text_with_pictures_it_makes_pictures(tied):
     vocabulary = add_code_tokens(tokenizer, model, 64)
     codes = torch.stack([torch.arange(9), torch.arange(9) + 40]).reshape(2, 3, 3)
     cat, dog = vocabulary.to_text(codes)
-    texts = [f"a picture of a cat{cat}", f"a picture of a dog{dog}"]
+    texts = [f"an image of a cat{cat}", f"an image of a dog{dog}"]
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
@@ -224,7 +224,7 @@ def test_trained_on_text_with_pictures_it_makes_pictures(tied):
     assert losses[3] < losses[0] and losses[-1] < 0.2 * losses[0]
     tokenizer.padding_side = "left"
     prompts = tokenizer(
-        ["a picture of a dog<|image_start|>", "picture of a cat<|image_start|>"],
+        ["an image of a dog<|image_start|>", "image of a cat<|image_start|>"],
         padding=True,
         return_tensors="pt",
     )

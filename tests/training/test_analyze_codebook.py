@@ -156,7 +156,7 @@ def test_the_command_on_a_run(tmp_path):
     for index in range(5):
         tile = skimage.data.astronaut()[64 * index : 64 * index + 64, 100:164]
         Image.fromarray(tile).save(folder / f"{index}.png")
-    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "broken.png").write_bytes(b"no image")
     for name, quantizer in (("ours", "simvq"), ("bits", "lfq")):
         if quantizer != "simvq":
             pytest.importorskip("vector_quantize_pytorch")

@@ -138,9 +138,9 @@ def test_nearest_over_batches():
 
 def test_too_few_pictures(accelerator, few_features):
     real = RealPictures(DataLoader(Pictures(3, 0), 4), None, "train")
-    with pytest.raises(ValueError, match="two generated pictures, 1 can"):
+    with pytest.raises(ValueError, match="two generated images, 1 can"):
         evaluate(generated(1, 0), real, accelerator, Features())
-    with pytest.raises(SettingsError, match="name a generator, or pictures"):
+    with pytest.raises(SettingsError, match="name a generator, or images"):
         GenerationEvaluationSettings()
     with pytest.raises(SettingsError, match="output"):
         GenerationEvaluationSettings(pictures="folder")
@@ -233,7 +233,7 @@ def write_photos(folder: Path) -> None:
         for index in range(count):
             row = 30 * index
             Image.fromarray(image[row : row + 64, 100:164]).save(folder / split / f"{index}.png")
-    (folder / "train" / "broken.png").write_bytes(b"no picture")
+    (folder / "train" / "broken.png").write_bytes(b"no image")
 
 
 class NoFrechet:

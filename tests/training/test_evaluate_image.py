@@ -128,7 +128,7 @@ def test_psnr_over_batches_is_what_the_authors_script_printed():
 def test_nothing_to_evaluate(accelerator):
     empty = batches(4)
     empty[0]["valid"][:] = False
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="no image"):
         evaluate(Shifted(0.0), empty, accelerator)
 
 
@@ -170,7 +170,7 @@ def test_two_ranks_find_what_one_process_finds(tmp_path):
     for index in range(7):
         tile = astronaut[64 * index : 64 * index + 64, 100:164]
         Image.fromarray(tile).save(folder / f"{index}.png")
-    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "broken.png").write_bytes(b"no image")
     command = [str(REPOSITORY / "training" / "evaluate_image.py"), f"model={tmp_path / 'model'}"]
     command += [f"dataset={tmp_path / 'photos'}", "resolution=32", "batch_size=2", "num_workers=0"]
     command += ["fid=false", "lpips=[]"]

@@ -95,12 +95,10 @@ def test_a_source_that_has_grown_gives_all_its_rows(tokenize, tmp_path, kind, st
     assert "train: 40 rows" in tokenize(source, *options)
     age(tmp_path / "codes")
     again = tokenize(source, *options)
-    assert again.startswith("0 pictures encoded") and "train: 40 rows" in again
+    assert again.startswith("0 images encoded") and "train: 40 rows" in again
     source = WRITERS[kind](tmp_path / "source", list(range(40)))
     grown = tokenize(source, *options)
-    assert (
-        "48 pictures encoded" in grown and "train: 80 rows" in grown
-    )  # the file of 4 rows, and on
+    assert "48 images encoded" in grown and "train: 80 rows" in grown  # the file of 4 rows, and on
     tokenize(source, *options, output="whole")
     assert contents(tmp_path / "codes") == contents(tmp_path / "whole")
     about = json.loads((tmp_path / "codes/tokenization.json").read_text())
@@ -154,7 +152,7 @@ def test_classes_behind_the_others_are_named_in_every_file(tokenize, tmp_path, s
     age(tmp_path / "codes")
     write_classes(tmp_path, "cow")  # the finished files and the whole split of test lack its name
     grown = tokenize(source, *options)
-    assert grown.startswith("7 pictures encoded")
+    assert grown.startswith("7 images encoded")
     for split, labels in (("train", [0, 1, 2]), ("test", [0])):
         rows = open_codes(TokenDataConfig(dataset=str(tmp_path / "codes")), split)
         assert rows.features["label"].names == ["ant", "bee", "cow"]
@@ -198,9 +196,9 @@ def test_labels_that_mean_something_else_are_refused(
     before = contents(tmp_path / "codes")
     write(change)
     if message is None:
-        assert tokenize(source, f"streaming={streaming}").startswith("0 pictures encoded")
+        assert tokenize(source, f"streaming={streaming}").startswith("0 images encoded")
         return
-    with pytest.raises(SystemExit, match=f"another state of the data set .*{message}"):
+    with pytest.raises(SystemExit, match=f"another state of the dataset .*{message}"):
         tokenize(source, f"streaming={streaming}")
     assert contents(tmp_path / "codes") == before
 
@@ -232,7 +230,7 @@ def test_any_other_change_is_refused(tokenize, tmp_path, kind):
     for change in list(CHANGES.values()) if kind == "folder" else list(CHANGES.values())[1:4]:
         shutil.rmtree(tmp_path / "source")
         WRITERS[kind](tmp_path / "source", change)
-        with pytest.raises(SystemExit, match="another state of the data set.*begin again"):
+        with pytest.raises(SystemExit, match="another state of the dataset.*begin again"):
             tokenize(source)
     assert contents(tmp_path / "codes") == before
 
@@ -243,7 +241,7 @@ def test_a_stream_that_is_another_is_refused(tokenize, tmp_path, numbers):
     source = write_parquet(tmp_path / "source", list(range(20)))
     tokenize(source, "streaming=true")
     write_parquet(tmp_path / "source", numbers)
-    with pytest.raises(SystemExit, match="another state of the data set"):
+    with pytest.raises(SystemExit, match="another state of the dataset"):
         tokenize(source, "streaming=true")
 
 
@@ -254,7 +252,7 @@ def test_other_labels_are_refused(tokenize, tmp_path):
     rows = datasets.Dataset.from_parquet(str(source), cache_dir=str(tmp_path / "cache"))
     rows = rows.map(lambda row: {"label": row["label"] + 1})
     rows.to_parquet(str(source))
-    with pytest.raises(SystemExit, match="another state of the data set"):
+    with pytest.raises(SystemExit, match="another state of the dataset"):
         tokenize(source)
 
 
@@ -264,7 +262,7 @@ def test_a_folder_that_was_moved_or_copied_goes_on(tokenize, tmp_path):
     tokenize(source)
     shutil.copytree(source, tmp_path / "elsewhere/photos")  # times of change are new as well
     again = tokenize(tmp_path / "elsewhere/photos")
-    assert again.startswith("0 pictures encoded") and "train: 20 rows" in again
+    assert again.startswith("0 images encoded") and "train: 20 rows" in again
 
 
 def test_old_files_are_not_read_again_and_young_ones_are(tmp_path, monkeypatch):
@@ -284,10 +282,10 @@ def test_old_files_are_not_read_again_and_young_ones_are(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_unreadable_rows_are_counted_in_every_run(tokenize, tmp_path):
     source = write_folder(tmp_path / "source", list(range(20)))
-    (source / "train/005.png").write_bytes(b"no picture")
+    (source / "train/005.png").write_bytes(b"no image")
     first, again = tokenize(source, "crops=2"), tokenize(source, "crops=2")
     for printed in (first, again):
-        assert "train: 38 rows" in printed and "1 pictures could not be read" in printed
+        assert "train: 38 rows" in printed and "1 images could not be read" in printed
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ def pictures(tmp_path_factory) -> Path:
     for index in range(ROWS):
         Image.fromarray(astronaut[16 * index : 16 * index + 40, 90:150]).save(folder / "tile.png")
         cells.append({"bytes": (folder / "tile.png").read_bytes(), "path": f"{index}.png"})
-    cells[5] = {"bytes": b"no picture", "path": "5.png"}
+    cells[5] = {"bytes": b"no image", "path": "5.png"}
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
     features["name"] = datasets.Value("string")
     rows = {
@@ -114,7 +114,7 @@ def test_killed_and_resumed_is_the_same_to_the_byte(whole, image_model, pictures
     done = launch(*words, launcher=TWO_RANKS)
     assert done.returncode == 0, done.stderr
     assert "train: 44 rows" in done.stdout
-    encoded = re.search(r"(\d+) pictures encoded in .* by 2 process.* codes a second", done.stdout)
+    encoded = re.search(r"(\d+) images encoded in .* by 2 process.* codes a second", done.stdout)
     assert 0 < int(encoded[1]) < 44  # those that the killed run had not written
     assert digests(tmp_path / "codes") == digests(whole)
 
@@ -150,7 +150,7 @@ def test_a_stream_gives_the_same_codes(whole, image_model, pictures, tmp_path, m
     words = arguments(image_model, pictures, tmp_path / "codes", *OPTIONS)
     tokenize([*words, "streaming=true"], monkeypatch)
     printed = capsys.readouterr().out
-    assert "train: 44 rows" in printed and "1 pictures could not be read" in printed
+    assert "train: 44 rows" in printed and "1 images could not be read" in printed
     left = {k: v for k, v in digests(tmp_path / "codes").items() if k.endswith("parquet")}
     assert left == {k: v for k, v in digests(whole).items() if k.endswith("parquet")}
 

@@ -46,7 +46,7 @@ def photos(tmp_path) -> Path:
             top, left = 64 * (index // 4), 64 * (index % 4)
             tile = Image.fromarray(astronaut[top : top + 64, left : left + 64])
             tile.save(tmp_path / "photos" / split / f"{index}.png")
-    (tmp_path / "photos" / "train" / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "photos" / "train" / "broken.jpg").write_bytes(b"no image")
     (tmp_path / "tiny.yaml").write_text(TINY)
     return tmp_path / "photos"
 

@@ -67,7 +67,7 @@ class ImageDataConfig(DataSettings):
         datasets.Image,
         "imagefolder",
         "image_column",
-        "pictures",
+        "images",
         "images",
         media_column="image",
         extensions=EXTENSIONS,
@@ -85,7 +85,7 @@ class ImageDataConfig(DataSettings):
         at_least(self, 1, "resolution")
 
 
-def decode_image(cell: dict | None, name: str = "a picture without a path") -> Image.Image:
+def decode_image(cell: dict | None, name: str = "an image without a path") -> Image.Image:
     """Decode a cell of an image column to an 8-bit RGB image.
 
     EXIF orientation is applied, 16 bits are scaled to 8, transparency is dropped (as by the original and
@@ -109,7 +109,7 @@ def _picture(file: BinaryIO) -> Image.Image:
             image.load()
             return pil_to_rgb(upright(image))
     except UnidentifiedImageError:
-        raise UnreadableImage("not a picture in a known format") from None
+        raise UnreadableImage("not an image in a known format") from None
 
 
 def decode_pixels(

@@ -185,17 +185,17 @@ def open_table(config: DataSettings, split: str, beside: Sequence[str] = ()) -> 
             raise _no_split(config, split, reason) from error
         if reason.startswith("BuilderConfig"):  # not found, and those there are
             reason += " Set config_name to one of them, or to null."
-        raise SettingsError(f"cannot open the data set {config.dataset!r}: {reason}") from error
+        raise SettingsError(f"cannot open the dataset {config.dataset!r}: {reason}") from error
     except (OSError, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, datasets.exceptions.DatasetGenerationError):
             error = error.__cause__ or error  # the outer one says only that something failed
         reason = (str(error) or type(error).__name__).splitlines()[0]
         advice = (
-            ". Check the network; for a gated data set accept its terms on its page and run "
+            ". Check the network; for a gated dataset accept its terms on its page and run "
             f"`hf auth login`; or set dataset to a local folder of {config.kind.plural}"
         )
         raise SettingsError(
-            f"cannot open the data set {config.dataset!r}: {reason}{'' if path.exists() else advice}"
+            f"cannot open the dataset {config.dataset!r}: {reason}{'' if path.exists() else advice}"
         ) from error
 
 

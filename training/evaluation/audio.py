@@ -122,7 +122,7 @@ def evaluate(
     usage = counter.read(accelerator)
     count, unreadable = accelerator.reduce(counts.to(accelerator.device)).tolist()
     if count == 0:
-        raise ValueError("no recording of the data set can be read")
+        raise ValueError("no recording of the dataset can be read")
     if not accelerator.is_main_process:
         return None
     found = {key: mean.mean for key, mean in means.items() if mean.count}

@@ -94,8 +94,8 @@ def from_pipeline(
         if min(images[0].size) != resolution:
             width, height = images[0].size
             raise SettingsError(
-                f"resolution: the pipeline makes pictures of {width} x {height} pixels, not of {resolution}: "
-                f"set resolution={min(images[0].size)}, so that real pictures are resized alike"
+                f"resolution: the pipeline makes images of {width} x {height} pixels, not of {resolution}: "
+                f"set resolution={min(images[0].size)}, so that real images are resized alike"
             )
         made = torch.stack([image_to_pixels(image, resolution) for image in images])
         classes_made = torch.tensor([-1 if label is None else label for label in labels])
@@ -149,7 +149,7 @@ def from_files(
         return batch["pixel_values"], batch.get("label", none)
 
     if len(loader.dataset) < count:
-        logging.info(f"{source} has {len(loader.dataset):,} pictures, {count:,} are asked for")
+        logging.info(f"{source} has {len(loader.dataset):,} images, {count:,} are asked for")
     return Generated(loader, pixels, names)
 
 

@@ -69,7 +69,7 @@ class GenerationEvaluationSettings:
         at_least(self, 0, "neighbours", "seed")
         one_of(self, "reference", ("train", "validation"))
         if (self.pipeline is None) == (self.pictures is None):
-            raise SettingsError("pipeline, pictures: name a generator, or pictures made by one")
+            raise SettingsError("pipeline, pictures: name a generator, or images made by one")
         if self.pictures is not None and self.output is None:
             raise SettingsError("output: name a folder for the results")
 
@@ -109,8 +109,8 @@ def run(
     if findings is not None:
         extra = {"device": accelerator.device.type, "notes": notes}
         report = _report(settings, data, findings, own, **extra)
-        write_report(folder, report, "picture")
-        print(f"Pictures: {folder / 'samples.png'}", end="")
+        write_report(folder, report, "image")
+        print(f"Images: {folder / 'samples.png'}", end="")
         print(f", {folder / 'neighbours.png'}" if settings.neighbours else "")
 
 
@@ -176,7 +176,7 @@ def _real_pictures(
     if of_validation and data.validation_split is None:
         raise SettingsError("reference: validation needs validation_split")
     if settings.neighbours and data.validation_split == data.train_split:
-        raise SettingsError("validation_split: name pictures that the generator never saw, or null")
+        raise SettingsError("validation_split: name images that the generator never saw, or null")
 
     def loader(split: str, limit: int | None) -> DataLoader:
         limited = dataclasses.replace(data, max_validation_samples=limit)
@@ -208,13 +208,13 @@ def _report(
     on = evaluated_on(data, settings.data_name, split)
     protocol = join_sentences(
         resolution_note(data.resolution, own),
-        f"Real pictures: short side to {data.resolution} pixels (bilinear, antialiased), centre crop; "
+        f"Real images: short side to {data.resolution} pixels (bilinear, antialiased), centre crop; "
         "generated ones likewise where they are larger or smaller; all rounded to 8 bits. gFID: "
-        f"torch-fidelity's Inception (2015-12-05, 2048 features), generated pictures against {split} of the "
-        "data set. Inception Score: mean over ten parts. Nearest training pictures: Euclidean distance of "
-        "those features, and root mean square difference in grey levels (0 to 255) of pictures averaged to at "
+        f"torch-fidelity's Inception (2015-12-05, 2048 features), generated images against {split} of the "
+        "dataset. Inception Score: mean over ten parts. Nearest training images: Euclidean distance of "
+        "those features, and root mean square difference in grey levels (0 to 255) of images averaged to at "
         f"most 32 x 32; medians over {min(settings.neighbours, findings.samples):,} samples, and over held-out "
-        "real pictures as the yardstick. Of new pictures about 0.05 lie nearer than 95 % of held-out ones do.",
+        "real images as the yardstick. Of new images about 0.05 lie nearer than 95 % of held-out ones do.",
     )
     made = {"pictures": "made before, from files"}
     if settings.pipeline is not None:

@@ -118,7 +118,7 @@ def evaluate(
                 yield figures
 
     grid, taken = ClassGrid(generated.names), _Taken()
-    for figures in passed(generated.loader, generated.pixels, "generated pictures"):
+    for figures in passed(generated.loader, generated.pixels, "generated images"):
         fid.update(to_float64(figures["features"]), real=False)
         grid.add(figures["pictures"], figures["label"])
         if classifier is not None:
@@ -130,14 +130,14 @@ def evaluate(
 
     held_out, train = _Taken(), _Taken()
     if real.held_out is not None:
-        for figures in passed(real.held_out, plain, "held-out pictures"):
+        for figures in passed(real.held_out, plain, "held-out images"):
             held_out.keep(figures, neighbours)
             if real.reference == "validation":
                 fid.update(to_float64(figures["features"]), real=True)
-    groups = {"sample": taken, "held-out picture": held_out}
+    groups = {"sample": taken, "held-out image": held_out}
     groups = {title: group.nearest() for title, group in groups.items() if group.features}
     if real.train is not None:
-        for figures in passed(real.train, plain, "training pictures"):
+        for figures in passed(real.train, plain, "training images"):
             train.keep(figures, 0)
             for searches in groups.values():
                 searches["feature"].add(figures["features"], figures["pictures"])
@@ -148,22 +148,22 @@ def evaluate(
     # Every rank has to fail where the main process does.
     counts = torch.tensor([taken.count, reference.count, train.count], device=accelerator.device)
     made, against, trained = accelerator.gather(counts)[:3].tolist()
-    for number, kind in ((made, "generated pictures"), (against, f"{real.reference} pictures")):
+    for number, kind in ((made, "generated images"), (against, f"{real.reference} images")):
         if number < 2:
             raise ValueError(f"gFID needs at least two {kind}, {number} can be read")
     if neighbours and not trained:
-        raise ValueError("no training picture can be read: neighbours=0 does without")
+        raise ValueError("no training image can be read: neighbours=0 does without")
     if not main:
         return None
     metrics = {"gfid": float(fid.compute())}
     if classifier is not None:
         metrics["inception_score"] = inception_score(torch.cat(taken.logits))
     if neighbours:
-        metrics |= neighbour_metrics(groups["sample"], groups.get("held-out picture"))
+        metrics |= neighbour_metrics(groups["sample"], groups.get("held-out image"))
     if folder is not None:
         grid.write(folder / "samples.png")
         if neighbours:
-            pictures = {"sample": taken.pictures, "held-out picture": held_out.pictures}
+            pictures = {"sample": taken.pictures, "held-out image": held_out.pictures}
             rows = {title: {"pictures": torch.cat(pictures[title])} for title in groups}
             for title, searches in groups.items():
                 rows[title] |= {n: (s.pictures, s.distances) for n, s in searches.items()}

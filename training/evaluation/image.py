@@ -146,7 +146,7 @@ def evaluate(
             means.setdefault(name, Mean()).add(values)
     usage = counter.read(accelerator)
     if usage.tokens == 0:
-        raise ValueError("no picture of the data set can be read")
+        raise ValueError("no image of the dataset can be read")
     if not accelerator.is_main_process:
         return None
     count = means["psnr"].count
@@ -155,7 +155,7 @@ def evaluate(
     metrics |= usage.metrics()
     if fid is not None:
         if count < 2:
-            raise ValueError("rFID needs at least two pictures: fid=false does without")
+            raise ValueError("rFID needs at least two images: fid=false does without")
         metrics["rfid"] = float(fid.compute())
     return Findings(metrics, intervals(means), count, str(fingerprint), unreadable=left_out)
 
@@ -192,9 +192,9 @@ def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: A
             f"Short side to {data.resolution} pixels (bilinear, antialiased), centre crop.",
             resolution_note(data.resolution, trained),
             "PSNR, SSIM "
-            "(skimage, 7 x 7 uniform window) and rFID on pictures rounded to 8 bits. PSNR, SSIM and LPIPS are "
-            "means over pictures, PSNR also over batches of 64, as the paper's script has it. rFID: "
-            "torch-fidelity's Inception (2015-12-05, 2048 features) against the same pictures.",
+            "(skimage, 7 x 7 uniform window) and rFID on images rounded to 8 bits. PSNR, SSIM and LPIPS are "
+            "means over images, PSNR also over batches of 64, as the paper's script has it. rFID: "
+            "torch-fidelity's Inception (2015-12-05, 2048 features) against the same images.",
         )
         evaluation = Evaluation(
             dataset=on.name,
@@ -220,4 +220,4 @@ def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: A
                 "versions": versions("torchmetrics", "torch-fidelity", "lpips", "scikit-image"),
             },
         )
-        write_report(folder, evaluation, "picture")
+        write_report(folder, evaluation, "image")

@@ -173,7 +173,7 @@ def markdown(evaluation: Evaluation, noun: str) -> str:
     lines += ["", "| | |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in extra.get("settings", {}).items()]
     if "fingerprint" in extra:
-        lines.append(f"| data set fingerprint | `{extra['fingerprint']}` |")
+        lines.append(f"| dataset fingerprint | `{extra['fingerprint']}` |")
     lines += [f"| {name} | {version} |" for name, version in extra.get("versions", {}).items()]
     return "\n".join(lines) + "\n"
 

@@ -55,7 +55,7 @@ FIXED: dict[str, str | Callable[..., str | None]] = {
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), _SHAPE),
     **dict.fromkeys(("tie_word_embeddings", "code_factors"), _SHAPE),
     **dict.fromkeys(("codebook_size", "num_classes"), _derived),
-    "sampling_rate": "the model is one of sound at this rate",
+    "sampling_rate": "the model is one of audio at this rate",
     **dict.fromkeys(("discriminator_channels", "discriminator_layers"), _JUDGE),
     **dict.fromkeys(("period_channels", "resolution_channels", "dac_channels"), _JUDGE),
     **dict.fromkeys(("codebook_features", "start_from_data"), _START),

@@ -88,7 +88,7 @@ class RunRecord:
             names = [", ".join(map(str, list(labels.values())[:4])) for labels in (before, now)]
             raise SettingsError(
                 f"dataset: its classes are {names[1]}, ..., and the checkpoint's are {names[0]}, ...: set the "
-                "data set back, or start a new run in another output_dir"
+                "dataset back, or start a new run in another output_dir"
             )
 
 

@@ -108,6 +108,6 @@ def _kind(feature) -> str:
 
 def _other_state(folder: Path, split: str, reason: str) -> SettingsError:
     return SettingsError(
-        f"output: {folder} holds codes of another state of the data set ({reason}). Rows may be added at the "
+        f"output: {folder} holds codes of another state of the dataset ({reason}). Rows may be added at the "
         "end; after any other change begin again: take another folder, or delete this one"
     )

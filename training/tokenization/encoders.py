@@ -40,11 +40,11 @@ class ImageTokens:
         SettingsError: if the model is no image tokenizer, or the resolution no multiple of its factor.
     """
 
-    column, plural = "image_codes", "pictures"
+    column, plural = "image_codes", "images"
 
     def __init__(self, model: nn.Module, data: ImageDataConfig, seed: int):
         if model.config.model_type != "simvq_image":
-            raise SettingsError(f"model: {model.config.model_type} is no tokenizer of pictures")
+            raise SettingsError(f"model: {model.config.model_type} is no tokenizer of images")
         factor = model.config.downsample_factor
         if data.resolution % factor:
             raise SettingsError(f"resolution: {data.resolution} is no multiple of {factor}")
@@ -80,7 +80,7 @@ class AudioTokens:
 
     def __init__(self, model: nn.Module, data: AudioDataConfig, seed: int):
         if model.config.model_type != "simvq_audio":
-            raise SettingsError(f"model: {model.config.model_type} is no tokenizer of sound")
+            raise SettingsError(f"model: {model.config.model_type} is no tokenizer of audio")
         self.model, self.source_column = model, data.column
         self.rate = model.config.sampling_rate
         self.feature = datasets.List(datasets.Value(code_type(model.config.codebook_size)))

@@ -121,7 +121,7 @@ def test_sizes_that_only_a_configuration_declares_are_refused_at_once():
     for divisor in (0, -8, 2.5):
         with pytest.raises(ValueError, match="size_divisor must be a whole number"):
             SimVQImageProcessor(size_divisor=divisor)(picture)
-    with pytest.raises(ValueError, match="^size, for a picture of 200000 x 1"):
+    with pytest.raises(ValueError, match="^size, for an image of 200000 x 1"):
         SimVQImageProcessor()(Image.new("L", (200_000, 1)))
 
 
@@ -191,7 +191,7 @@ def table(path: Path, cells: list) -> Path:
 def test_tables_with_holes(streaming, tmp_path, caplog):
     good = {"bytes": saved(quarters(), "PNG"), "path": None}
     holes = [None, {"bytes": None, "path": None}, {"bytes": b"", "path": None}]
-    holes += [{"bytes": b"no picture", "path": None}, {"bytes": None, "path": "/no/such/file.png"}]
+    holes += [{"bytes": b"no image", "path": None}, {"bytes": None, "path": "/no/such/file.png"}]
     path = table(tmp_path / "holes.parquet", [good, *holes, good])
     options = {"resolution": 16, "num_workers": 0, "streaming": streaming}
     config = ImageDataConfig(dataset=str(path), **options)
@@ -262,7 +262,7 @@ def test_pictures_through_every_command(tmp_path, monkeypatch, capsys):
         monkeypatch,
     )
     printed = capsys.readouterr().out
-    assert f"train: {good} rows" in printed and f"{bad} pictures could not be read" in printed
+    assert f"train: {good} rows" in printed and f"{bad} images could not be read" in printed
 
 
 @pytest.mark.slow

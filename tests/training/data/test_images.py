@@ -83,7 +83,7 @@ def test_sixteen_bits_are_scaled_and_orientation_is_applied():
 
 def broken_files() -> dict[str, bytes]:
     whole = encoded(noise(64, 64), "JPEG")["bytes"]
-    return {"cut.jpg": whole[: len(whole) // 2], "empty.jpg": b"", "text.jpg": b"not a picture"}
+    return {"cut.jpg": whole[: len(whole) // 2], "empty.jpg": b"", "text.jpg": b"not an image"}
 
 
 @pytest.mark.parametrize("name", list(broken_files()))

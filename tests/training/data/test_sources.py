@@ -86,7 +86,7 @@ def load(cfg: ImageDataConfig, split: str = "train", **options) -> list[dict]:
 
 
 def image_folder(path: Path) -> tuple[Path, dict]:
-    return write_folder(path / "photos", shades(6) | {"notes.txt": b"no picture"}), {}
+    return write_folder(path / "photos", shades(6) | {"notes.txt": b"no image"}), {}
 
 
 def class_folders(path: Path) -> tuple[Path, dict]:
@@ -120,7 +120,7 @@ def parquet_of_bytes(path: Path) -> tuple[Path, dict]:
 
 
 def parquet_folder(path: Path) -> tuple[Path, dict]:
-    folder = write_folder(path / "tables", {"README.md": b"# Pictures\n"})
+    folder = write_folder(path / "tables", {"README.md": b"# Images\n"})
     for start, split in ((0, "train"), (200, "validation")):
         cells = [shade(start + i) for i in range(6)]
         table(cells).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
@@ -185,7 +185,7 @@ def test_missing_split_and_column(streaming, tmp_path):
         with pytest.raises(SettingsError, match="image_column.*'img'.*image, label"):
             open_split(cfg, "train")
         cfg = config(path, streaming=streaming, image_column="label")
-        with pytest.raises(SettingsError, match="image_column.*'label'.*not pictures"):
+        with pytest.raises(SettingsError, match="image_column.*'label'.*not images"):
             open_split(cfg, "train")
 
 
@@ -279,7 +279,7 @@ def test_broken_files_in_training_are_replaced(streaming, tmp_path, caplog):
         assert len(batches) == 5 and unreadable <= 4
     else:  # index 2 meets 2 and 3; 3, 6 and x.jpg one each
         assert len(batches) == 9 and unreadable == 5
-    assert sum("003.png: not a picture" in record.message for record in caplog.records) == 1
+    assert sum("003.png: not an image" in record.message for record in caplog.records) == 1
 
 
 @BOTH
@@ -297,7 +297,7 @@ def test_broken_files_in_validation_are_marked(streaming, tmp_path):
 def test_nothing_readable_is_an_error(streaming, train, count, tmp_path, caplog):
     table([b"broken"] * count).to_parquet(tmp_path / "bad.parquet")
     cfg = config(tmp_path / "bad.parquet", streaming=streaming)
-    with pytest.raises(UnreadableImage, match=f"{min(count, 100)} pictures in a row"):
+    with pytest.raises(UnreadableImage, match=f"{min(count, 100)} images in a row"):
         load(cfg, train=train)
     assert sum("skipped" in record.message for record in caplog.records) <= 100
 

@@ -123,7 +123,7 @@ def test_rfid_is_nothing_for_the_same_pictures_and_asks_for_two(pictures):
     same = load("rfid").compute(predictions=references, references=references)["rfid"]
     noisy = load("rfid").compute(predictions=predictions, references=references)["rfid"]
     assert abs(same) < 1e-3 < 1 < noisy
-    with pytest.raises(ValueError, match="at least two pictures, got 1"):
+    with pytest.raises(ValueError, match="at least two images, got 1"):
         load("rfid").compute(predictions=references[:1], references=references[:1])
 
 

@@ -83,7 +83,7 @@ def test_images_to_samples(photos, tmp_path, hub, monkeypatch):
     run(tokenizer_words, tmp_path, environment)
     output = run(tokenize_words, tmp_path, environment)
     assert "train: 48 rows, validation: 18 rows in runs/codes" in output
-    assert re.search(r"66 pictures encoded in .* codes a second", output)
+    assert re.search(r"66 images encoded in .* codes a second", output)
     # Two ranks, whose last validation batch is filled up: 18 rows by 8 each.
     output = run(generator_words, tmp_path, environment, processes=2)
 

@@ -103,14 +103,14 @@ def dirty_pictures() -> dict[str, Dirty]:
         "cut-header.jpg": Dirty(jpeg[:20], reason="."),
         "cut.png": Dirty(saved(picture.resize((400, 400)), "PNG")[:700], reason="."),
         "empty.jpg": Dirty(b"", reason="empty"),
-        "zeros.jpg": Dirty(bytes(5000), reason="not a picture"),
-        "text.jpg": Dirty(b"This is not the picture that you were looking for.\n" * 9, reason="not a picture"),
-        "page.jpg": Dirty(b"<!DOCTYPE html><title>404 Not Found</title>", reason="not a picture"),
+        "zeros.jpg": Dirty(bytes(5000), reason="not an image"),
+        "text.jpg": Dirty(b"This is not the image that you were looking for.\n" * 9, reason="not an image"),
+        "page.jpg": Dirty(b"<!DOCTYPE html><title>404 Not Found</title>", reason="not an image"),
         "bomb.png": Dirty(png(30_000, 30_000, 8, 0, bytes(30_001) * 100), reason="bomb"),
         "huge-header.png": Dirty(png(HEADER_SAYS_HUGE, HEADER_SAYS_HUGE, 8, 2, b""), reason="bomb"),
         "very-long-strip.png": Dirty(saved(Image.new("L", (60_000, 1)), "PNG"), reason="elongated"),
         "float.tif": Dirty(saved(Image.fromarray(np.eye(48, dtype=np.float32)), "TIFF"), reason="range"),
-        "script.jpg": Dirty(POSTSCRIPT, reason="not a picture"),
+        "script.jpg": Dirty(POSTSCRIPT, reason="not an image"),
     }  # fmt: skip
 
 

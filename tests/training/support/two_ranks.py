@@ -44,7 +44,7 @@ TINY_AUDIO = SimVQAudioConfig(
 # Settings of the loop and of the loss.
 CASES = {
     "pictures": ({}, {}),
-    "pictures, all options": (
+    "images, all options": (
         {
             "gradient_accumulation_steps": 2,
             "autoencoder_steps": 1,

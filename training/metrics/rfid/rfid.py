@@ -19,7 +19,7 @@ class Rfid(bases.ImageMetric):
     @torch.no_grad()
     def _compute(self, predictions, references) -> dict[str, float]:
         if len(predictions) < 2:
-            raise ValueError(f"rFID needs at least two pictures, got {len(predictions)}")
+            raise ValueError(f"rFID needs at least two images, got {len(predictions)}")
         device = bases.default_device()
         network = load_inception().to(device)
         features = Identity()
