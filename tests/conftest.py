@@ -13,6 +13,7 @@ def pytest_collection_finish() -> None:
     """Spare collections of garbage the libraries: every run of a trainer asks for several."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)  # tests make many small objects that live shortly
 
 
 def pytest_sessionfinish() -> None:

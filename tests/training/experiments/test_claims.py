@@ -106,7 +106,8 @@ def here(monkeypatch, name: str, pictures: Path, work: Path, output: Path, *word
     "name", ["trained_parts", "initialisation", "warmup", "long_training", "rank", "larger"]
 )
 def test_each_claim_has_a_command(name, pictures, work, tmp_path, monkeypatch):
-    here(monkeypatch, name, pictures, work, tmp_path, "--sizes", "32", "max_steps=5")
+    steps = ["max_steps=4", "validate_every=2"]
+    here(monkeypatch, name, pictures, work, tmp_path, "--sizes", "32", *steps)
     found = json.loads((tmp_path / "results.json").read_text())["runs"]
     assert found and not [run for run in found if "error" in run], found
     assert (tmp_path / "figure.png").stat().st_size > 5000
