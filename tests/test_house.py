@@ -75,6 +75,7 @@ def test_rooms_import_only_from_lower_floors():
     assert not wrong
 
 
+@pytest.mark.slow
 def test_no_circle():
     """Of files: what a file imports does not import it again, in any number of steps."""
     modules = {".".join(path.with_suffix("").parts): path for path in sources()}

@@ -116,6 +116,7 @@ def test_a_cache_that_rots_is_noticed_offline_and_mended_online(hub, published, 
     published(local_files_only=True)
 
 
+@pytest.mark.slow
 def test_shards_are_verified_too(hub, image_folder, published, tmp_path):
     model = AutoModel.from_pretrained(image_folder)
     model.save_pretrained(tmp_path / "sharded", max_shard_size="1MB")

@@ -125,6 +125,7 @@ def test_an_evaluation_must_make_sense(hub, image_folder, content, says):
     assert not writes(hub)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("token", "repo", "says"),
     [
@@ -198,6 +199,7 @@ def test_a_dry_run_needs_no_hub_that_answers(hub, image_folder, capsys, path):
     assert "cannot be asked" in said and "model.safetensors" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/api/repos/create", "/commit/", "/api/validate-yaml"])
 def test_server_errors_that_go_away(hub, image_folder, path):
     hub.fail("POST", path, times=2, status=503)
@@ -205,6 +207,7 @@ def test_server_errors_that_go_away(hub, image_folder, path):
     assert "model.safetensors" in hub.files(REPO)
 
 
+@pytest.mark.slow
 def test_a_server_error_that_stays(hub, image_folder):
     hub.fail("POST", "/commit/", times=99, status=502)
     with pytest.raises(HubError, match="502"):
@@ -219,12 +222,14 @@ def test_weights_that_cannot_be_sent(hub, image_folder):
     assert not hub.files(REPO)
 
 
+@pytest.mark.slow
 def test_a_commit_whose_answer_is_lost_is_no_error(hub, image_folder):
     hub.fail("POST", "/commit/", status=504, applied=True)
     push_to_hub(image_folder, REPO)
     assert "model.safetensors" in hub.files(REPO)
 
 
+@pytest.mark.slow
 def test_of_two_pushes_one_wins_whole(hub, image_folder):
     def the_other_push():
         other = CommitOperationAdd("notes.txt", b"of the other push")
@@ -238,12 +243,14 @@ def test_of_two_pushes_one_wins_whole(hub, image_folder):
     assert "model.safetensors" in hub.files(REPO)
 
 
+@pytest.mark.slow
 def test_damage_is_seen_when_the_weights_are_read_back(hub, image_folder):
     hub.fail("GET", "/store/", corrupt=True)
     with pytest.raises(HubError, match=r"model\.safetensors came back different"):
         push_to_hub(image_folder, REPO)
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached(image_folder, monkeypatch):
     from huggingface_hub import constants
 

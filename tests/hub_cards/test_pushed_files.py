@@ -150,6 +150,7 @@ def test_codes_of_another_number_of_files(hub, capsys):
     assert "*" not in files["README.md"].decode().split("---")[1]
 
 
+@pytest.mark.slow
 def test_files_of_others_beside_the_model_are_not_sent(hub, image_folder):
     """Of the folder itself only what save_pretrained wrote goes: scripts and notes may be private."""
     for name in ("train_secret.py", "optimizer.safetensors", "model.safetensors.bak", "notes.json"):
@@ -193,6 +194,7 @@ def test_a_space_that_could_not_read_its_model_is_not_made(hub, image_folder):
     assert not hub.files(REPO)
 
 
+@pytest.mark.slow
 def test_a_bare_name_is_one_of_this_account(hub, image_folder):
     """The card's program and the Space load it by the whole name."""
     push_to_hub(image_folder, "tiny", with_code=True, space="demo")
@@ -208,6 +210,7 @@ def test_the_list_names_what_was_sent(hub, tmp_path):
     assert set(listed) == {"a.py"} and listed["a.py"].size == 1
 
 
+@pytest.mark.slow
 def test_no_licence_is_named_unasked(hub, image_folder, tmp_path):
     folder = push_to_hub(image_folder, REPO, dry_run=True, with_code=True)
     card = Path(folder, "README.md").read_text()

@@ -232,6 +232,7 @@ def test_command_line(app, tmp_path, monkeypatch, capsys):
     assert "checkpoints.json" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_visitors_choose_among_the_listed_checkpoints_only(app):
     import gradio
 

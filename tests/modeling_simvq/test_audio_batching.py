@@ -118,6 +118,7 @@ def test_gradients_of_a_padded_batch_are_those_of_its_clips():
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("length", [24 * 100, 24 * 100 + 1, 24 * 101 - 1, 24 * 96 + 11, 30])
 def test_encoding_in_chunks_equals_the_whole_clip(name, length):

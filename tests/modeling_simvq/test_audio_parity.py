@@ -74,6 +74,7 @@ def test_the_originals_loudness_normalisation_is_a_division_by_the_rms(name, con
     assert relative(output.audio_values * scale, expected["norm.mult.rec"]) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_equal_the_original(name, converted):
     expected = load_file(FIXTURES / name / "outputs.safetensors")

@@ -203,6 +203,7 @@ def test_saved_and_loaded_with_two_vocabularies(in_python, tmp_path):
     torch.testing.assert_close(loaded(ids).logits, model(ids).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 def test_trained_on_text_with_pictures_it_makes_pictures(tied):
     tokenizer = byte_pair_tokenizer()

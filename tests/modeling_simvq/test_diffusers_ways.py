@@ -67,6 +67,7 @@ def remote(folder, **how):
     return DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, **how)
 
 
+@pytest.mark.slow
 def test_components_of_ones_own(pipe, folder, cache, tmp_path):
     expected = sample(pipe)
     for load in (modeling_simvq.SimVQImagePipeline.from_pretrained, remote):
@@ -84,6 +85,7 @@ def test_components_of_ones_own(pipe, folder, cache, tmp_path):
     torch.testing.assert_close(sample(remote(tmp_path / "again")), expected)
 
 
+@pytest.mark.slow
 def test_device_maps_and_types(pipe, folder, cache):
     """Without a GPU diffusers' "balanced" leaves everything on the CPU."""
     expected = sample(pipe)
@@ -138,6 +140,7 @@ def test_one_generator_for_each_image(pipe):
         sample(pipe, 0, generator=["seed"])
 
 
+@pytest.mark.slow
 def test_labels_of_every_kind(pipe):
     expected = sample(pipe, 0, 1)
     for labels in (

@@ -90,6 +90,7 @@ def some_picture(source: random.Random):
     return np.asfortranarray(array) if kind == 5 else array
 
 
+@pytest.mark.slow
 @tries(300, 20_000)
 def test_image_processor(count):
     source = random.Random(0)

@@ -118,6 +118,7 @@ def test_guidance_changes_samples(trained):
         assert strong > plain + 0.1  # more of its class than in the data
 
 
+@pytest.mark.slow
 def test_seeds_repeat_samples_and_leave_the_global_generator_alone(trained):
     def sample(generator=None, **how):
         return trained.generate_images(num_images=2, generator=generator, **how)

@@ -134,6 +134,7 @@ def test_weights_that_diffusers_stores_in_half_precision(tiny_model, pixels):
     assert torch.equal(stored.quantizer.codebook(), tiny_model.quantizer.codebook())
 
 
+@pytest.mark.slow
 def test_a_quantizer_that_is_stored_in_half_precision_says_so():
     config = SimVQImageConfig(quantizer="fc", codebook_size=64, codebook_dim=16)
     model = SimVQImageModel(config).eval()

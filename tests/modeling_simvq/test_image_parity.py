@@ -64,6 +64,7 @@ def test_gradients_equal_the_original(name, tmp_path):
     assert model.quantizer.basis.grad is None
 
 
+@pytest.mark.slow
 def test_published_size():
     from modeling_simvq import SimVQImageConfig, SimVQImageModel
 

@@ -44,6 +44,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_missing_and_foreign_weights_are_refused_by_name(kind, tmp_path):
     make, dropped = MODELS[kind]

@@ -84,6 +84,7 @@ def test_pictures(count, image_model):
     holds()
 
 
+@pytest.mark.slow
 @tries(20, 500)
 def test_sound(count, audio_model):
     extractor = SimVQAudioFeatureExtractor(hop_length=HOP)

@@ -222,6 +222,7 @@ def test_wrong_inputs_are_named():
         quantizer.lookup(torch.tensor([1.0]))
 
 
+@pytest.mark.slow
 def test_without_the_package_the_others_work_and_these_say_what_to_install():
     code = """
 import sys

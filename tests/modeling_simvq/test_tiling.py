@@ -96,6 +96,7 @@ def step(difference: torch.Tensor, columns: list[int]) -> float:
     return float(jumps[[column - 1 for column in columns]].mean())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_no_seams_on_a_photograph(tiny_model):
     """The error of tiling must not jump where tiles meet; without the cross-fade it does."""
@@ -178,6 +179,7 @@ def test_tiling_bounds_the_memory():
     assert megabytes["tiled"] < megabytes["whole"] / 3, megabytes
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 23), min_size=1, max_size=3),

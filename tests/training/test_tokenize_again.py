@@ -106,6 +106,7 @@ def test_a_source_that_has_grown_gives_all_its_rows(tokenize, tmp_path, kind, st
     assert about == json.loads((tmp_path / "whole/tokenization.json").read_text())
 
 
+@pytest.mark.slow
 def test_codes_are_those_of_the_folder(tokenize, tmp_path, monkeypatch):
     """For the trainer, and by the line that the card prints: not those of another, nor older ones."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -143,6 +144,7 @@ def write_classes(root: Path, *classes: str, split: str = "train") -> Path:
     return root / "photos"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", ["false", "true"])
 def test_classes_behind_the_others_are_named_in_every_file(tokenize, tmp_path, streaming):
     options = ("splits=[train,test]", f"streaming={streaming}")
@@ -165,6 +167,7 @@ def test_classes_behind_the_others_are_named_in_every_file(tokenize, tmp_path, s
     assert kept[1] == os.stat(tmp_path / "codes/data/train-00000.parquet")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

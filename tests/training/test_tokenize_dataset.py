@@ -119,6 +119,7 @@ def test_killed_and_resumed_is_the_same_to_the_byte(whole, image_model, pictures
     assert digests(tmp_path / "codes") == digests(whole)
 
 
+@pytest.mark.slow
 def test_the_codes_decode_as_when_encoded_live(whole, image_model, pictures, tmp_path):
     rows = datasets.load_dataset(str(whole), split="train", cache_dir=str(tmp_path)).with_format(
         "torch"

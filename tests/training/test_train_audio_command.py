@@ -138,6 +138,7 @@ def test_published_configurations(file):
     assert settings["loss"] == AudioLossSettings()
 
 
+@pytest.mark.slow
 def test_the_start_from_data_standardises_every_layer():
     torch.manual_seed(0)
     encoder = SimVQAudioModel(AudioModelSettings(num_filters=4).config()).encoder

@@ -130,6 +130,7 @@ def test_two_processes_share_the_work_and_publish_it_once(photos, tmp_path, hub)
     assert b"codebook_size: 64" in files["README.md"]
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line(photos):
     result = run(*words(photos, "resolution=33", "perceptual=none"))
     assert result.returncode == 1
@@ -138,6 +139,7 @@ def test_a_mistake_is_one_line(photos):
     assert last.startswith("error: resolution") and "33" in last
 
 
+@pytest.mark.slow
 def test_help_teaches():
     result = run(SCRIPT, "--help")
     assert result.returncode == 0

@@ -6,6 +6,7 @@ from modeling_simvq.quantizer_names import QUANTIZERS
 from tests.training.support.quantizer_phases import change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_a_quantizer_rests_until_it_takes_part(quantizer, tmp_path, one_process):
     """And an infinite loss of it does not count until then: latents have no bounds in the first phase."""

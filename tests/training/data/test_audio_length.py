@@ -119,6 +119,7 @@ def test_mp3_in_a_wav_file():
     assert torch.equal(whole, decoded(content)) and len(whole) > 6 * RATE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
 def test_chained_ogg_streams_are_read_to_the_end(subtype):
     parts = [encoded(x, RATE, "OGG", subtype) for x in (LOUD, LOUD[:RATE], LOUD)]

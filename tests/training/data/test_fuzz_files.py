@@ -17,6 +17,7 @@ from training.recipes.image import ImageLossSettings, ImageModelSettings
 from training.runtime.settings import parse_settings
 
 
+@pytest.mark.slow
 @tries(400, 30_000)
 def test_pictures(count):
     files = [file.content for name, file in dirty_pictures().items() if name != "bomb.png"]

@@ -241,6 +241,7 @@ def test_resuming_gives_the_same_crops(streaming, tmp_path):
     assert torch.equal(torch.cat(resumed), torch.cat(epochs[1][2:]))
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_first_look_leaves_no_workers_behind(tmp_path, streaming):
     """And sees the batch that the training begins with."""

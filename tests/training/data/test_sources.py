@@ -325,6 +325,7 @@ def test_order_and_crops_follow_from_seed_and_epoch_alone(tmp_path):
     assert not torch.equal(epochs(0, seed=-2)[0], first)
 
 
+@pytest.mark.slow
 def test_streams_with_workers(tmp_path):
     table([shade(i) for i in range(40)]).save_to_disk(tmp_path / "saved")
     cfg = config(tmp_path / "saved", streaming=True, num_workers=2, max_train_samples=32)

@@ -60,6 +60,7 @@ def write_table(path: Path, named: list) -> Path:
 TABLES = ["list.csv", "list.jsonl", "struct.jsonl", "list.parquet", "images.parquet"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLES)
 def test_relative_paths_count_from_the_folder_of_their_table(name, tmp_path, monkeypatch):
     """Neither from the working directory, nor from the folder of another table; all others stay as they are."""

@@ -80,6 +80,7 @@ def test_simvq_uses_more_codes_than_plain_vq(small, tmp_path):
     assert "| gaussian | 1,024 | SimVQ |" in (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_hash_knows_all_that_a_run_depends_on(small, tmp_path, monkeypatch):
     """Also what is no argument: a learning rate that is edited must not keep the hash."""
     words = ["--data", "gaussian", "--sizes", "64", "--steps", "1", "--output", str(tmp_path)]

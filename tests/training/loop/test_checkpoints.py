@@ -73,6 +73,7 @@ def test_resume_goes_on_bit_for_bit_in_the_middle_of_a_window(make_trainer, tmp_
     assert [line for line in lines if json.loads(line)["step"] != 5] == wanted
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_the_window_of_figures(make_trainer, tmp_path):
     trainer = make_trainer(max_steps=3, log_every=100, save_every=2)
     kept = {}
@@ -298,6 +299,7 @@ def test_a_full_disk_ends_the_run_and_nothing_else(make_trainer, tmp_path, monke
     assert names(run) == ["step-00000002", "step-00000004"]
 
 
+@pytest.mark.slow
 def test_another_batch_size_goes_on_at_the_same_place(make_trainer, tmp_path, caplog):
     make_trainer({"batch_size": 4}, max_steps=2, batch_size=4).train()
     trainer = make_trainer({"batch_size": 2}, max_steps=4, batch_size=2, resume="latest")

@@ -31,6 +31,7 @@ def test_an_analysis_deletes_figures_of_an_earlier_one_alone(tmp_path, monkeypat
     assert not (tmp_path / "training.png").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_files_of_others_is_not_rotated_away(make_trainer, tmp_path, caplog):
     trainer = make_trainer(max_steps=3, save_every=1, keep_checkpoints=1)
     finish = trainer.store._finish

@@ -89,6 +89,7 @@ class GradientOfNaN(Injection):
         decoder.conv_in.register_forward_hook(spoil)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [BatchOfNaN, LossOf, LossOfInfinity, GradientOfNaN])
 @pytest.mark.parametrize("passes", [1, 2])
 def test_a_bad_step_leaves_no_trace(make_trainer, caplog, kind, passes):
@@ -102,6 +103,7 @@ def test_a_bad_step_leaves_no_trace(make_trainer, caplog, kind, passes):
     assert "step 2 skipped" in caplog.text and kind.cause in caplog.text
 
 
+@pytest.mark.slow
 def test_a_bad_discriminator_loss_stops_the_discriminator_only(make_trainer, caplog):
     trainer = make_trainer(LECAM, max_steps=4)
     original, calls = trainer.recipe.loss.discriminator, []
@@ -133,6 +135,7 @@ def test_a_bad_discriminator_loss_stops_the_discriminator_only(make_trainer, cap
     assert all(changed[1].values())
 
 
+@pytest.mark.slow
 def test_a_window_of_bad_steps_is_reported(make_trainer):
     trainer = make_trainer(max_steps=3, log_every=1)
     BatchOfNaN(trainer, steps=(0, 1))
@@ -164,6 +167,7 @@ def test_bad_steps_in_a_row_end_the_run_with_a_diagnosis(make_trainer, tmp_path)
     assert f"The last good checkpoint is {newest}" in message and trainer.progress.step == 4
 
 
+@pytest.mark.slow
 def test_bad_weights_are_told_from_bad_batches(make_trainer, tmp_path):
     trainer = make_trainer(max_steps=9, epochs=9, save_every=2, keep_checkpoints=1)
     train_batch = trainer._train_batch
@@ -182,6 +186,7 @@ def test_bad_weights_are_told_from_bad_batches(make_trainer, tmp_path):
     assert newest.name == "step-00000002" and str(newest) in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["average", "generator optimizer", "discriminator"])
 def test_bad_values_never_reach_a_checkpoint(make_trainer, tmp_path, place):
     trainer = make_trainer(max_steps=4, save_every=2, keep_checkpoints=1)

@@ -160,6 +160,7 @@ def test_other_classes_of_the_same_number_are_refused(tmp_path):
         record.resume(tmp_path, 3)
 
 
+@pytest.mark.slow
 def test_a_perceptual_network_may_come_later(make_trainer, tmp_path, monkeypatch):
     """Its constants are buffers beside the running means, and belong to no checkpoint."""
     recipe = {"lecam_weight": 0.1, "validation": 0}
@@ -199,6 +200,7 @@ def test_mixed_precision_may_change(make_trainer):
         assert trainer.progress.step == step and trainer.accelerator.scaler is scaler
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_earlier_version_resumes_bit_for_bit(make_trainer, tmp_path):
     """One group of parameters, no settings beside the weights, no names of buffers."""
     trainer = make_trainer({"validation": 0}, max_steps=3, save_every=2)

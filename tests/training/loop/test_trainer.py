@@ -35,6 +35,7 @@ def test_a_run_leaves_model_pictures_figures_and_checkpoints(make_trainer, tmp_p
     )
 
 
+@pytest.mark.slow
 def test_an_accumulated_step_equals_the_large_batch(make_trainer, tmp_path):
     """Without the discriminator, whose batch norm sees each forward pass for itself."""
     after = []
@@ -65,6 +66,7 @@ def test_an_accumulated_step_equals_the_large_batch(make_trainer, tmp_path):
         assert torch.allclose(gradient, after[1][name], rtol=1e-3, atol=1e-6), name
 
 
+@pytest.mark.slow
 def test_autoencoder_phase_leaves_the_quantizer_alone(make_trainer):
     trainer = make_trainer(max_steps=4, autoencoder_steps=2)
     projection = trainer.recipe.model.quantizer.projection.weight

@@ -214,6 +214,7 @@ def test_fixture_is_whole():
     assert len(SMALL) == 9
 
 
+@pytest.mark.slow
 def test_state_holds_the_running_means_only_and_misses_none():
     loss = ImageLoss(small_perceptual(), lecam_weight=0.1)
     assert set(loss.state_dict()) == {"lecam_real", "lecam_fake"}

@@ -153,6 +153,7 @@ def test_dnsmos_is_that_of_the_package_called_directly(speech, noisy):
     assert found["dnsmos"] > metric(SpeechPair(speech, noisy, 24_000))["dnsmos"]
 
 
+@pytest.mark.slow
 @needs("distillmos")
 def test_distillmos_prefers_clean_speech(speech, noisy):
     metric = LOADERS["distillmos"](torch.device("cpu"))

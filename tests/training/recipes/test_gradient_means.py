@@ -2,6 +2,7 @@
 
 import contextlib
 
+import pytest
 import torch
 
 from tests.training.loop.test_finite import GradientOfNaN, LossOf
@@ -40,6 +41,7 @@ def scaled(make_trainer, scale: float, **settings) -> tuple[torch.amp.GradScaler
     return scaler, trainer
 
 
+@pytest.mark.slow
 def test_the_last_step_of_an_epoch_is_the_mean_over_the_batches_that_came(make_trainer):
     """Three batches an epoch, two a step: the second step has one, and is no weaker for that."""
     still = {"learning_rate": 1e-12, "epochs": 1}
@@ -63,6 +65,7 @@ def test_a_code_counts_the_same_in_whatever_batch_it_comes(tmp_path, one_process
     assert distances["gradient"] < 1e-6 and distances["loss"] < 1e-6, distances
 
 
+@pytest.mark.slow
 def test_a_growing_scale_of_fp16_changes_no_gradient(make_trainer):
     """The scale doubles after every step, once, and never between the batches of one."""
     found = {}
@@ -78,6 +81,7 @@ def test_a_growing_scale_of_fp16_changes_no_gradient(make_trainer):
             assert (one - other).norm() < 1e-5 * other.norm(), name
 
 
+@pytest.mark.slow
 def test_an_overflow_of_one_module_lowers_the_scale_of_both_at_the_end_of_the_step(make_trainer):
     scaler, trainer = scaled(make_trainer, 2.0**8, max_steps=3, gradient_accumulation_steps=2)
     kept = keep_gradients(trainer)

@@ -47,6 +47,7 @@ def test_what_the_launch_says_is_taken_or_refused(monkeypatch, variable):
         follow_launch(loop(**{name: default}))
 
 
+@pytest.mark.slow
 def test_the_accelerator_and_the_steps_agree_with_the_launch(make_trainer, monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "BF16")
@@ -126,6 +127,7 @@ class Ranks:
         self.process_index, self.is_main_process = rank, rank == 0
 
 
+@pytest.mark.slow
 def test_a_folder_that_machines_do_not_share_is_found_at_the_start(monkeypatch, tmp_path):
     monkeypatch.setattr(shared_folder, "PATIENCE", 0.3)
     sent, answers = {}, []

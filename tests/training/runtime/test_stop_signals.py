@@ -47,6 +47,7 @@ def test_an_interrupt_outside_the_training_is_one_line(monkeypatch, caplog):
     assert end.value.code == 130 and "interrupted: resume=latest" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_worker_ends_for_its_parent_and_for_nobody_else():
     worker = os.fork()
     if worker == 0:
