@@ -9,11 +9,9 @@ searching the codebook does.
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .basis_and_projection import is_plain, layers_of
-from .float32_product import linear
+from .basis_and_projection import is_plain, layers_of, project
 from .nearest_code import Book, make_book
 
 _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -44,7 +42,8 @@ class KeepsCodebook(nn.Module):
             book = make_book(self.basis, self._project)
         else:
             # Of the copies: another thread may write to the weights meanwhile, even what they were before.
-            book = make_book(then[0], lambda rows: project_copies(rows, structure, then[1:]))
+            copied = projection_of(structure, then[1:])
+            book = make_book(then[0], lambda rows: project(rows, copied))
         if book.half.isneginf().any():
             raise ValueError("the codebook holds NaN or infinity: its training diverged")
         if then is not None:
@@ -112,18 +111,19 @@ def made_of(basis: Tensor, projection: nn.Module) -> tuple[tuple, list[Tensor]]:
     return tuple(structure), weights
 
 
-def project_copies(rows: Tensor, structure: tuple, weights: tuple[Tensor, ...]) -> Tensor:
-    """Return what `project` makes of rows with layers of this structure and these W, b, ..."""
-    left = iter(weights)
-    rows = rows.float()
-    with torch.autocast(device_type=rows.device.type, enabled=False):
-        for kind, approximate, biased in structure:
-            if issubclass(kind, nn.Linear):
-                weight = next(left).float()
-                rows = linear(rows, weight, next(left).float() if biased else None)
-            elif issubclass(kind, nn.GELU):
-                rows = F.gelu(rows, approximate=approximate)
-    return rows
+def projection_of(structure: tuple, weights: tuple[Tensor, ...]) -> nn.Sequential:
+    """Return layers of this structure that hold these W, b, ... themselves."""
+    left, layers = iter(weights), []
+    for kind, approximate, biased in structure:
+        if issubclass(kind, nn.Linear):
+            layer = nn.Linear(1, 1, bias=biased, device="meta")
+            layer.weight = nn.Parameter(next(left), requires_grad=False)
+            if biased:
+                layer.bias = nn.Parameter(next(left), requires_grad=False)
+            layers.append(layer)
+        elif issubclass(kind, nn.GELU):
+            layers.append(nn.GELU(approximate))
+    return nn.Sequential(*layers)
 
 
 def copies(weights: list[Tensor]) -> tuple[Tensor, ...] | None:
