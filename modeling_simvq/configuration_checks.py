@@ -71,10 +71,14 @@ def probability(value: float) -> None:
         raise ValueError(f"must lie in [0, 1), got {value}")
 
 
-def in_groups(value: int) -> None:
-    """Check a field: channels that GroupNorm can part."""
-    if value % 32:
-        raise ValueError(f"must be a multiple of 32 (GroupNorm has 32 groups), got {value}")
+def in_groups(name: str, channels: int, groups: int) -> None:
+    """Refuse channels that GroupNorm cannot part.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    if channels % groups:
+        raise ValueError(f"{name} must be a multiple of {groups} (norm_groups), got {channels}")
 
 
 def levels(values: list[int]) -> None:

@@ -44,7 +44,10 @@ class SimVQAudioConfig(SimVQTokenizerConfig):
     codebook_size: int = described(4096, "K, number of codes", at_least(1))
     codebook_dim: int = described(512, "d, width of a code", at_least(1))
     hidden_size: int = described(
-        768, "width of the decoder, a multiple of 32", at_least(1), in_groups
+        768, "width of the decoder, a multiple of norm_groups", at_least(1)
+    )
+    norm_groups: int = described(
+        32, "groups of the GroupNorms in the decoder's position network", at_least(1)
     )
     intermediate_size: int = described(
         2304, "width inside the decoder's ConvNeXt blocks", at_least(1)
@@ -64,7 +67,8 @@ class SimVQAudioConfig(SimVQTokenizerConfig):
     )
 
     def validate_architecture(self):
-        """Refuse sizes that would make too large a model, and a window that does not fit the hop length."""
+        """Refuse sizes that would make too large a model or do not fit each other."""
+        in_groups("hidden_size", self.hidden_size, self.norm_groups)
         check_parameters(self._about_parameters())
         if self.n_fft < self.hop_length or (self.n_fft - self.hop_length) % 2:
             raise ValueError(

@@ -25,7 +25,7 @@ class SimVQImageConfig(SimVQTokenizerConfig):
 
     in_channels: int = described(3, "channels of the images", at_least(1))
     base_channels: int = described(
-        128, "channels of the first level, a multiple of 32", at_least(1), in_groups
+        128, "channels of the first level, a multiple of norm_groups", at_least(1)
     )
     channel_multipliers: Integers = described(
         (1, 2, 2, 4),
@@ -35,11 +35,17 @@ class SimVQImageConfig(SimVQTokenizerConfig):
     num_res_blocks: int = described(
         2, "residual blocks per level, and in the middle", at_least(1), at_most(MOST_LAYERS)
     )
+    norm_groups: int = described(
+        32,
+        "groups of the GroupNorms; narrow models keep their colours with fewer, of 16 channels or more each",
+        at_least(1),
+    )
     codebook_size: int = described(1024, "K, number of codes", at_least(1))
     codebook_dim: int = described(128, "d, width of a code", at_least(1))
 
     def validate_architecture(self):
-        """Refuse sizes that would make too large a model."""
+        """Refuse sizes that would make too large a model, and channels that do not part into groups."""
+        in_groups("base_channels", self.base_channels, self.norm_groups)
         widths = [self.base_channels * factor for factor in self.channel_multipliers]
         # Convolutions of 3 x 3: two in a block; one to the next level, and one back to four times the channels.
         blocks, between = 2 * self.num_res_blocks * 2 * 9, 9 + 4 * 9

@@ -35,6 +35,12 @@ class SimVQTokenizerConfig(CheckedConfig):
         "projection_hidden_dim, train_basis, train_projection and rotation_trick, none set by the paper",
     )
 
+    whiten_latents: bool = described(
+        False,
+        "whether latents are whitened before the search, so that none of their directions is too faint for the "
+        "codes; not in the paper, and what keeps small models from collapsing",
+    )
+
     def __post_init__(self, **kwargs):
         if self.quantizer_options is None:
             self.quantizer_options = {}

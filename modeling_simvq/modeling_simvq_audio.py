@@ -23,6 +23,7 @@ from .configuration_simvq_audio import SimVQAudioConfig
 from .foldable_codebook import FoldableCodebook
 from .hooked_weights import computing_type, running_device
 from .integer_codes import integers
+from .latent_whitening import Whitening
 from .quantization_baselines import make_quantizer
 from .quantization_simvq import SimVQ
 from .tiling import CrossFade
@@ -298,10 +299,10 @@ ATTENTION_QUERIES = 1024
 
 
 class Norm(nn.GroupNorm):
-    """GroupNorm with 32 groups over the real frames; it accepts one value per group, as one frame gives."""
+    """GroupNorm over the real frames; it accepts one value per group, as one frame gives."""
 
-    def __init__(self, channels: int):
-        super().__init__(num_groups=32, num_channels=channels, eps=1e-6)
+    def __init__(self, config: SimVQAudioConfig):
+        super().__init__(config.norm_groups, config.hidden_size, eps=1e-6)
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """hidden (B, C, T), mask (B, 1, T) of ones and zeros."""
@@ -325,12 +326,13 @@ def _masked(hidden: Tensor, mask: Tensor | None) -> Tensor:
 class ResNetBlock(nn.Module):
     """Norm, SiLU, convolution of width 3, twice, around the identity."""
 
-    def __init__(self, channels: int, dropout: float):
+    def __init__(self, config: SimVQAudioConfig):
         super().__init__()
-        self.norm1 = Norm(channels)
+        channels = config.hidden_size
+        self.norm1 = Norm(config)
         self.conv1 = nn.Conv1d(channels, channels, kernel_size=3, padding=1)
-        self.norm2 = Norm(channels)
-        self.dropout = nn.Dropout(dropout)
+        self.norm2 = Norm(config)
+        self.dropout = nn.Dropout(config.dropout)
         self.conv2 = nn.Conv1d(channels, channels, kernel_size=3, padding=1)
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
@@ -342,9 +344,10 @@ class ResNetBlock(nn.Module):
 class Attention(nn.Module):
     """Single-head self-attention over the frames of a clip."""
 
-    def __init__(self, channels: int):
+    def __init__(self, config: SimVQAudioConfig):
         super().__init__()
-        self.norm = Norm(channels)
+        channels = config.hidden_size
+        self.norm = Norm(config)
         self.query = nn.Conv1d(channels, channels, kernel_size=1)
         self.key = nn.Conv1d(channels, channels, kernel_size=1)
         self.value = nn.Conv1d(channels, channels, kernel_size=1)
@@ -423,12 +426,12 @@ class AudioDecoder(nn.Module):
         self.conv_in = nn.Conv1d(config.codebook_dim, channels, kernel_size=7, padding=3)
         self.position_net = nn.ModuleList(
             [
-                ResNetBlock(channels, config.dropout),
-                ResNetBlock(channels, config.dropout),
-                Attention(channels),
-                ResNetBlock(channels, config.dropout),
-                ResNetBlock(channels, config.dropout),
-                Norm(channels),
+                ResNetBlock(config),
+                ResNetBlock(config),
+                Attention(config),
+                ResNetBlock(config),
+                ResNetBlock(config),
+                Norm(config),
             ]
         )
         self.norm_in = nn.LayerNorm(channels, eps=1e-6)
@@ -465,7 +468,7 @@ class SimVQAudioPreTrainedModel(VerifiedDownload, PreTrainedAudioTokenizerBase):
     supports_gradient_checkpointing = True
     _no_split_modules = ["AudioEncoder", "ConvNeXtBlock", "SimVQ"]
     # Half-precision codes are other codes: the quantizer stays in float32 whatever dtype is asked for.
-    _keep_in_fp32_modules_strict = ["quantizer"]
+    _keep_in_fp32_modules_strict = ["whitening", "quantizer"]
 
     @classmethod
     def _load(cls, stored: Iterable[str] | None, name, *args, config=None, **kwargs) -> tuple:
@@ -499,7 +502,9 @@ class SimVQAudioPreTrainedModel(VerifiedDownload, PreTrainedAudioTokenizerBase):
         elif isinstance(module, WeightNormConv1d):
             bound = module.parametrizations.weight.original1[0].numel() ** -0.5
             init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, (nn.Conv1d, nn.Linear, nn.LSTM, nn.GroupNorm, nn.LayerNorm, SimVQ)):
+        elif isinstance(
+            module, (nn.Conv1d, nn.Linear, nn.LSTM, nn.GroupNorm, nn.LayerNorm, Whitening, SimVQ)
+        ):
             module.reset_parameters()
 
 
@@ -515,6 +520,7 @@ class SimVQAudioModel(FoldableCodebook, SimVQAudioPreTrainedModel):
     def __init__(self, config: SimVQAudioConfig):
         super().__init__(config)
         self.encoder = AudioEncoder(config)
+        self.whitening = Whitening(config.codebook_dim) if config.whiten_latents else None
         self.quantizer = make_quantizer(config)
         self.decoder = AudioDecoder(config)
         self._decoder_chunks: tuple[int, int] | None = None
@@ -593,6 +599,9 @@ class SimVQAudioModel(FoldableCodebook, SimVQAudioPreTrainedModel):
         dtype = computing_type(self.decoder.conv_in)
         latents, frames = self.encoder(input_values.to(dtype), lengths, chunk)
         batch, _, width = latents.shape
+        if self.whitening is not None:
+            real = None if frames is None else mask_of_clips(frames, width)[:, 0]
+            latents = self.whitening(latents, real)
         if frames is None:
             mask = torch.ones(batch, 1, width, dtype=torch.bool, device=latents.device)
             quantized, codes, commitment_loss = self.quantizer(latents)

@@ -17,6 +17,7 @@ from .configuration_simvq_image import SimVQImageConfig
 from .foldable_codebook import FoldableCodebook
 from .hooked_weights import computing_type, running_device
 from .integer_codes import integers
+from .latent_whitening import Whitening
 from .quantization_baselines import make_quantizer
 from .quantization_simvq import SimVQ
 from .tiling import run_tiled
@@ -63,10 +64,10 @@ class SimVQImageOutput(ModelOutput):
 
 
 class Norm(nn.GroupNorm):
-    """GroupNorm with 32 groups. It accepts one value per group, as an image of one token may give."""
+    """GroupNorm. It accepts one value per group, as an image of one token may give."""
 
-    def __init__(self, channels: int):
-        super().__init__(num_groups=32, num_channels=channels, eps=1e-6)
+    def __init__(self, channels: int, groups: int):
+        super().__init__(groups, channels, eps=1e-6)
 
     def forward(self, hidden: Tensor) -> Tensor:
         # nn.GroupNorm refuses groups of one value, in evaluation too.
@@ -76,11 +77,11 @@ class Norm(nn.GroupNorm):
 class ResidualBlock(GradientCheckpointingLayer):
     """Norm, SiLU, conv3x3, twice, around a shortcut. Convolutions have no bias."""
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, groups: int):
         super().__init__()
-        self.norm1 = Norm(in_channels)
+        self.norm1 = Norm(in_channels, groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
-        self.norm2 = Norm(out_channels)
+        self.norm2 = Norm(out_channels, groups)
         self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False)
         if in_channels == out_channels:
             self.shortcut = nn.Identity()
@@ -111,9 +112,10 @@ class Upsample(nn.Module):
         return hidden.reshape(batch, channels // 4, 2 * height, 2 * width)
 
 
-def _blocks(in_channels: int, out_channels: int, count: int) -> nn.Sequential:
-    widths = [in_channels] + [out_channels] * count
-    return nn.Sequential(*(ResidualBlock(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+def _blocks(in_channels: int, out_channels: int, config: SimVQImageConfig) -> nn.Sequential:
+    widths = [in_channels] + [out_channels] * config.num_res_blocks
+    pairs = zip(widths, widths[1:], strict=False)
+    return nn.Sequential(*(ResidualBlock(a, b, config.norm_groups) for a, b in pairs))
 
 
 class ImageEncoder(nn.Module):
@@ -129,15 +131,15 @@ class ImageEncoder(nn.Module):
         previous = config.base_channels
         for depth, width in enumerate(widths):
             level = nn.Module()
-            level.blocks = _blocks(previous, width, config.num_res_blocks)
+            level.blocks = _blocks(previous, width, config)
             last = depth == len(widths) - 1
             level.downsample = (
                 nn.Identity() if last else nn.Conv2d(width, width, 3, stride=2, padding=1)
             )
             self.levels.append(level)
             previous = width
-        self.mid = _blocks(previous, previous, config.num_res_blocks)
-        self.norm_out = Norm(previous)
+        self.mid = _blocks(previous, previous, config)
+        self.norm_out = Norm(previous, config.norm_groups)
         self.conv_out = nn.Conv2d(previous, config.codebook_dim, kernel_size=1)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -156,16 +158,16 @@ class ImageDecoder(nn.Module):
         widths = [config.base_channels * m for m in reversed(config.channel_multipliers)]
         previous = widths[0]
         self.conv_in = nn.Conv2d(config.codebook_dim, previous, kernel_size=3, padding=1)
-        self.mid = _blocks(previous, previous, config.num_res_blocks)
+        self.mid = _blocks(previous, previous, config)
         self.levels = nn.ModuleList()
         for depth, width in enumerate(widths):
             level = nn.Module()
-            level.blocks = _blocks(previous, width, config.num_res_blocks)
+            level.blocks = _blocks(previous, width, config)
             last = depth == len(widths) - 1
             level.upsample = nn.Identity() if last else Upsample(width)
             self.levels.append(level)
             previous = width
-        self.norm_out = Norm(previous)
+        self.norm_out = Norm(previous, config.norm_groups)
         self.conv_out = nn.Conv2d(previous, config.in_channels, kernel_size=3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -185,13 +187,13 @@ class SimVQImagePreTrainedModel(VerifiedDownload, PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["ResidualBlock", "SimVQ"]
     # Half-precision codes are other codes: the quantizer stays in float32 whatever dtype is asked for.
-    _keep_in_fp32_modules_strict = ["quantizer"]
+    _keep_in_fp32_modules_strict = ["whitening", "quantizer"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # torch's own initialisation, as in the original. transformers guards it so that weights that
         # came from a checkpoint are left alone.
-        if isinstance(module, (nn.Conv2d, nn.Linear, nn.GroupNorm, SimVQ)):
+        if isinstance(module, (nn.Conv2d, nn.Linear, nn.GroupNorm, Whitening, SimVQ)):
             module.reset_parameters()
 
 
@@ -207,6 +209,7 @@ class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
     def __init__(self, config: SimVQImageConfig):
         super().__init__(config)
         self.encoder = ImageEncoder(config)
+        self.whitening = Whitening(config.codebook_dim) if config.whiten_latents else None
         self.quantizer = make_quantizer(config)
         self.decoder = ImageDecoder(config)
         self._tiling: tuple[int, int] | None = None
@@ -250,6 +253,8 @@ class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
             ValueError: if the shape, the type or a value cannot be those of images.
         """
         latents = self._encode_latents(pixel_values)
+        if self.whitening is not None:
+            latents = self.whitening(latents)
         quantized, codes, commitment_loss = self.quantizer(latents)
         output = SimVQImageEncoderOutput(codes, quantized, commitment_loss, latents)
         return output

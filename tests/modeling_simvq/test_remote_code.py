@@ -116,6 +116,7 @@ def test_the_folder_holds_every_file_that_its_code_imports(tiny_folder):
         "image_processing_simvq.py",
         "integer_codes.py",
         "kept_codebook.py",
+        "latent_whitening.py",
         "modeling_simvq_image.py",
         "nearest_code.py",
         "nearest_code_cpu.py",

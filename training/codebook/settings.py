@@ -9,11 +9,14 @@ from torch import Tensor, nn
 
 from modeling_simvq import SimVQ
 from modeling_simvq.configuration_simvq_tokenizer import SimVQTokenizerConfig
+from training.codebook.start import whiten_codes
 from training.runtime.settings import SettingsError, setting, settings_of
 
 
 @dataclass
-class QuantizerSettings(settings_of(SimVQTokenizerConfig, "quantizer", "quantizer_options")):
+class QuantizerSettings(
+    settings_of(SimVQTokenizerConfig, "quantizer", "quantizer_options", "whiten_latents")
+):
     """Settings that the models of both modalities share."""
 
     codebook_features: str | None = setting(
@@ -40,12 +43,16 @@ class QuantizerSettings(settings_of(SimVQTokenizerConfig, "quantizer", "quantize
         return {"basis_dim": width, **self.quantizer_options}
 
     def start(self, model: nn.Module) -> None:
-        """Put the features in the place of the model's basis.
+        """Put the features in the place of the model's basis, and its codes where whitened latents are.
 
-        Those of another network (quantizer lc) are centred and scaled to the variance of C, 1/m.
+        Features of another network (quantizer lc) are centred and scaled to the variance of C, 1/m.
         """
-        if self.codebook_features is None:
-            return
+        if self.codebook_features is not None:
+            self._put_features(model)
+        if self.whiten_latents:
+            whiten_codes(model.quantizer)
+
+    def _put_features(self, model: nn.Module) -> None:
         features = self._features()[: model.config.codebook_size].float()
         if self.quantizer == "lc":
             features = features - features.mean(dim=0)

@@ -1,4 +1,4 @@
-"""Give the codes the mean and the covariance of the latents, when quantization begins after a first phase."""
+"""Give the codes the mean and the covariance of the latents, when quantization begins."""
 
 import math
 
@@ -31,22 +31,38 @@ def match_codes_to_latents(
     moments = torch.cat([rows.mean(dim=0, keepdim=True), rows.T @ rows / len(rows)])
     mean, *second = accelerator.reduce(moments, reduction="mean")
     covariance = torch.stack(second) - torch.outer(mean, mean)
-    width = len(mean)
     # Directions that the latents do not use get a thousandth of the mean spread, so that W has full rank.
     covariance.diagonal().add_(1e-6 * covariance.diagonal().mean().clamp(min=1e-12))
     factor, failed = torch.linalg.cholesky_ex(covariance)
     if failed or not factor.isfinite().all():
         return  # latents that are not finite: the guard of the steps reports them
     for quantizer in quantizers:
-        whitening, centre = _whitening(quantizer.basis, width, quantizer.basis_init == "given")
-        weight = factor @ whitening
-        quantizer.projection.weight.copy_(weight)
-        quantizer.projection.bias.copy_(mean - weight @ centre)
+        _spread(quantizer, factor, mean)
 
 
-def _has_matrix(quantizer: SimVQ) -> bool:
+@torch.no_grad()
+def whiten_codes(quantizer: nn.Module) -> None:
+    """Set W and b so that the codes have mean zero and the identity as covariance, as whitened latents have.
+
+    A quantizer that has no such W stays as it is.
+    """
+    if isinstance(quantizer, SimVQ) and _has_matrix(quantizer):
+        identity = torch.eye(quantizer.codebook_dim, dtype=to_float64(quantizer.basis[:0]).dtype)
+        _spread(quantizer, identity, identity.new_zeros(quantizer.codebook_dim))
+
+
+def _has_matrix(quantizer: nn.Module) -> bool:
     linear = isinstance(quantizer.projection, nn.Linear)
     return linear and quantizer.basis.shape[1] >= quantizer.codebook_dim
+
+
+def _spread(quantizer: SimVQ, factor: Tensor, mean: Tensor) -> None:
+    """Set W and b so that the codes have this mean (d,) and the covariance factor factor^T, (d, d)."""
+    given = quantizer.basis_init == "given"
+    whitening, centre = _whitening(quantizer.basis, len(mean), given)
+    weight = factor @ whitening
+    quantizer.projection.weight.copy_(weight)
+    quantizer.projection.bias.copy_(mean - weight @ centre)
 
 
 def _whitening(basis: Tensor, width: int, given: bool) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ SHOWN_CLIPS = 2
 
 MODEL_FIELDS = ("num_filters", "downsampling_ratios", "num_residual_layers", "num_lstm_layers")
 MODEL_FIELDS += ("codebook_size", "codebook_dim", "commitment_cost", "hidden_size")
-MODEL_FIELDS += ("intermediate_size", "num_decoder_layers", "dropout", "n_fft")
+MODEL_FIELDS += ("norm_groups", "intermediate_size", "num_decoder_layers", "dropout", "n_fft")
 
 
 @dataclass

@@ -22,7 +22,7 @@ from training.metrics.images import image_figures
 from training.recipes.tokenizer import TokenizerRecipe
 from training.runtime.settings import SettingsError, at_least, one_of, setting, settings_of
 
-MODEL_FIELDS = ("base_channels", "channel_multipliers", "num_res_blocks")
+MODEL_FIELDS = ("base_channels", "channel_multipliers", "num_res_blocks", "norm_groups")
 MODEL_FIELDS += ("codebook_size", "codebook_dim", "commitment_cost")
 
 SHOWN_IMAGES = 8

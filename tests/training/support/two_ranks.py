@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from modeling_simvq import SimVQAudioConfig, SimVQAudioModel, SimVQImageModel
+from modeling_simvq import SimVQAudioConfig, SimVQAudioModel, SimVQImageConfig, SimVQImageModel
 from tests.training.support import code_gradients, quantizer_phases
 from tests.training.support.tiny_recipe import TINY, Pictures, build_tiny_recipe
 from training.data.images import ImageDataConfig, build_image_dataloader
@@ -54,6 +54,7 @@ CASES = {
         },
         {"adversarial_weight": None, "lecam_weight": 0.1},
     ),
+    "images, whitened": ({}, {}),
     "sound": ({}, {}),
 }
 # Folder, streaming, workers, training, epoch.
@@ -93,7 +94,12 @@ class Clips(torch.utils.data.Dataset):
 def build(case: str, batch_size: int, loss: dict):
     """A tiny recipe of a case."""
     if case != "sound":
-        return build_tiny_recipe(16, batch_size, validation=0, **loss)
+        recipe = build_tiny_recipe(16, batch_size, validation=0, **loss)
+        if case == "images, whitened":
+            torch.manual_seed(0)
+            config = TINY.to_dict() | {"whiten_latents": True}
+            recipe.model = SimVQImageModel(SimVQImageConfig.from_dict(config))
+        return recipe
     torch.manual_seed(0)
     loader = DataLoader(Clips(), batch_size, shuffle=True, drop_last=True)
     model, judge = SimVQAudioModel(TINY_AUDIO), AudioDiscriminator(1, 1, 1)
