@@ -1,4 +1,4 @@
-"""Give the codes the mean and the covariance of the latents, when quantization begins."""
+"""Put the codes where the latents are, when quantization begins: their mean and covariance, or all of them."""
 
 import math
 
@@ -31,13 +31,86 @@ def match_codes_to_latents(
     moments = torch.cat([rows.mean(dim=0, keepdim=True), rows.T @ rows / len(rows)])
     mean, *second = accelerator.reduce(moments, reduction="mean")
     covariance = torch.stack(second) - torch.outer(mean, mean)
-    # Directions that the latents do not use get a thousandth of the mean spread, so that W has full rank.
-    covariance.diagonal().add_(1e-6 * covariance.diagonal().mean().clamp(min=1e-12))
-    factor, failed = torch.linalg.cholesky_ex(covariance)
-    if failed or not factor.isfinite().all():
+    factor, failed = _factor(covariance)
+    if failed:
         return  # latents that are not finite: the guard of the steps reports them
     for quantizer in quantizers:
         _spread(quantizer, factor, mean)
+
+
+class LatentSample:
+    """Keeps latents of the newest steps, from which codes can be drawn.
+
+    A quarter of each step's are taken, at random, since neighbours in a sample resemble each other.
+
+    Args:
+        count: latents that this process keeps.
+        width: d.
+    """
+
+    def __init__(self, count: int, width: int, device: torch.device):
+        self._rows = torch.zeros(count, width, device=device)
+        self._seen = 0
+
+    @torch.no_grad()
+    def add(self, latents: Tensor) -> None:
+        """Take from the latents (B, d, *spatial) of a step."""
+        rows = latents.float().movedim(1, -1).flatten(0, -2)
+        count = min(max(1, len(rows) // 4), len(self._rows))
+        chosen = rows[torch.randperm(len(rows), device=rows.device)[:count]]
+        places = (self._seen + torch.arange(count, device=rows.device)) % len(self._rows)
+        self._rows[places] = chosen.to(self._rows.device)
+        self._seen += count
+
+    @torch.no_grad()
+    def draw(self, count: int, accelerator: Accelerator) -> Tensor:
+        """Return latents (count, d) of all processes, the same on each of them; none if none is finite.
+
+        Where there are fewer, they are drawn again with noise of the width of Scott's rule (Scott, Multivariate
+        Density Estimation, 1992): codes must differ.
+        """
+        rows = accelerator.gather(self._rows[: self._seen]).cpu()
+        rows = rows[rows.isfinite().all(dim=1)]
+        generator = torch.Generator().manual_seed(0)
+        if len(rows) >= count:
+            return rows[torch.randperm(len(rows), generator=generator)[:count]]
+        if not len(rows):
+            return rows
+        missing = count - len(rows)
+        again = rows[torch.randint(len(rows), (missing,), generator=generator)]
+        width = rows.std(dim=0, correction=0) * len(rows) ** (-1 / (rows.shape[1] + 4))
+        return torch.cat([rows, again + width * torch.randn(again.shape, generator=generator)])
+
+    def state_dict(self) -> dict:
+        return {"rows": self._rows, "seen": self._seen}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._rows.copy_(state["rows"])
+        self._seen = state["seen"]
+
+
+@torch.no_grad()
+def put_codes_on(quantizers: list[nn.Module], rows: Tensor) -> None:
+    """Set C, W and b so that the codes are these latents (K, d), and C has the moments that it is drawn with.
+
+    W and b alone can give the codes the latents' mean and covariance, but not their shape: few codes would be
+    where latents gather, as those of silence do, and many where there is none. C stays frozen afterwards.
+    Quantizers whose C is not as wide as the latents stay as they are.
+    """
+    if not len(rows):
+        return
+    rows = to_float64(rows)
+    width = rows.shape[1]
+    mean = rows.mean(dim=0)
+    factor, failed = _factor((rows - mean).T @ (rows - mean) / len(rows))
+    if failed:
+        return
+    white = torch.linalg.solve_triangular(factor, (rows - mean).T, upper=False).T
+    for quantizer in quantizers:
+        if isinstance(quantizer, SimVQ) and quantizer.basis.shape == rows.shape:
+            quantizer.basis.copy_(white / math.sqrt(width))
+            quantizer.projection.weight.copy_(factor * math.sqrt(width))
+            quantizer.projection.bias.copy_(mean)
 
 
 @torch.no_grad()
@@ -49,6 +122,14 @@ def whiten_codes(quantizer: nn.Module) -> None:
     if isinstance(quantizer, SimVQ) and _has_matrix(quantizer):
         identity = torch.eye(quantizer.codebook_dim, dtype=to_float64(quantizer.basis[:0]).dtype)
         _spread(quantizer, identity, identity.new_zeros(quantizer.codebook_dim))
+
+
+def _factor(covariance: Tensor) -> tuple[Tensor, bool]:
+    """Return the Cholesky factor of a covariance, and whether there is none."""
+    # Directions that the latents do not use get a thousandth of the mean spread, so that W has full rank.
+    covariance.diagonal().add_(1e-6 * covariance.diagonal().mean().clamp(min=1e-12))
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    return factor, bool(failed) or not factor.isfinite().all()
 
 
 def _has_matrix(quantizer: nn.Module) -> bool:

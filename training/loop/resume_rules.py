@@ -19,7 +19,7 @@ APPLIED = {
     *("image_column", "resolution", "audio_column", "clip_seconds", "label_column"),
     *("label_dropout", "clip_codes", "tokenizer"),
     # The losses.
-    *("reconstruction_weight", "perceptual", "perceptual_weight", "mel_weight"),
+    *("reconstruction_weight", "perceptual", "perceptual_weight", "mel_weight", "mel_windows"),
     *("adversarial_weight", "adaptive_scale", "discriminator_start", "lecam_weight"),
     *("commitment_weight", "commitment_cost"),
     # What has no weights of its own.
@@ -51,6 +51,7 @@ FIXED: dict[str, str | Callable[..., str | None]] = {
     **dict.fromkeys(("codebook_dim", "quantizer", "quantizer_options"), _SHAPE),
     **dict.fromkeys(("num_filters", "downsampling_ratios", "num_residual_layers"), _SHAPE),
     **dict.fromkeys(("num_lstm_layers", "num_decoder_layers", "n_fft"), _SHAPE),
+    **dict.fromkeys(("norm_groups", "whiten_latents"), _SHAPE),
     **dict.fromkeys(("hidden_size", "intermediate_size", "num_hidden_layers"), _SHAPE),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), _SHAPE),
     **dict.fromkeys(("tie_word_embeddings", "code_factors"), _SHAPE),
@@ -58,7 +59,7 @@ FIXED: dict[str, str | Callable[..., str | None]] = {
     "sampling_rate": "the model is one of audio at this rate",
     **dict.fromkeys(("discriminator_channels", "discriminator_layers"), _JUDGE),
     **dict.fromkeys(("period_channels", "resolution_channels", "dac_channels"), _JUDGE),
-    **dict.fromkeys(("codebook_features", "start_from_data"), _START),
+    **dict.fromkeys(("codebook_features", "start_from_data", "codes_from_latents"), _START),
     "autoencoder_steps": _autoencoder_steps,
 }
 

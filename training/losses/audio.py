@@ -1,5 +1,7 @@
 """Losses of the audio tokenizer: mel + adversarial + feature matching + commitment; hinge and least squares."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +21,8 @@ class AudioLoss(nn.Module):
     Args:
         sampling_rate: of the clips, in Hz.
         mel_weight: of the L1 distance of log-mel spectrograms.
+        mel_windows: of the spectrograms, in samples. Hops are a quarter of them, and bands 100, fewer below
+            1,024; the distance is the mean over them.
         adversarial_weight: of all adversarial and feature matching terms.
         commitment_weight: of the quantizer's loss.
         discriminator_start: generator step from which the adversarial terms count.
@@ -29,12 +33,16 @@ class AudioLoss(nn.Module):
         *,
         sampling_rate: int = 24_000,
         mel_weight: float = 45.0,
+        mel_windows: Sequence[int] = (1024,),
         adversarial_weight: float = 1.0,
         commitment_weight: float = 1000.0,
         discriminator_start: int = 0,
     ):
         super().__init__()
-        self.mel = LogMelSpectrogram(sampling_rate)
+        self.mels = nn.ModuleList(
+            LogMelSpectrogram(sampling_rate, window, window // 4, min(100, window * 100 // 1024))
+            for window in mel_windows
+        )
         self.mel_weight = mel_weight
         self.adversarial_weight = adversarial_weight
         self.commitment_weight = commitment_weight
@@ -66,8 +74,12 @@ class AudioLoss(nn.Module):
         """
         _check_shapes(input_values, reconstruction)
         with torch.no_grad():
-            target = self.mel(input_values)
-        mel = F.l1_loss(self.mel(reconstruction), target)
+            targets = [mel(input_values) for mel in self.mels]
+        distances = (
+            F.l1_loss(mel(reconstruction), target)
+            for mel, target in zip(self.mels, targets, strict=True)
+        )
+        mel = _mean(distances)
         total = self.mel_weight * mel + self.commitment_weight * commitment_loss
         adversarial = dict.fromkeys(_ADVERSARIAL, mel.new_zeros(()))
         if step >= self.discriminator_start:

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from training.codebook.start import match_codes_to_latents
+from training.codebook.start import LatentSample, match_codes_to_latents, put_codes_on
 from training.codebook.watch import CodebookWatch
 from training.loop.steps import Stepper, StepResult
+from training.runtime.step_window import StepWindow
 
 
 class Adversaries(Stepper):
@@ -25,6 +26,13 @@ class Adversaries(Stepper):
         self.watch = CodebookWatch(quantizer, self.recipe.model.config, self.accelerator)
         self.rank_states = {"codes": self.watch.counter}
         self._codes_matched = False
+        self._sample: LatentSample | None = None
+        if self.settings.codes_from_latents:
+            config, processes = self.recipe.model.config, self.accelerator.num_processes
+            count = -(-config.codebook_size // processes)
+            self._sample = LatentSample(count, config.codebook_dim, self.accelerator.device)
+            self._sampled = StepWindow(self._sample.add)
+            self.rank_states["latents"] = self._sample
 
     def state_dict(self) -> dict:
         adviser = self.watch.adviser.state_dict()
@@ -68,11 +76,15 @@ class Adversaries(Stepper):
             terms, skipped = self._judge(inputs, reconstruction.detach(), plain_discriminator, step)
             figures |= terms
         self.watch.note(recipe.codes(output), output.latents.detach())
+        if self._sample is not None and not quantize:
+            self._sampled.note(output.latents.detach())
         return StepResult(figures, int(skipped))
 
     def settle(self, skipped: bool) -> None:
         super().settle(skipped)
         self.watch.settle(skipped)
+        if self._sample is not None:
+            self._sampled.settle(skipped)
 
     def report(self, step: int) -> tuple[dict[str, float], str]:
         begun = max(self.settings.autoencoder_steps, self.settings.warmup_steps)
@@ -82,9 +94,13 @@ class Adversaries(Stepper):
     def _match_codes(self, inputs: Tensor) -> None:
         """End of the autoencoder phase: the codes start where the latents are."""
         model = self.accelerator.unwrap_model(self.model)
-        latents = model(inputs, quantize=False).latents
         quantizers = [model.quantizer, self.average.quantizer]
-        match_codes_to_latents(quantizers, latents, self.accelerator)
+        if self._sample is None:
+            latents = model(inputs, quantize=False).latents
+            match_codes_to_latents(quantizers, latents, self.accelerator)
+        else:
+            codebook_size = self.recipe.model.config.codebook_size
+            put_codes_on(quantizers, self._sample.draw(codebook_size, self.accelerator))
         self._codes_matched = True
 
     def _judge(

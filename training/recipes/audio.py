@@ -17,6 +17,7 @@ from training.loop.recipe import Validation
 from training.loop.validation import run_validation
 from training.losses.audio import AudioLoss
 from training.losses.audio_discriminators import AudioDiscriminator
+from training.losses.mel import LogMelSpectrogram
 from training.recipes.encoder_start import start_from_data
 from training.recipes.tokenizer import TokenizerLoopSettings, TokenizerRecipe
 from training.runtime.settings import SettingsError, at_least, setting, settings_of
@@ -56,6 +57,9 @@ class AudioLossSettings:
     """The losses: mel + adversarial + feature matching + commitment."""
 
     mel_weight: float = setting(45.0, "weight of the log-mel L1")
+    mel_windows: list[int] = setting(
+        [1024], "windows of the log-mel L1, in samples; small models hear words sooner with several"
+    )
     adversarial_weight: float = setting(1.0, "weight of adversarial and feature matching terms")
     commitment_weight: float = setting(1000.0, "weight of the quantizer's loss")
     discriminator_start: int = setting(0, "step from which the discriminators take part")
@@ -66,6 +70,10 @@ class AudioLossSettings:
     def __post_init__(self):
         at_least(self, 0, "mel_weight", "adversarial_weight", "commitment_weight")
         at_least(self, 0, "discriminator_start")
+        if not self.mel_windows or min(self.mel_windows) < 64:
+            raise SettingsError(
+                f"mel_windows must be one or more windows of at least 64 samples, got {self.mel_windows}"
+            )
         at_least(self, 1, "period_channels", "resolution_channels", "dac_channels")
 
 
@@ -113,6 +121,7 @@ class AudioRecipe(TokenizerRecipe):
     @torch.no_grad()
     def measure(self, model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> Validation:
         rate = model.config.sampling_rate
+        spectrogram = LogMelSpectrogram(rate).to(accelerator.device)
         pictures: dict[str, Tensor] = {}
         sounds: dict[str, Tensor] = {}
 
@@ -127,7 +136,7 @@ class AudioRecipe(TokenizerRecipe):
                     shown = {"original": original, "reconstruction": ours}
                     sounds.update({f"{k}-{number}": v.cpu() for k, v in shown.items()})
                     pictures[f"spectrogram-{number}"] = spectrogram_sheet(shown, rate)
-            mel = (self.loss.mel(decoded) - self.loss.mel(waveforms)).abs().mean(dim=(1, 2))
+            mel = (spectrogram(decoded) - spectrogram(waveforms)).abs().mean(dim=(1, 2))
             figures = {"mel_distance": mel, "si_sdr": si_sdr(decoded, waveforms)[:, 0]}
             return figures, output.audio_codes
 
@@ -167,9 +176,11 @@ def build_audio_recipe(
             f"clip_seconds: {data.clip_samples} samples are no multiple of the hop length "
             f"{config.hop_length}; {whole / data.sampling_rate:g} would be"
         )
-    if data.clip_samples <= 2048:
+    shortest = max(2048, *(window // 2 for window in loss.mel_windows))
+    if data.clip_samples <= shortest:
         raise SettingsError(
-            f"clip_seconds: the discriminators need more than 2048 samples, got {data.clip_samples}"
+            f"clip_seconds: the discriminators and mel_windows need more than {shortest} samples, got "
+            f"{data.clip_samples}"
         )
 
     def loader(split: str | None, train: bool) -> DataLoader | None:
@@ -188,6 +199,7 @@ def build_audio_recipe(
         AudioLoss(
             sampling_rate=data.sampling_rate,
             mel_weight=loss.mel_weight,
+            mel_windows=loss.mel_windows,
             adversarial_weight=loss.adversarial_weight,
             commitment_weight=loss.commitment_weight,
             discriminator_start=loss.discriminator_start,

@@ -12,7 +12,7 @@ from training.codebook.spectra import ranks_of, rounded_values, spectra
 from training.loop.recipe import Validation
 from training.loop.settings import LoopSettings
 from training.recipes.adversarial import Adversaries
-from training.runtime.settings import at_least, setting
+from training.runtime.settings import SettingsError, at_least, setting
 
 # Codes from which a validation takes the codebook's spectrum.
 SPECTRUM_ROWS = 65_536
@@ -26,9 +26,19 @@ class TokenizerLoopSettings(LoopSettings):
         0, "first train so long without quantization; the codes then start where the latents are"
     )
 
+    codes_from_latents: bool = setting(
+        False,
+        "draw C from the latents when autoencoder_steps end, not only their mean and covariance",
+    )
+
     def __post_init__(self):
         super().__post_init__()
         at_least(self, 0, "autoencoder_steps")
+        if self.codes_from_latents and not self.autoencoder_steps:
+            raise SettingsError(
+                "codes_from_latents: there are latents to draw from only after a first phase: set "
+                "autoencoder_steps, a few hundred for instance"
+            )
 
 
 class TokenizerRecipe(ABC):
