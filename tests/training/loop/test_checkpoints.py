@@ -40,10 +40,17 @@ def everything(trainer) -> dict:
 
 
 @pytest.mark.slow
-def test_resume_goes_on_bit_for_bit_in_the_middle_of_a_window(make_trainer, tmp_path, monkeypatch):
-    """Also of an epoch, between two reports, after the autoencoder phase, with LeCAM's means in the loss."""
+@pytest.mark.parametrize(
+    "phase",
+    [{"autoencoder_steps": 2}, {"autoencoder_steps": 6, "codes_from_latents": True}],
+    ids=["after the phase", "while latents are collected"],
+)
+def test_resume_goes_on_bit_for_bit_in_the_middle_of_a_window(
+    make_trainer, tmp_path, monkeypatch, phase
+):
+    """Also of an epoch, between two reports, with LeCAM's means in the loss."""
     settings = {"epochs": 9, "save_every": 100, "log_every": 4, "validate_every": 4}
-    settings |= {"autoencoder_steps": 2, "gradient_accumulation_steps": 2, "warmup_steps": 4}
+    settings |= {"gradient_accumulation_steps": 2, "warmup_steps": 4} | phase
     recipe = {"count": 24, "lecam_weight": 0.1}
 
     def run(folder: str, **more):
