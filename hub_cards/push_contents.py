@@ -172,6 +172,21 @@ def weight_files(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in names}
 
 
+def discriminator_files(model_dir: Path) -> dict[str, Path]:
+    """The discriminator that the trainer saved beside a tokenizer.
+
+    Raises:
+        PushError: if there is none.
+    """
+    names = [f"discriminator/{name}" for name in ("config.json", SINGLE)]
+    if not all((model_dir / name).is_file() for name in names):
+        raise PushError(
+            f"{model_dir} has no discriminator/, which a trainer writes once the discriminator has taken part: "
+            "leave out --with-discriminator"
+        )
+    return {name: model_dir / name for name in names}
+
+
 def code_files(model_dir: Path, *configs: str) -> dict[str, Path]:
     """The modules that a folder's configurations name for trust_remote_code, and those that these import.
 

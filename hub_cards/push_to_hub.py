@@ -32,7 +32,12 @@ from hub_cards.hub_commit import (
     is_hidden,
     preview_commit,
 )
-from hub_cards.push_contents import Contents, PushError, tokenizer_contents
+from hub_cards.push_contents import (
+    Contents,
+    PushError,
+    discriminator_files,
+    tokenizer_contents,
+)
 from hub_cards.space_files import space_files
 from hub_cards.tokenizer_card import TRAINING_SETTINGS, public_settings, read_settings
 from hub_cards.user_error import one_line_errors
@@ -50,6 +55,7 @@ def push_to_hub(
     without_evaluation: bool = False,
     samples: str | Path | None = None,
     space: str | None = None,
+    with_discriminator: bool = False,
     card_options: dict | None = None,
 ) -> str:
     """Publish the model in a folder.
@@ -68,6 +74,7 @@ def push_to_hub(
         samples: images, or a recording, to show on the card.
         space: id of a Gradio Space to publish too, showing this model; needs with_code, because a Space
             does not have the package, and a public model on the main branch, because it reads that.
+        with_discriminator: add discriminator/, so that a fine-tuning can go on with it.
         card_options: license, base_model and origin, as of make_model_card.
 
     Returns:
@@ -95,6 +102,7 @@ def push_to_hub(
             evaluation=evaluation,
             without_evaluation=without_evaluation,
             samples=samples,
+            with_discriminator=with_discriminator,
             card_options=card_options,
         )
         shown = space_files([name], made) if space else {}
@@ -131,6 +139,7 @@ def prepare_push(
     evaluation: str | Path | None = None,
     without_evaluation: bool = False,
     samples: str | Path | None = None,
+    with_discriminator: bool = False,
     card_options: dict | None = None,
 ) -> Contents:
     """Load the model of a folder, and make card and samples, all without the Hub. Arguments as of push_to_hub.
@@ -160,6 +169,8 @@ def prepare_push(
         samples=Path(samples) if samples else None,
         card_options=card_options or {},
     )
+    if with_discriminator:
+        contents.files |= discriminator_files(model_dir)
     (made / "README.md").write_text(str(contents.card))
     contents.files["README.md"] = made / "README.md"
     if evaluation_file.is_file():
@@ -229,6 +240,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--revision", help="branch (default: main); made if it is not there")
     parser.add_argument(
         "--with-code", action="store_true", help="add the code, for trust_remote_code"
+    )
+    parser.add_argument(
+        "--with-discriminator",
+        action="store_true",
+        help="add discriminator/, which init_from goes on with",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="show what would be sent; send nothing"

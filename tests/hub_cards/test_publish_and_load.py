@@ -14,6 +14,8 @@ from skimage import data
 from hub_cards.push_to_hub import push_to_hub
 from tests.hub_cards.artefacts import keep_card
 from tests.support import programs
+from training.losses.discriminator_files import save_discriminator
+from training.losses.patch_discriminator import PatchDiscriminator
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -61,13 +63,18 @@ def test_a_picture_tokenizer_with_its_code(hub, image_folder, tmp_path):
         "codebook_size": 64,
     }
     (image_folder / "training_settings.json").write_text(json.dumps(settings))
-    out = push(hub, tmp_path / "push", image_folder, repo, "--with-code", "--space", space)
+    sizes = {"base_channels": 8, "num_layers": 3}
+    discriminator = PatchDiscriminator(**sizes)
+    save_discriminator(discriminator, sizes, image_folder)
+    options = ("--with-code", "--with-discriminator", "--space", space)
+    out = push(hub, tmp_path / "push", image_folder, repo, *options)
     files = hub.files(repo)
     assert f"published: {hub.url}/{repo}" in out
     assert {"README.md", "model.safetensors", "config.json", "preprocessor_config.json"} <= set(
         files
     )
     assert {"modeling_simvq_image.py", "verified_download.py", "evaluation.json"} <= set(files)
+    assert {"discriminator/model.safetensors", "discriminator/config.json"} <= set(files)
     assert not any(b"zebedee" in content for content in files.values())
     assert len(hub.repository(repo).commits) == 2  # the empty one, and this
     card = files["README.md"].decode()
@@ -89,6 +96,20 @@ def test_a_picture_tokenizer_with_its_code(hub, image_folder, tmp_path):
     assert module.startswith("transformers_modules.") and shape == [1, 64, 64]
     first = np.asarray(Image.open(stranger / "reconstruction.png"))
     assert first.shape == (128, 128, 3)
+
+    # A fine-tuning goes on with the discriminator, by the repository's name.
+    fetch = f"""
+from accelerate import PartialState
+from training.losses.discriminator_files import load_discriminator
+from training.losses.patch_discriminator import PatchDiscriminator
+PartialState(cpu=True)
+discriminator, sizes = PatchDiscriminator(base_channels=8), {sizes}
+assert load_discriminator(discriminator, sizes, {repo!r})
+print(float(discriminator.main[0].weight.double().sum()))
+"""
+    with_package = online | {"PYTHONPATH": str(REPOSITORY)}
+    found = float(run(["-c", fetch], with_package, stranger).stdout)
+    assert found == float(discriminator.main[0].weight.double().sum())
 
     asked = len(hub.requests)
     offline = online | {"HF_HUB_OFFLINE": "1"}

@@ -40,6 +40,8 @@ def set_modes(recipe: Recipe, settings: LoopSettings, accelerator: Accelerator) 
         (enable or recipe.model.gradient_checkpointing_enable)()
     for module in recipe.modules.values():
         module.train()
+    for module in recipe.frozen:  # neither gradients nor running statistics move them
+        module.eval().requires_grad_(False)
     for module in recipe.companions:
         module.train().to(accelerator.device)
 

@@ -43,6 +43,7 @@ class Recipe(Protocol):
         loss_figure: the figure of steps that reports lead with, MODULE/TERM.
         remarks: what is worth a warning before the training begins.
         batch_counts: keys of a batch that hold per-sample counts to be summed and reported.
+        frozen: parts of the model that stay as they are.
         forward_methods: names of methods, beside forward, that parts of a model which may be sharded call on
             each other; none if it is never sharded.
     """
@@ -57,6 +58,7 @@ class Recipe(Protocol):
     loss_figure: str
     remarks: tuple[str, ...]
     batch_counts: tuple[str, ...]
+    frozen: list[nn.Module]
     forward_methods: tuple[str, ...]
 
     def batch_weight(self, batch: dict[str, Tensor]) -> Tensor | None:

@@ -60,6 +60,7 @@ FIXED: dict[str, str | Callable[..., str | None]] = {
     **dict.fromkeys(("discriminator_channels", "discriminator_layers"), _JUDGE),
     **dict.fromkeys(("period_channels", "resolution_channels", "dac_channels"), _JUDGE),
     **dict.fromkeys(("codebook_features", "start_from_data", "codes_from_latents"), _START),
+    **dict.fromkeys(("init_from", "train"), _START),
     "autoencoder_steps": _autoencoder_steps,
 }
 

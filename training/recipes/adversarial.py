@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from training.codebook.start import LatentSample, match_codes_to_latents, put_codes_on
 from training.codebook.watch import CodebookWatch
 from training.loop.steps import Stepper, StepResult
+from training.runtime.settings import SettingsError
 from training.runtime.step_window import StepWindow
 
 
@@ -22,6 +23,7 @@ class Adversaries(Stepper):
     def __init__(self, *args):
         super().__init__(*args)
         self.model, self.discriminator = self.modules["generator"], self.modules["discriminator"]
+        self._check_start()
         quantizer = self.accelerator.unwrap_model(self.model).quantizer
         self.watch = CodebookWatch(quantizer, self.recipe.model.config, self.accelerator)
         self.rank_states = {"codes": self.watch.counter}
@@ -33,6 +35,20 @@ class Adversaries(Stepper):
             self._sample = LatentSample(count, config.codebook_dim, self.accelerator.device)
             self._sampled = StepWindow(self._sample.add)
             self.rank_states["latents"] = self._sample
+
+    def _check_start(self) -> None:
+        start, settings = self.recipe.start, self.settings
+        if start.init_from is not None and settings.autoencoder_steps:
+            raise SettingsError(
+                "autoencoder_steps: after a phase without quantization the codes are set anew, and those of "
+                "init_from would be lost: set autoencoder_steps=0 and codes_from_latents=false"
+            )
+        adapts = getattr(self.recipe.loss, "adversarial_weight", 0) is None
+        if adapts and start.train in ("encoder", "quantizer"):
+            raise SettingsError(
+                "adversarial_weight: null compares gradients at the decoder's last layer, which "
+                f"train={start.train} leaves as it is: set a number, such as 0.1"
+            )
 
     def state_dict(self) -> dict:
         adviser = self.watch.adviser.state_dict()
@@ -73,6 +89,7 @@ class Adversaries(Stepper):
         if skipped:  # then neither of the two moves
             self.optimizers["discriminator"].zero_grad(set_to_none=True)
         elif step >= recipe.loss.discriminator_start:
+            recipe.discriminator_trained = True
             terms, skipped = self._judge(inputs, reconstruction.detach(), plain_discriminator, step)
             figures |= terms
         self.watch.note(recipe.codes(output), output.latents.detach())

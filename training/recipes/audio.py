@@ -17,8 +17,10 @@ from training.loop.recipe import Validation
 from training.loop.validation import run_validation
 from training.losses.audio import AudioLoss
 from training.losses.audio_discriminators import AudioDiscriminator
+from training.losses.discriminator_files import load_discriminator
 from training.losses.mel import LogMelSpectrogram
 from training.recipes.encoder_start import start_from_data
+from training.recipes.starting_model import StartSettings, begin_from, is_chosen, load_source
 from training.recipes.tokenizer import TokenizerLoopSettings, TokenizerRecipe
 from training.runtime.settings import SettingsError, at_least, setting, settings_of
 
@@ -31,7 +33,9 @@ MODEL_FIELDS += ("norm_groups", "intermediate_size", "num_decoder_layers", "drop
 
 
 @dataclass
-class AudioModelSettings(settings_of(SimVQAudioConfig, *MODEL_FIELDS), QuantizerSettings):
+class AudioModelSettings(
+    settings_of(SimVQAudioConfig, *MODEL_FIELDS), QuantizerSettings, StartSettings
+):
     """The tokenizer (fields of SimVQAudioConfig)."""
 
     start_from_data: bool = setting(
@@ -39,17 +43,34 @@ class AudioModelSettings(settings_of(SimVQAudioConfig, *MODEL_FIELDS), Quantizer
     )
 
     def __post_init__(self):
-        self.config()
+        self.check_start("codebook_features", "start_from_data")
+        if self.init_from is None:  # otherwise its sizes come from there
+            self.config()
 
     def config(self, sampling_rate: int = 24_000) -> SimVQAudioConfig:
         """The model's configuration, validated."""
         try:
-            ours = ("start_from_data", "codebook_features")
-            values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ours}
+            values = {f.name: getattr(self, f.name) for f in fields(self)}
+            values = {k: v for k, v in values.items() if k in SimVQAudioConfig.__dataclass_fields__}
             values["quantizer_options"] = self.options(self.codebook_size)
             return SimVQAudioConfig(sampling_rate=sampling_rate, **values)
         except ValueError as error:
             raise SettingsError(str(error)) from error
+
+    def build(self, data: AudioDataConfig) -> SimVQAudioModel:
+        """Build the tokenizer, from init_from if it is set: settings that nobody has chosen come from there.
+
+        Raises:
+            SettingsError: if init_from cannot be loaded, or has other sizes than were chosen.
+        """
+        if self.init_from is None:
+            model = SimVQAudioModel(self.config(data.sampling_rate))
+            self.start(model)
+            return model
+        source = load_source(SimVQAudioModel, self.init_from)
+        if not is_chosen(data, "sampling_rate"):
+            data.sampling_rate = source.config.sampling_rate
+        return begin_from(source, self, sampling_rate=data.sampling_rate)
 
 
 @dataclass
@@ -75,6 +96,11 @@ class AudioLossSettings:
                 f"mel_windows must be one or more windows of at least 64 samples, got {self.mel_windows}"
             )
         at_least(self, 1, "period_channels", "resolution_channels", "dac_channels")
+
+    def discriminator_sizes(self) -> dict[str, int]:
+        """Return what the discriminators are built with."""
+        names = ("period_channels", "resolution_channels", "dac_channels")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass
@@ -143,7 +169,7 @@ class AudioRecipe(TokenizerRecipe):
         figures = run_validation(loader, accelerator, model.config.codebook_size, figures_of)
         return Validation(figures, pictures, sounds, rate)
 
-    def save(self, model: nn.Module, folder: Path) -> Path:
+    def save_tokenizer(self, model: nn.Module, folder: Path) -> Path:
         return save_audio_tokenizer(model, folder)
 
 
@@ -169,7 +195,8 @@ def build_audio_recipe(
     Raises:
         SettingsError: if clips are no whole number of codes, or too short for the discriminators.
     """
-    config = model.config(data.sampling_rate)
+    tokenizer = model.build(data)
+    config = tokenizer.config
     if data.clip_samples % config.hop_length:
         whole = -(-data.clip_samples // config.hop_length) * config.hop_length
         raise SettingsError(
@@ -188,14 +215,16 @@ def build_audio_recipe(
             return None
         return build_audio_dataloader(data, split, batch_size=batch_size, train=train, seed=seed)
 
-    tokenizer = SimVQAudioModel(config)
-    model.start(tokenizer)
     train_loader = loader(data.train_split, train=True)
     if model.start_from_data:
         start_from_data(tokenizer.encoder, first_batch(train_loader)["input_values"])
-    return AudioRecipe(
+    sizes = loss.discriminator_sizes()
+    discriminator = AudioDiscriminator(**sizes)
+    if model.init_from is not None and loss.adversarial_weight != 0:
+        load_discriminator(discriminator, sizes, model.init_from)
+    recipe = AudioRecipe(
         tokenizer,
-        AudioDiscriminator(loss.period_channels, loss.resolution_channels, loss.dac_channels),
+        discriminator,
         AudioLoss(
             sampling_rate=data.sampling_rate,
             mel_weight=loss.mel_weight,
@@ -207,6 +236,8 @@ def build_audio_recipe(
         train_loader,
         loader(data.validation_split, train=False),
     )
+    recipe.start, recipe.discriminator_sizes = model, sizes
+    return recipe
 
 
 def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:

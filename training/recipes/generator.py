@@ -33,6 +33,7 @@ from training.loop.settings import LoopSettings
 from training.loop.steps import LossStepper
 from training.loop.validation import each_once
 from training.recipes.drawn_samples import SampleSettings, sample_pictures, sample_sounds
+from training.recipes.starting_model import adopt_sizes, load_source
 from training.runtime.float64 import float64_device, to_float64
 from training.runtime.settings import SettingsError, setting, settings_of
 from training.runtime.sharding import is_sharding
@@ -52,6 +53,9 @@ class GeneratorModelSettings(settings_of(SimVQImageGenerationConfig, *MODEL_FIEL
     tokenizer: str | None = setting(
         None,
         "what made the codes, a folder or a name on the Hub: to see samples, and for the pipeline",
+    )
+    init_from: str | None = setting(
+        None, "begin from this generator, a folder or a name on the Hub; its sizes are taken"
     )
     codebook_size: int | None = setting(None, "K, number of codes; by default the tokenizer's")
     num_classes: int | None = setting(None, "images: by default those that the dataset names")
@@ -73,6 +77,39 @@ class GeneratorModelSettings(settings_of(SimVQImageGenerationConfig, *MODEL_FIEL
             )
         except ValueError as error:
             raise SettingsError(str(error)) from error
+
+    def build(
+        self, layout: TokenLayout, codebook_size: int, max_codes: int
+    ) -> SimVQForImageGeneration | SimVQForAudioGeneration:
+        """Build the code model, from init_from if it is set.
+
+        Raises:
+            SettingsError: if init_from cannot be loaded, or has other sizes than the codes or the settings.
+        """
+        audio = layout.grid_size is None
+        model_class = SimVQForAudioGeneration if audio else SimVQForImageGeneration
+        if self.init_from is None:
+            return model_class(self.config(layout, codebook_size, max_codes))
+        source = load_source(model_class, self.init_from)
+        adopt_sizes(self, source.config)
+        config, theirs = self.config(layout, codebook_size, max_codes), source.config
+        names = (
+            ("codebook_size", "max_codes")
+            if audio
+            else ("codebook_size", "grid_size", "num_classes")
+        )
+        wrong = [
+            f"{name} is {getattr(config, name)} and the model's is {getattr(theirs, name)}"
+            for name in names
+            if getattr(config, name) != getattr(theirs, name)
+        ]
+        if wrong:
+            raise SettingsError(
+                f"init_from: {self.init_from} is for other codes: {'; '.join(wrong)}"
+            )
+        model = model_class(config)  # its classes have the names of this dataset
+        model.load_state_dict(source.state_dict())
+        return model
 
 
 @dataclass
@@ -104,6 +141,7 @@ class GeneratorRecipe:
     remarks = ()
     batch_counts = ("unreadable",)
     companions: tuple = ()
+    frozen: tuple = ()
     forward_methods = ("loss", "logits")  # of PlainCodes and FactorizedCodes
 
     def __init__(
@@ -220,12 +258,11 @@ def build_generator_recipe(
             processor = AutoImageProcessor.from_pretrained(model.tokenizer)
     if codebook_size is None:
         raise SettingsError("codebook_size: set it, or name the tokenizer, tokenizer=...")
-    config = model.config(layout, codebook_size, data.clip_codes)
+    generator = model.build(layout, codebook_size, data.clip_codes)
+    config = generator.config
     if layout.grid_size is None:
-        generator = SimVQForAudioGeneration(config)
         decoder = AudioTokenDecoder(data.clip_codes, codebook_size)
     else:
-        generator = SimVQForImageGeneration(config)
         decoder = ImageTokenDecoder(
             layout.grid_size,
             codebook_size,
@@ -233,7 +270,7 @@ def build_generator_recipe(
             data.label_column,
             data.label_dropout,
         )
-    if tokenizer is not None:
+    if tokenizer is not None and model.init_from is None:
         generator.arrange_codes(tokenizer.quantizer.codebook())
 
     train_loader = build_dataloader(

@@ -15,10 +15,12 @@ from training.data.image_sizes import LPIPS, SSIM, check_resolution, smallest_fo
 from training.data.images import ImageDataConfig, build_image_dataloader
 from training.loop.recipe import Validation
 from training.loop.validation import run_validation
+from training.losses.discriminator_files import load_discriminator
 from training.losses.image import ImageLoss
 from training.losses.patch_discriminator import PatchDiscriminator
 from training.losses.perceptual import load_lpips
 from training.metrics.images import image_figures
+from training.recipes.starting_model import StartSettings, begin_from, is_chosen, load_source
 from training.recipes.tokenizer import TokenizerRecipe
 from training.runtime.settings import SettingsError, at_least, one_of, setting, settings_of
 
@@ -29,21 +31,40 @@ SHOWN_IMAGES = 8
 
 
 @dataclass
-class ImageModelSettings(settings_of(SimVQImageConfig, *MODEL_FIELDS), QuantizerSettings):
+class ImageModelSettings(
+    settings_of(SimVQImageConfig, *MODEL_FIELDS), QuantizerSettings, StartSettings
+):
     """The tokenizer (fields of SimVQImageConfig)."""
 
     def __post_init__(self):
-        self.config()
+        self.check_start("codebook_features")
+        if self.init_from is None:  # otherwise its sizes come from there
+            self.config()
 
     def config(self) -> SimVQImageConfig:
         """The model's configuration, validated."""
         try:
-            names = [f.name for f in fields(self) if f.name != "codebook_features"]
-            values = {name: getattr(self, name) for name in names}
+            values = {f.name: getattr(self, f.name) for f in fields(self)}
+            values = {k: v for k, v in values.items() if k in SimVQImageConfig.__dataclass_fields__}
             values["quantizer_options"] = self.options(self.codebook_size)
             return SimVQImageConfig(**values)
         except ValueError as error:
             raise SettingsError(str(error)) from error
+
+    def build(self, data: ImageDataConfig) -> SimVQImageModel:
+        """Build the tokenizer, from init_from if it is set: settings that nobody has chosen come from there.
+
+        Raises:
+            SettingsError: if init_from cannot be loaded, or has other sizes than were chosen.
+        """
+        if self.init_from is None:
+            model = SimVQImageModel(self.config())
+            self.start(model)
+            return model
+        source = load_source(SimVQImageModel, self.init_from)
+        if not is_chosen(data, "resolution"):
+            data.resolution = _resolution(self.init_from) or data.resolution
+        return begin_from(source, self)
 
 
 @dataclass
@@ -66,6 +87,13 @@ class ImageLossSettings:
         at_least(self, 0, "reconstruction_weight", "perceptual_weight", "lecam_weight")
         at_least(self, 0, "commitment_weight", "discriminator_start", "adaptive_scale")
         at_least(self, 1, "discriminator_channels", "discriminator_layers")
+
+    def discriminator_sizes(self) -> dict[str, int]:
+        """Return what the discriminator is built with."""
+        return {
+            "base_channels": self.discriminator_channels,
+            "num_layers": self.discriminator_layers,
+        }
 
 
 class ImageRecipe(TokenizerRecipe):
@@ -123,7 +151,7 @@ class ImageRecipe(TokenizerRecipe):
         figures = run_validation(loader, accelerator, model.config.codebook_size, figures_of)
         return Validation(figures, pictures)
 
-    def save(self, model: nn.Module, folder: Path) -> Path:
+    def save_tokenizer(self, model: nn.Module, folder: Path) -> Path:
         return save_image_tokenizer(model, folder, self.resolution)
 
 
@@ -152,7 +180,8 @@ def build_image_recipe(
         SettingsError: if the resolution is no multiple of the down-sampling factor, or too small.
         MissingWeights: if LPIPS is asked for and its weights cannot be had.
     """
-    config = model.config()
+    tokenizer = model.build(data)
+    config = tokenizer.config
     if data.resolution % config.downsample_factor:
         raise SettingsError(
             f"resolution must be a multiple of the down-sampling factor {config.downsample_factor}, "
@@ -166,13 +195,9 @@ def build_image_recipe(
             return None
         return build_image_dataloader(data, split, batch_size=batch_size, train=train, seed=seed)
 
-    tokenizer = SimVQImageModel(config)
-    model.start(tokenizer)
-    return ImageRecipe(
+    recipe = ImageRecipe(
         tokenizer,
-        PatchDiscriminator(
-            base_channels=loss.discriminator_channels, num_layers=loss.discriminator_layers
-        ),
+        _discriminator(model, loss),
         ImageLoss(
             perceptual,
             reconstruction_weight=loss.reconstruction_weight,
@@ -188,6 +213,25 @@ def build_image_recipe(
         loader(data.validation_split, train=False),
         data.resolution,
     )
+    recipe.start, recipe.discriminator_sizes = model, loss.discriminator_sizes()
+    return recipe
+
+
+def _discriminator(model: ImageModelSettings, loss: ImageLossSettings) -> PatchDiscriminator:
+    """Build the discriminator, from the one beside init_from if there is one of its sizes."""
+    discriminator = PatchDiscriminator(**loss.discriminator_sizes())
+    if model.init_from is not None and loss.adversarial_weight != 0:
+        load_discriminator(discriminator, loss.discriminator_sizes(), model.init_from)
+    return discriminator
+
+
+def _resolution(source: str) -> int | None:
+    """Return the side that a model was trained at, as its processor tells; None if it has none."""
+    try:
+        crop = SimVQImageProcessor.from_pretrained(source).crop_size
+        return int(crop["height"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _check_size(data: ImageDataConfig, loss: ImageLossSettings) -> None:

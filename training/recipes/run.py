@@ -118,9 +118,9 @@ def train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Acce
 
 def _train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Accelerator) -> None:
     loop = settings["loop"]
-    record = RunRecord(settings)
     groups = {name: group for name, group in settings.items() if name != "loop"}
     recipe = build_recipe(**groups, batch_size=loop.batch_size, seed=loop.seed)
+    record = RunRecord(settings)  # with the sizes that init_from has brought
     loaders = {"training {}": recipe.train_loader, "validation {}": recipe.validation_loader}
     logger.info(sample_counts(settings["data"], loaders))
     for remark in recipe.remarks:

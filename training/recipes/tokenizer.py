@@ -11,7 +11,9 @@ from torch.utils.data import DataLoader
 from training.codebook.spectra import ranks_of, rounded_values, spectra
 from training.loop.recipe import Validation
 from training.loop.settings import LoopSettings
+from training.losses.discriminator_files import save_discriminator
 from training.recipes.adversarial import Adversaries
+from training.recipes.starting_model import StartSettings
 from training.runtime.settings import SettingsError, at_least, setting
 
 # Codes from which a validation takes the codebook's spectrum.
@@ -52,6 +54,9 @@ class TokenizerRecipe(ABC):
             last_layer)` and `discriminator(inputs, reconstruction, discriminator, step)`, each returning
             a scalar and a dict of detached figures. `step` counts the generator's optimiser steps. Before
             its attribute `discriminator_start` the discriminator is not called.
+        start: what the model began from, and which of its parts are trained.
+        discriminator_sizes: what the discriminator was built with; without them it is not saved.
+        discriminator_trained: whether it has taken part.
     """
 
     stepper = Adversaries
@@ -64,6 +69,13 @@ class TokenizerRecipe(ABC):
     loss: nn.Module
     train_loader: DataLoader
     validation_loader: DataLoader | None
+    start = StartSettings()
+    discriminator_sizes: dict[str, int] | None = None
+    discriminator_trained = False
+
+    @property
+    def frozen(self) -> list[nn.Module]:
+        return self.start.frozen_parts(self.model)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -105,6 +117,12 @@ class TokenizerRecipe(ABC):
         result.diagnostics = ranks_of(found) | rounded_values(found)
         return result
 
-    @abstractmethod
     def save(self, model: nn.Module, folder: Path) -> Path:
+        folder = self.save_tokenizer(model, folder)
+        if self.discriminator_trained and self.discriminator_sizes is not None:
+            save_discriminator(self.discriminator, self.discriminator_sizes, folder)
+        return folder
+
+    @abstractmethod
+    def save_tokenizer(self, model: nn.Module, folder: Path) -> Path:
         """Write a folder that the Auto classes load, with the processor, and return it."""
