@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 UV_VERSION = 0.13.9
 BIN = .venv/bin
+# Where it is set, as in many containers, each process compiles the libraries anew, which takes seconds.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: setup demo test test-fast soak lint audit lock
 

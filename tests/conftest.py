@@ -7,6 +7,15 @@ from huggingface_hub import constants, hf_api
 from transformers.utils import hub as transformers_hub
 
 from tests.hub.hub_server import HubServer
+from tests.support.programs import fork_server
+
+
+def pytest_configure(config) -> None:
+    """Start the one server of programs; workers of pytest-xdist find it by their environment."""
+    if not hasattr(config, "workerinput"):
+        server = fork_server()
+        server.__enter__()
+        config.add_cleanup(lambda: server.__exit__(None, None, None))
 
 
 def pytest_collection_finish() -> None:

@@ -1,10 +1,14 @@
 """What the parity tests of both modalities share."""
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
+from modeling_simvq.convert_simvq_checkpoint import convert_simvq_checkpoint
 from tests.fixtures.recipe import value
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -25,6 +29,21 @@ def checkpoint(name: str, folder: Path, kept: tuple[str, ...]) -> Path:
     made = folder / "made.ckpt"
     torch.save({"state_dict": state}, made)
     return made
+
+
+def converter(make_folder, kept: tuple[str, ...]) -> Callable[[str, str], PreTrainedModel]:
+    """Converted models by fixture and weights, each made once, as is the checkpoint of one of published size.
+
+    Args:
+        make_folder: ``tmp_path_factory.mktemp``.
+        kept: see checkpoint.
+    """
+    made = cache(lambda name: checkpoint(name, make_folder(name), kept))
+    return cache(
+        lambda name, weights: convert_simvq_checkpoint(
+            made(name), make_folder(name) / "model", weights
+        )
+    )
 
 
 def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from modeling_simvq import SimVQAudioConfig, SimVQAudioModel
+from modeling_simvq import SimVQAudioConfig
 from modeling_simvq.convert_simvq_audio import KEPT
-from modeling_simvq.convert_simvq_checkpoint import convert_simvq_checkpoint
-from tests.modeling_simvq.parity import FIXTURES, checkpoint, relative
+from tests.modeling_simvq.parity import FIXTURES, converter, relative
 
 NAMES = ["audio_tiny1", "audio_tiny2", "audio_real"]
 FIELDS = [spec.name for spec in dataclasses.fields(SimVQAudioConfig) if "help" in spec.metadata]
@@ -22,16 +21,7 @@ CASES = [(name, weights) for name in NAMES for weights in ("raw", "ema")]
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
     """Converted models by (name, weights), each made once."""
-    kept = {}
-
-    def get(name: str, weights: str) -> SimVQAudioModel:
-        if (name, weights) not in kept:
-            folder = tmp_path_factory.mktemp(name)
-            made = checkpoint(name, folder, KEPT)
-            kept[name, weights] = convert_simvq_checkpoint(made, folder / "model", weights)
-        return kept[name, weights]
-
-    return get
+    return converter(tmp_path_factory.mktemp, KEPT)
 
 
 @pytest.mark.slow

@@ -7,18 +7,23 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from modeling_simvq.convert_simvq_checkpoint import convert_simvq_checkpoint
 from modeling_simvq.convert_simvq_image import KEPT
-from tests.modeling_simvq.parity import FIXTURES, checkpoint, relative
+from tests.modeling_simvq.parity import FIXTURES, converter, relative
 
 NAMES = ["image_tiny1", "image_tiny2", "image_tiny2_wide", "image_real"]
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """Converted models by (name, weights), each made once."""
+    return converter(tmp_path_factory.mktemp, KEPT)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("weights", ["raw", "ema"])
 @pytest.mark.parametrize("name", NAMES)
-def test_outputs_equal_the_original(name, weights, tmp_path):
-    model = convert_simvq_checkpoint(checkpoint(name, tmp_path, KEPT), tmp_path / "model", weights)
+def test_outputs_equal_the_original(name, weights, converted):
+    model = converted(name, weights)
     inputs = load_file(FIXTURES / name / "inputs.safetensors")
     expected = load_file(FIXTURES / name / "outputs.safetensors")
     for case, pixels in inputs.items():
@@ -38,9 +43,10 @@ def test_outputs_equal_the_original(name, weights, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_gradients_equal_the_original(name, tmp_path):
+def test_gradients_equal_the_original(name, converted):
     expected = load_file(FIXTURES / name / "outputs.safetensors")
-    model = convert_simvq_checkpoint(checkpoint(name, tmp_path, KEPT), tmp_path / "model", "raw")
+    model = converted(name, "raw")
+    model.zero_grad()
     # The fixture's first input, in the order in which it was made.
     pixels = load_file(FIXTURES / name / "inputs.safetensors")
     stats = json.loads((FIXTURES / name / "config.json").read_text())["stats"]
@@ -74,11 +80,9 @@ def test_published_size():
     assert model.config.downsample_factor == 8
 
 
-def test_the_originals_lookup_without_projection_is_not_ours(tmp_path):
+def test_the_originals_lookup_without_projection_is_not_ours(converted):
     """The original's get_codebook_entry forgets W, so its decoded codes are wrong."""
-    model = convert_simvq_checkpoint(
-        checkpoint("image_tiny1", tmp_path, KEPT), tmp_path / "model", "raw"
-    )
+    model = converted("image_tiny1", "raw")
     expected = load_file(FIXTURES / "image_tiny1" / "outputs.safetensors")
     ours = model.quantizer.lookup(expected["raw.sq.indices"].view(2, 16, 16))
     assert relative(ours, expected["raw.sq.z_q"]) < 1e-5

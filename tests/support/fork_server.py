@@ -1,13 +1,14 @@
 """Python programs without their imports: a process that has imported the libraries forks one for each.
 
-Importing the libraries of a command takes longer than most tests of it. This process imports them once and
-computes nothing. A line of JSON on its standard input makes a process,
+Importing the libraries of a command takes longer than most tests of it. `python fork_server.py FOLDER` imports
+them once, for all that ask, and computes nothing. A line of JSON to the socket FOLDER/plain makes a process,
 
     {"arguments": what would follow `python`, "environment", "directory", "stdout": file, "stderr": file}
 
-whose id it prints; {"wait": id} is answered with the exit status. With any argument the server imports the
-clients of the Hub too, which read their settings from the environment when they are imported. It imports
-nothing of this project: a test may want to hide that.
+whose id is the answer; {"wait": id} is answered with the exit status. Processes of the socket FOLDER/hub have
+imported the clients of the Hub too, which read their settings from the environment when they are imported. The
+server ends with its standard input. It imports nothing before the first request, and nothing of this project: a
+test may want to hide that.
 """
 
 import atexit
@@ -16,6 +17,8 @@ import importlib
 import json
 import os
 import runpy
+import select
+import socket
 import sys
 import threading
 import traceback
@@ -27,7 +30,9 @@ from typing import NoReturn
 PLAIN = ["torch", "numpy", "torchvision", "torch._dynamo", "torch.distributed.fsdp"]
 PLAIN += ["torch.utils.tensorboard", "pandas", "pyarrow.parquet", "skimage.metrics"]
 PLAIN += ["sklearn.decomposition", "scipy.signal", "scipy.optimize", "matplotlib.pyplot"]
-PLAIN += ["soundfile", "soxr", "jinja2", "multiprocess"]
+PLAIN += ["soundfile", "soxr", "jinja2", "multiprocess", "skimage.util", "PIL.AvifImagePlugin"]
+PLAIN += ["torch.distributed.checkpoint", "torchvision.transforms.v2", "safetensors.torch"]
+PLAIN += ["tokenizers", "yaml", "regex", "filelock", "httpx2", "requests", "aiohttp", "einx"]
 OF_THE_HUB = ["transformers.modeling_utils", "transformers.image_processing_utils"]
 OF_THE_HUB += ["transformers.processing_utils", "transformers.models.auto.modeling_auto"]
 OF_THE_HUB += ["transformers.models.auto.image_processing_auto", "transformers.generation"]
@@ -38,20 +43,47 @@ OF_THE_HUB += ["diffusers.pipelines.pipeline_utils"]
 
 
 def main() -> None:
-    """Serve until the input ends; in a forked process, become the program."""
-    for name in PLAIN + (OF_THE_HUB if sys.argv[1:] else []):
+    """Import what all programs need and fork: one process serves each socket."""
+    sockets = {kind: socket.socket(socket.AF_UNIX) for kind in ("plain", "hub")}
+    for kind, listening in sockets.items():
+        listening.bind(os.path.join(sys.argv[1], kind))
+        listening.listen()
+    print("listening", flush=True)
+    if wait_for_one(*sockets.values()):
+        load(PLAIN)
+        kind = "plain" if os.fork() else "hub"
+        if kind == "hub" and wait_for_one(sockets[kind]):
+            load(OF_THE_HUB)
+        serve(sockets[kind])
+
+
+def wait_for_one(*sockets: socket.socket) -> bool:
+    """Wait until somebody asks; false if standard input has ended instead."""
+    return sys.stdin not in select.select([sys.stdin, *sockets], [], [])[0]
+
+
+def load(names: list[str]) -> None:
+    """Import modules for good: forked processes share their pages for as long as nobody writes to them."""
+    for name in names:
         importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # forked processes share these pages for as long as nobody writes to them
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "wait" in request:
-            answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
-        else:
-            answer = os.fork()
-            if not answer:
-                finish(become, request)
-        print(json.dumps(answer), flush=True)
+    gc.freeze()
+
+
+def serve(listening: socket.socket) -> None:
+    """Answer one request after the other; in a forked process, become the program."""
+    while wait_for_one(listening):
+        with listening.accept()[0] as connection:
+            request = json.loads(connection.makefile().readline())
+            if "wait" in request:
+                answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+            else:
+                answer = os.fork()
+                if not answer:
+                    connection.close()
+                    listening.close()
+                    finish(become, request)
+            connection.sendall(json.dumps(answer).encode() + b"\n")
 
 
 def become(request: dict) -> None:

@@ -1,6 +1,6 @@
 """Python programs in processes of their own, at the price of a fork (fork_server.py)."""
 
-import atexit
+import contextlib
 import json
 import os
 import select
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
@@ -25,34 +25,43 @@ ONE_PROCESS = ("--num_processes", "1")
 TWO_RANKS = ("--multi_gpu", "--num_processes", "2")
 
 
-class ForkServer:
-    """Makes processes that have imported the libraries."""
+def _of_the_hub(environment: Mapping[str, str]) -> dict[str, str]:
+    read = {k: v for k, v in environment.items() if k.startswith(READ_AT_IMPORT)}
+    return {k: v for k, v in read.items() if k != "HF_TOKEN"}  # which is read when it is used
 
-    def __init__(self, hub_clients: bool):
-        self._process = subprocess.Popen(
-            [sys.executable, str(SERVER), *(["hub clients"] if hub_clients else [])],
+
+# What the server's own clients have read, before any test changes this.
+OF_THE_SERVER = _of_the_hub(os.environ | CPU)
+# Where the server of this run of the tests listens, its workers included.
+SERVER_FOLDER = "TESTS_FORK_SERVER"
+
+
+@contextlib.contextmanager
+def fork_server() -> Iterator[None]:
+    """Let programs be made, here and in the processes that are started meanwhile."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(
+            [sys.executable, str(SERVER), folder],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            text=True,
             env=os.environ | CPU,
-        )
-        atexit.register(self.stop)
-
-    def ask(self, request: dict) -> int:
-        """Send a request and return the answer."""
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
-
-    def stop(self) -> None:
-        """Let the server end."""
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
+        ) as process,
+    ):
+        process.stdout.readline()  # it listens
+        os.environ[SERVER_FOLDER] = folder
+        yield
+        del os.environ[SERVER_FOLDER]
+        process.stdin.close()
 
 
-_servers: dict[bool, ForkServer] = {}
+def _ask(kind: str, request: dict) -> int:
+    """Send a request to the server and return the answer."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(os.path.join(os.environ[SERVER_FOLDER], kind))
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        return json.loads(connection.makefile().readline())
 
 
 class Program:
@@ -67,10 +76,7 @@ class Program:
         environment = dict(os.environ | CPU if env is None else env) | {"OMP_NUM_THREADS": "1"}
         self.args = [sys.executable, *map(str, arguments)]
         self.returncode: int | None = None
-        hub_clients = _of_the_hub(environment) == _of_the_hub(os.environ | CPU)
-        if hub_clients not in _servers:
-            _servers[hub_clients] = ForkServer(hub_clients)
-        self._server = _servers[hub_clients]
+        self._kind = "hub" if _of_the_hub(environment) == OF_THE_SERVER else "plain"
         self._files = [tempfile.NamedTemporaryFile("r+") for _ in range(2)]  # noqa: SIM115
         request = {
             "arguments": self.args[1:],
@@ -79,7 +85,7 @@ class Program:
             "stdout": self._files[0].name,
             "stderr": self._files[1].name,
         }
-        self.pid = self._server.ask(request)
+        self.pid = _ask(self._kind, request)
         self._end = os.pidfd_open(self.pid)
 
     def __enter__(self) -> "Program":
@@ -96,7 +102,7 @@ class Program:
     def poll(self) -> int | None:
         """Exit status, None while it runs."""
         if self.returncode is None and select.select([self], [], [], 0)[0]:
-            self.returncode = self._server.ask({"wait": self.pid})
+            self.returncode = _ask(self._kind, {"wait": self.pid})
             os.close(self._end)
         return self.returncode
 
@@ -188,10 +194,6 @@ def free_port() -> str:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return str(taken.getsockname()[1])
-
-
-def _of_the_hub(environment: Mapping[str, str]) -> dict[str, str]:
-    return {k: v for k, v in environment.items() if k.startswith(READ_AT_IMPORT)}
 
 
 def _changed(environment: Mapping[str, str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,10 +17,11 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from tests.support.programs import ONE_PROCESS, TWO_RANKS, launch
+from training.evaluation import image
 from training.evaluation.image import BatchPsnr, evaluate
 from training.evaluation.report import Mean
 from training.metrics.images import to_bytes
-from training.metrics.inception import load_inception
+from training.metrics.inception import frechet_distance, load_inception
 from training.runtime.errors import MissingWeights
 
 REPOSITORY = Path(__file__).parents[2]
@@ -48,15 +50,22 @@ def batches(count: int = 10, size: int = 4) -> list[dict]:
 
 
 class Features(nn.Module):
-    """2,048 features without Inception's 87 MB: block means, random projections of them."""
+    """Features without Inception's 87 MB: block means, random projections of them."""
 
-    def __init__(self):
+    def __init__(self, width: int = 2048):
         super().__init__()
         generator = torch.Generator().manual_seed(1)
-        self.matrix = torch.randn(48, 2048, generator=generator)
+        self.matrix = torch.randn(48, width, generator=generator)
 
     def forward(self, pictures):
         return nn.functional.avg_pool2d(pictures.float(), 8).flatten(1) @ self.matrix
+
+
+@pytest.fixture
+def few_features(monkeypatch) -> int:
+    """Fewer than Inception's 2,048, whose distance takes seconds."""
+    monkeypatch.setattr(image, "frechet_distance", partial(frechet_distance, width=64))
+    return 64
 
 
 @pytest.fixture
@@ -65,13 +74,13 @@ def accelerator(monkeypatch):
     return Accelerator()
 
 
-@pytest.mark.slow
-def test_identical_pictures(accelerator):
-    findings = evaluate(Shifted(0.0), batches(), accelerator, inception=Features(), perceptual={})
+def test_identical_pictures(accelerator, few_features):
+    features = Features(few_features)
+    findings = evaluate(Shifted(0.0), batches(), accelerator, inception=features, perceptual={})
     metrics = findings.metrics
     assert findings.samples == 10 and metrics["l1"] == 0 and metrics["ssim"] == 1
     assert metrics["psnr"] == 100  # where the error is nothing, PSNR ends there
-    assert abs(metrics["rfid"]) < 1e-3 * Features()(to_bytes(batches()[0]["pixel_values"])).var()
+    assert abs(metrics["rfid"]) < 1e-3 * features(to_bytes(batches()[0]["pixel_values"])).var()
     assert metrics["utilisation"] == 0.5 and metrics["perplexity"] == pytest.approx(4)
     assert findings.intervals["psnr"] == 0
 
@@ -82,12 +91,10 @@ def test_a_constant_shift_gives_its_own_psnr(accelerator):
     assert metrics["l1"] == pytest.approx(10 / 127.5, rel=1e-5) and "rfid" not in metrics
 
 
-@pytest.mark.slow
-def test_rfid_is_that_of_torchmetrics_called_directly(accelerator):
-    model = Shifted(0.3)
-    metrics = evaluate(model, batches(), accelerator, inception=Features()).metrics
-    features = Features()
-    features.num_features = 2048
+def test_rfid_is_that_of_torchmetrics_called_directly(accelerator, few_features):
+    model, features = Shifted(0.3), Features(few_features)
+    metrics = evaluate(model, batches(), accelerator, inception=features).metrics
+    features.num_features = few_features
     direct = FrechetInceptionDistance(feature=features)
     for batch in batches():
         pixels = batch["pixel_values"]

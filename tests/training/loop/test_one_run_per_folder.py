@@ -62,11 +62,11 @@ def test_two_ranks_are_refused_by_one_line_each(codes, tmp_path):
     words += [f"dataset={codes}", f"output_dir={run}", "max_steps=2"]
     script = str(REPOSITORY / "training" / "train_generator.py")
     with hold_folder(run):
-        done = launch(script, *words, launcher=TWO_RANKS, HF_HOME=str(tmp_path / "home"))
+        done = launch(script, *words, launcher=TWO_RANKS)
     assert done.returncode == 1
     assert 1 <= len(re.findall(f"error: {BUSY}", done.stderr)) <= 2, done.stderr
     assert list(run.iterdir()) == []
-    done = launch(script, *words, launcher=TWO_RANKS, HF_HOME=str(tmp_path / "home"))
+    done = launch(script, *words, launcher=TWO_RANKS)
     assert done.returncode == 0, done.stderr
     assert (run / "finished.json").is_file() and not (run / ".lock").exists()
 

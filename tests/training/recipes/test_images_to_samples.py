@@ -63,7 +63,7 @@ def photos(tmp_path) -> Path:
     return tmp_path / "photos"
 
 
-def run(words: list[str], cwd: Path, environment: dict, processes: int = 1) -> str:
+def run(words: list[str], cwd: Path, processes: int = 1, **environment: str) -> str:
     """A command of the README, small, in this folder."""
     assert words[:2] == ["accelerate", "launch"]
     script = Path(words[2]).name
@@ -78,14 +78,14 @@ def run(words: list[str], cwd: Path, environment: dict, processes: int = 1) -> s
 
 @pytest.mark.slow
 def test_images_to_samples(photos, tmp_path, hub, monkeypatch):
-    environment = hub.environment(tmp_path / "home")
     tokenizer_words, tokenize_words, generator_words = documented_commands()
-    run(tokenizer_words, tmp_path, environment)
-    output = run(tokenize_words, tmp_path, environment)
+    run(tokenizer_words, tmp_path)
+    output = run(tokenize_words, tmp_path)
     assert "train: 48 rows, validation: 18 rows in runs/codes" in output
     assert re.search(r"66 images encoded in .* codes a second", output)
     # Two ranks, whose last validation batch is filled up: 18 rows by 8 each.
-    output = run(generator_words, tmp_path, environment, processes=2)
+    environment = hub.environment(tmp_path / "home")
+    output = run(generator_words, tmp_path, 2, **environment)
 
     tokenizer = AutoModel.from_pretrained(tmp_path / "runs/tokenizer/model").eval()
     rows = datasets.load_dataset(
