@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoModel
 
@@ -150,6 +151,24 @@ def _decode(cell: dict | None, name: str, generator, sampling_rate: int) -> Tens
     return decode_audio(cell, sampling_rate, name=name)
 
 
+def whole_recordings(
+    data: AudioDataConfig, split: str, rate: int, accelerator: Accelerator
+) -> DataLoader:
+    """Open a split as `evaluate` takes it: this rank's recordings, one by one, at a sampling rate in Hz."""
+    decoder = Decoder(data.column, "input_values", (1, 1), partial(_decode, sampling_rate=rate))
+    shard = (accelerator.process_index, accelerator.num_processes)
+    return build_dataloader(
+        open_split(data, split),
+        split,
+        data,
+        decoder,
+        batch_size=1,
+        train=False,
+        seed=0,
+        shard=shard,
+    )
+
+
 def load_metrics(
     settings: AudioEvaluationSettings, device: torch.device
 ) -> tuple[dict[str, Callable[[SpeechPair], dict[str, float]]], dict[str, str]]:
@@ -181,19 +200,7 @@ def run(settings: AudioEvaluationSettings, data: AudioDataConfig, accelerator: A
             logging.warning(line)
     # The recordings' own rate does not matter, the model's does.
     rate = model.config.sampling_rate
-    decoder = Decoder(data.column, "input_values", (1, 1), partial(_decode, sampling_rate=rate))
-    shard = (accelerator.process_index, accelerator.num_processes)
-    split = data.validation_split
-    recordings = build_dataloader(
-        open_split(data, split),
-        split,
-        data,
-        decoder,
-        batch_size=1,
-        train=False,
-        seed=0,
-        shard=shard,
-    )
+    recordings = whole_recordings(data, data.validation_split, rate, accelerator)
     if accelerator.is_main_process:
         logging.info(sample_counts(data, {f"{{}} of split {data.validation_split}": recordings}))
     findings = evaluate(model, recordings, accelerator, metrics)

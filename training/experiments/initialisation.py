@@ -15,7 +15,8 @@ from modeling_simvq import SimVQImageModel
 from training.data.images import build_image_dataloader
 from training.experiments.bars import draw_bars
 from training.experiments.report import table, write
-from training.experiments.runs import GROUPS, Plan, parse_plan, run_all
+from training.experiments.runs import Plan, parse_plan, run_all
+from training.experiments.tasks import TASKS
 from training.runtime.settings import build_settings
 
 SCALES = (0.01, 0.1, 10.0, 100.0)
@@ -34,7 +35,7 @@ def save_scaled(plan: Plan, size: int, scale: float) -> str:
 @torch.no_grad()
 def save_kmeans(plan: Plan, size: int) -> str:
     """A file of the K means of latents of an untrained encoder."""
-    groups = build_settings(GROUPS, plan.base | {"codebook_size": size})
+    groups = build_settings(TASKS[plan.task].groups, plan.base | {"codebook_size": size})
     set_seed(plan.seeds[0])
     model = SimVQImageModel(groups["model"].config()).eval()
     data = groups["data"]

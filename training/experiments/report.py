@@ -27,6 +27,9 @@ NAMES = {
 # Metric: heading and format.
 COLUMNS = {
     "train_utilisation": ("codes used (training pictures)", "{:.1%}"),
+    "train_perplexity": ("perplexity (training)", "{:,.0f}"),
+    "mel_distance": ("log-mel distance", "{:.3f}"),
+    "stoi": ("STOI", "{:.3f}"),
     "utilisation": ("codes used (validation)", "{:.1%}"),
     "perplexity": ("perplexity", "{:,.0f}"),
     "psnr": ("PSNR, dB", "{:.2f}"),
@@ -124,9 +127,14 @@ def scale(plan: Plan) -> str:
     """The size of the experiment in a sentence."""
     base = plan.base
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    if plan.task == "speech":
+        samples = f"at {base['sampling_rate']:,} Hz"
+        batch = f"{base['batch_size']} crops of {base['clip_seconds']:g} s"
+    else:
+        samples = f"at {base['resolution']} x {base['resolution']} pixels"
+        batch = f"{base['batch_size']} pictures"
     return (
-        f"Scale: {Path(base['dataset']).name} at {base['resolution']} x {base['resolution']} pixels, "
-        f"{base['max_steps']:,} steps of {base['batch_size']} pictures, codes of "
+        f"Scale: {Path(base['dataset']).name} {samples}, {base['max_steps']:,} steps of {batch}, codes of "
         f"{base['codebook_dim']} dimensions, seeds {', '.join(map(str, plan.seeds))}, on {where}. "
         "Settings of every run are in results.json, under its hash."
     )

@@ -18,24 +18,15 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from training.data.images import ImageDataConfig
-from training.recipes.image import ImageLossSettings, ImageModelSettings
-from training.recipes.tokenizer import TokenizerLoopSettings
+from training.experiments.tasks import TASKS
 from training.runtime.folder_lock import clear_folder
 from training.runtime.setting_values import read_yaml
 from training.runtime.settings import SettingsError, build_settings, convert_values, parse_overrides
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-GROUPS = {
-    "data": ImageDataConfig,
-    "model": ImageModelSettings,
-    "loss": ImageLossSettings,
-    "loop": TokenizerLoopSettings,
-}
-# Utilisation is counted over so many tokens of training images for every code, if there are as many.
-TOKENS_PER_CODE = 16
 # Settings that came later: at these values runs are what they were before, and keep their hashes.
-CAME_LATER = {"weight_decay": 0.0, "hub_license": None}
+CAME_LATER = {"weight_decay": 0.0, "hub_license": None, "init_from": None, "train": "all"}
+CAME_LATER |= {"norm_groups": 32, "whiten_latents": False, "codes_from_latents": False}
 # These do not change what a run finds.
 NOT_HASHED = ("output_dir", "num_workers", "tracker", "save_every", "keep_checkpoints")
 
@@ -50,6 +41,7 @@ class Plan:
         output: folder of the table, the figure and results.json.
         work: folder of the runs themselves.
         jobs: runs at a time.
+        task: name in TASKS of what is trained.
     """
 
     base: dict
@@ -58,14 +50,19 @@ class Plan:
     work: Path
     jobs: int
     sizes: list[int]
+    task: str = "images"
 
 
-def parse_plan(name: str, description: str, sizes: list[int], arguments=None) -> Plan:
+def parse_plan(
+    name: str, description: str, sizes: list[int], arguments=None, task: str = "images"
+) -> Plan:
     """Command line of an experiment; results go to docs/results/NAME unless told otherwise.
 
     Args:
         sizes: codebook sizes by default.
+        task: name in TASKS of what is trained.
     """
+    groups, config = TASKS[task].groups, TASKS[task].config
     parser = argparse.ArgumentParser(
         description=description,
         epilog="Settings of the trainer follow as key=value: dataset=PATH is needed.",
@@ -73,8 +70,8 @@ def parse_plan(name: str, description: str, sizes: list[int], arguments=None) ->
     )
     parser.add_argument(
         "--config",
-        default=str(REPOSITORY / "training/configs/experiments_small.yaml"),
-        help="trainer's configuration, the scale of the experiment (default: experiments_small.yaml)",
+        default=str(REPOSITORY / "training" / "configs" / config),
+        help=f"trainer's configuration, the scale of the experiment (default: {config})",
     )
     parser.add_argument("--output", default=str(REPOSITORY / "docs/results" / name))
     parser.add_argument("--work", default="runs/experiments", help="folder of the runs")
@@ -83,10 +80,10 @@ def parse_plan(name: str, description: str, sizes: list[int], arguments=None) ->
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, on as many cores")
     known, words = parser.parse_known_args(arguments)
     try:
-        base = convert_values(GROUPS, read_yaml(known.config) | parse_overrides(words))
-        build_settings(GROUPS, base)
+        base = convert_values(groups, read_yaml(known.config) | parse_overrides(words))
+        build_settings(groups, base)
         if "dataset" not in base:
-            raise SettingsError("dataset: name the pictures, dataset=PATH or a Hub id")
+            raise SettingsError(f"dataset: name the {task}, dataset=PATH or a Hub id")
     except (SettingsError, OSError) as error:
         parser.error(str(error))
     return Plan(
@@ -96,12 +93,13 @@ def parse_plan(name: str, description: str, sizes: list[int], arguments=None) ->
         Path(known.work),
         known.jobs,
         [int(size) for size in known.sizes.split(",")],
+        task,
     )
 
 
-def config_hash(settings: dict) -> str:
+def config_hash(settings: dict, task: str = "images") -> str:
     """Ten hexadecimal digits of the settings that matter, all of them and not only those that were given."""
-    groups = build_settings(GROUPS, settings)
+    groups = build_settings(TASKS[task].groups, settings)
     flat = {k: v for group in groups.values() for k, v in asdict(group).items()}
     return hashlib.sha256(json.dumps(_shown(flat), sort_keys=True).encode()).hexdigest()[:10]
 
@@ -131,7 +129,7 @@ def run_all(plan: Plan, variants: dict[str, dict]) -> list[dict]:
     for name, changes in variants.items():
         for seed in plan.seeds:
             settings = plan.base | changes | {"seed": seed}
-            key = config_hash(settings)
+            key = config_hash(settings, plan.task)
             folder = plan.work / key
             runs.append((name, seed, key, settings | {"output_dir": str(folder)}, folder))
     found: dict[str, dict] = {}
@@ -144,7 +142,7 @@ def run_all(plan: Plan, variants: dict[str, dict]) -> list[dict]:
         "1"  # read by the processes that are to come, when they import tqdm
     )
     with ProcessPoolExecutor(plan.jobs, get_context("spawn"), _prepare, (threads,)) as pool:
-        futures = {pool.submit(_run, settings): key for key, settings in todo.items()}
+        futures = {pool.submit(_run, settings, plan.task): key for key, settings in todo.items()}
         for future in tqdm(
             as_completed(futures), total=len(futures), desc=plan.output.name, unit="run"
         ):
@@ -165,13 +163,13 @@ def _prepare(threads: int) -> None:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (validations print their figures)
 
 
-def _run(settings: dict) -> dict:
+def _run(settings: dict, task: str) -> dict:
     folder = Path(settings["output_dir"])
     start = time.perf_counter()
     result = {"settings": _shown(settings)}
     try:
         clear_folder(folder)
-        metrics = _train_and_evaluate(settings)
+        metrics = TASKS[task].train_and_evaluate(settings)
     except Exception as error:  # one run that fails must not take the others with it
         return result | {"error": f"{type(error).__name__}: {error}"}
     lines = (folder / "figures.jsonl").read_text().splitlines()
@@ -180,52 +178,3 @@ def _run(settings: dict) -> dict:
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     return result
-
-
-def _train_and_evaluate(settings: dict) -> dict[str, float]:
-    from accelerate.state import AcceleratorState
-    from transformers import AutoModel
-
-    from training.data.images import build_image_dataloader
-    from training.evaluation.image import evaluate
-    from training.losses.perceptual import load_lpips
-    from training.recipes.image import build_image_recipe
-    from training.recipes.run import make_accelerator, train
-
-    AcceleratorState._reset_state(reset_partial_state=True)  # several runs in one process
-    groups = build_settings(GROUPS, settings)
-    accelerator = make_accelerator(groups["loop"])
-    train(groups, build_image_recipe, accelerator)
-    device = accelerator.device
-    model = AutoModel.from_pretrained(Path(groups["loop"].output_dir) / "model").eval().to(device)
-    data = groups["data"]
-
-    def pictures(split: str, limit: int | None):
-        data.max_validation_samples = limit
-        batch_size = groups["loop"].batch_size
-        loader = build_image_dataloader(data, split, batch_size=batch_size, train=False, seed=0)
-        return accelerator.prepare(loader)
-
-    lpips = {"alex": load_lpips("alex").to(device)}
-    loader = pictures(data.validation_split, None)
-    metrics = evaluate(model, loader, accelerator, perceptual=lpips).metrics
-    tokens = (data.resolution // model.config.downsample_factor) ** 2
-    enough = -(-TOKENS_PER_CODE * model.config.codebook_size // tokens)
-    return metrics | _usage(model, pictures(data.train_split, enough), accelerator)
-
-
-@torch.no_grad()
-def _usage(model, loader, accelerator) -> dict[str, float]:
-    """Utilisation over the training images: a validation set may have fewer tokens than there are codes."""
-    from training.codebook.usage import CodeCounter
-
-    counter = CodeCounter(model.config.codebook_size, accelerator.device)
-    for batch in loader:
-        if batch["valid"].any():
-            counter.update(model.encode(batch["pixel_values"][batch["valid"]]).image_codes)
-    usage = counter.read(accelerator)
-    return {
-        "train_utilisation": usage.utilisation,
-        "train_perplexity": usage.perplexity,
-        "train_tokens_per_code": usage.tokens / model.config.codebook_size,
-    }

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from tests.support import programs
+from tests.training.support.recordings import RATE, noise
 from training.experiments import report, runs
 
 REPOSITORY = Path(__file__).parents[3]
@@ -93,9 +95,11 @@ class InThisProcess(Executor):
         return future
 
 
-def here(monkeypatch, name: str, pictures: Path, work: Path, output: Path, *words: str) -> None:
-    places = ["--work", str(work), "--output", str(output), f"dataset={pictures}"]
-    monkeypatch.setattr(sys, "argv", [name, *places, *TINY, *words])
+def here(
+    monkeypatch, name: str, dataset: Path, work: Path, output: Path, *words: str, sizes: list = TINY
+) -> None:
+    places = ["--work", str(work), "--output", str(output), f"dataset={dataset}"]
+    monkeypatch.setattr(sys, "argv", [name, *places, *sizes, *words])
     monkeypatch.setattr(runs, "ProcessPoolExecutor", InThisProcess)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     importlib.import_module(f"training.experiments.{name}").main()
@@ -113,6 +117,44 @@ def test_each_claim_has_a_command(name, pictures, work, tmp_path, monkeypatch):
     assert (tmp_path / "figure.png").stat().st_size > 5000
     rows = [line for line in (tmp_path / "README.md").read_text().splitlines() if "K = 32" in line]
     assert len([row for row in rows if row.startswith("|")]) == len(found)
+
+
+TINY_SPEECH = ["sampling_rate=8000", "clip_seconds=0.32", "num_filters=2", "hidden_size=32"]
+TINY_SPEECH += [
+    "downsampling_ratios=[4,4]",
+    "n_fft=32",
+    "intermediate_size=32",
+    "num_decoder_layers=1",
+]
+TINY_SPEECH += [
+    "max_steps=3",
+    "batch_size=2",
+    "mel_windows=[512]",
+    "validate_every=3",
+    "warmup_steps=0",
+]
+TINY_SPEECH += ["tracker=none"]
+
+
+@pytest.mark.slow
+def test_the_claim_for_speech(work, tmp_path, monkeypatch):
+    pytest.importorskip("vector_quantize_pytorch")
+    for split, count in (("train", 3), ("validation", 1)):
+        (tmp_path / "speech" / split).mkdir(parents=True)
+        for number in range(count):
+            file = tmp_path / "speech" / split / f"{number}.wav"
+            soundfile.write(file, noise(8000, seed=number), RATE)
+    words = ["--sizes", "32", "autoencoder_steps=1"]
+    dataset, out = tmp_path / "speech", tmp_path / "out"
+    here(monkeypatch, "speech", dataset, work, out, *words, sizes=TINY_SPEECH)
+    found = json.loads((out / "results.json").read_text())["runs"]
+    assert not [run for run in found if "error" in run], found
+    assert len({run["hash"] for run in found}) == len(found) == 5
+    for run in found:
+        assert run["metrics"]["train_tokens_per_code"] == 3 * 500 / 32
+        assert 0 < run["metrics"]["train_utilisation"] <= 1 and "stoi" in run["metrics"]
+    page = (out / "README.md").read_text()
+    assert "VQGAN, K = 32, whitened latents" in page and "3 steps of 2 crops of 0.32 s" in page
 
 
 @pytest.mark.slow
@@ -142,6 +184,20 @@ def test_the_hash_knows_settings_and_not_places():
     assert runs.config_hash(base | {"quantizer": "simvq"}) == key  # the default, said aloud
     for change in ({"codebook_size": 65}, {"seed": 1}, {"quantizer_options": {"basis_dim": 4}}):
         assert runs.config_hash(base | change) != key
+
+
+def test_recorded_runs_keep_their_hashes():
+    """A setting that comes later must not make them other runs."""
+    recorded = [
+        run
+        for file in (REPOSITORY / "docs" / "results").glob("*/results.json")
+        for run in json.loads(file.read_text()).get("runs", [])
+        if "dataset" in run.get("settings", {}) and not run["settings"].get("codebook_features")
+    ]
+    assert len(recorded) >= 40
+    for run in recorded:
+        task = "speech" if "sampling_rate" in run["settings"] else "images"
+        assert runs.config_hash(run["settings"], task) == run["hash"], run["variant"]
 
 
 def test_the_table_has_means_over_seeds_and_the_last_validation():

@@ -1,0 +1,131 @@
+"""Trainings that experiments repeat, of images or of speech: a run's settings, and its figures afterwards."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from training.codebook.usage import CodeCounter, CodeUsage
+from training.data.images import ImageDataConfig
+from training.data.recordings import AudioDataConfig
+from training.recipes.audio import AudioLoopSettings, AudioLossSettings, AudioModelSettings
+from training.recipes.image import ImageLossSettings, ImageModelSettings
+from training.recipes.tokenizer import TokenizerLoopSettings
+from training.runtime.settings import build_settings
+
+# Utilisation is counted over so many tokens of training images for every code, if there are as many.
+TOKENS_PER_CODE = 16
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of training.
+
+    Attributes:
+        groups: dataclasses of its settings, by name.
+        config: file in training/configs that gives its scale.
+        train_and_evaluate: trains by flat settings, and returns the figures.
+    """
+
+    groups: dict[str, type]
+    config: str
+    train_and_evaluate: Callable[[dict], dict[str, float]]
+
+
+def _train(settings: dict, task: str, build_recipe: Callable):
+    """Train; returns the model in evaluation mode, the groups of settings and the accelerator."""
+    from accelerate.state import AcceleratorState
+    from transformers import AutoModel
+
+    from training.recipes.run import make_accelerator, train
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # several runs in one process
+    groups = build_settings(TASKS[task].groups, settings)
+    accelerator = make_accelerator(groups["loop"])
+    train(groups, build_recipe, accelerator)
+    model = AutoModel.from_pretrained(Path(groups["loop"].output_dir) / "model").eval()
+    return model.to(accelerator.device), groups, accelerator
+
+
+def _images(settings: dict) -> dict[str, float]:
+    from training.data.images import build_image_dataloader
+    from training.evaluation.image import evaluate
+    from training.losses.perceptual import load_lpips
+    from training.recipes.image import build_image_recipe
+
+    model, groups, accelerator = _train(settings, "images", build_image_recipe)
+    data = groups["data"]
+
+    def pictures(split: str, limit: int | None):
+        data.max_validation_samples = limit
+        batch_size = groups["loop"].batch_size
+        loader = build_image_dataloader(data, split, batch_size=batch_size, train=False, seed=0)
+        return accelerator.prepare(loader)
+
+    lpips = {"alex": load_lpips("alex").to(accelerator.device)}
+    loader = pictures(data.validation_split, None)
+    metrics = evaluate(model, loader, accelerator, perceptual=lpips).metrics
+    tokens = (data.resolution // model.config.downsample_factor) ** 2
+    enough = -(-TOKENS_PER_CODE * model.config.codebook_size // tokens)
+    # A validation set may have fewer tokens than there are codes.
+    with torch.no_grad():
+        counter = CodeCounter(model.config.codebook_size, accelerator.device)
+        for batch in pictures(data.train_split, enough):
+            if batch["valid"].any():
+                counter.update(model.encode(batch["pixel_values"][batch["valid"]]).image_codes)
+    return metrics | _training_usage(counter.read(accelerator))
+
+
+def _speech(settings: dict) -> dict[str, float]:
+    from training.evaluation.audio import evaluate, whole_recordings
+    from training.metrics.speech import LOADERS
+    from training.recipes.audio import build_audio_recipe
+
+    model, groups, accelerator = _train(settings, "speech", build_audio_recipe)
+    data, device = groups["data"], accelerator.device
+
+    def recordings(split: str) -> DataLoader:
+        return whole_recordings(data, split, model.config.sampling_rate, accelerator)
+
+    stoi = {"stoi": LOADERS["stoi"](device)}
+    metrics = evaluate(model, recordings(data.validation_split), accelerator, stoi).metrics
+    with torch.no_grad():
+        counter = CodeCounter(model.config.codebook_size, device)
+        for batch in recordings(data.train_split):
+            if batch["valid"].all():
+                counter.update(model.encode(batch["input_values"].to(device)).audio_codes)
+    return metrics | _training_usage(counter.read(accelerator))
+
+
+def _training_usage(usage: CodeUsage) -> dict[str, float]:
+    return {
+        "train_utilisation": usage.utilisation,
+        "train_perplexity": usage.perplexity,
+        "train_tokens_per_code": usage.tokens / usage.codebook_size,
+    }
+
+
+TASKS = {
+    "images": Task(
+        {
+            "data": ImageDataConfig,
+            "model": ImageModelSettings,
+            "loss": ImageLossSettings,
+            "loop": TokenizerLoopSettings,
+        },
+        "experiments_small.yaml",
+        _images,
+    ),
+    "speech": Task(
+        {
+            "data": AudioDataConfig,
+            "model": AudioModelSettings,
+            "loss": AudioLossSettings,
+            "loop": AudioLoopSettings,
+        },
+        "speech_small.yaml",
+        _speech,
+    ),
+}
