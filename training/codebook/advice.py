@@ -18,10 +18,12 @@ ADVICE = {
         "the latents are much smaller than the codes, so a few inner codes take them all: "
         f"{_FIRST}, or lower commitment_weight"
     ),
-    "narrow": (f"the latents span few dimensions: {_FIRST}, or choose a smaller codebook_dim"),
+    "narrow": (
+        f"the latents span few dimensions: set whiten_latents=true, {_FIRST}, or choose a smaller codebook_dim"
+    ),
     "unclear": (
-        f"scale and rank look sound, so it may only be early: if it stays, {_FIRST}, add warmup_steps or "
-        "lower learning_rate"
+        f"scale and rank look sound, so it may only be early: if it stays, {_FIRST}, draw the codes from "
+        "the latents (codes_from_latents=true), add warmup_steps or lower learning_rate"
     ),
 }
 

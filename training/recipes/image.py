@@ -28,6 +28,9 @@ MODEL_FIELDS = ("base_channels", "channel_multipliers", "num_res_blocks", "norm_
 MODEL_FIELDS += ("codebook_size", "codebook_dim", "commitment_cost")
 
 SHOWN_IMAGES = 8
+# Channels of a group below which each image loses its own brightness and tint in the norms; the published
+# models have 4 at the first level, and data enough to make up for it.
+NARROW_GROUP = 4
 
 
 @dataclass
@@ -114,7 +117,14 @@ class ImageRecipe(TokenizerRecipe):
         self.model, self.discriminator = model, discriminator
         self.loss, self.perceptual = loss, perceptual
         if perceptual is None:
-            self.remarks = ("training without a perceptual loss (perceptual: none)",)
+            self.remarks += ("training without a perceptual loss (perceptual: none)",)
+        config = model.config
+        if config.base_channels < NARROW_GROUP * config.norm_groups:
+            self.remarks += (
+                f"norm_groups={config.norm_groups} of {config.base_channels} channels: groups of few channels "
+                "lose the colours of an image; a new model keeps them with "
+                f"norm_groups={max(1, config.base_channels // 16)}",
+            )
         self.train_loader, self.validation_loader = train_loader, validation_loader
         self.resolution = resolution
 
