@@ -273,6 +273,7 @@ def test_recordings_through_every_command(tmp_path, monkeypatch, capsys):
     words = [f"{key}={value}" for key, value in AUDIO_MODEL.items()]
     words += ["period_channels=1", "resolution_channels=1", "dac_channels=1", "tracker=none"]
     words += ["batch_size=2", "epochs=2", "warmup_steps=2", "log_every=4", "num_workers=1"]
+    words += ["clip_seconds=0.2", "discriminator_start=100"]  # the data are what is tested
     words += [
         f"dataset={data}",
         "config_name=null",
