@@ -117,7 +117,7 @@ def clips(seconds: int, rate: int) -> Iterator[np.ndarray]:
 
 
 def encode_audio(count: int, folder: str) -> None:
-    """Sound to codes, in padded batches of four clips, as the README has it."""
+    """Audio to codes, in padded batches of four clips, as the README has it."""
     SimVQAudioModel(SimVQAudioConfig(**AUDIO_MODEL)).save_pretrained(folder)
     SimVQAudioFeatureExtractor().save_pretrained(folder)
     model = AutoModel.from_pretrained(folder).eval()
@@ -170,7 +170,7 @@ def train(count: int, folder: str) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        description=f"{__doc__}\nmodels: pictures {IMAGE_MODEL}; sound {AUDIO_MODEL}",
+        description=f"{__doc__}\nmodels: images {IMAGE_MODEL}; audio {AUDIO_MODEL}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=COUNTS)

@@ -1,4 +1,4 @@
-"""Samples for a card: what the model makes of a few images or of one sound."""
+"""Samples for a card: what the model makes of a few images or of one recording."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def write_samples(
         model, processor: as the Auto classes load them.
         given: a file, or a folder of which the first files are taken; by default photographs that come
             with scikit-image, or the sentence beside this file.
-        folder: for images reconstructions.png is written to it; for sound original.wav,
+        folder: for images reconstructions.png is written to it; for audio original.wav,
             reconstruction.wav and spectrograms.png.
 
     Returns:

@@ -91,7 +91,7 @@ class CodeVocabulary:
         return torch.cat([start, flat + self.offset, end], dim=1)
 
     def to_codes(self, ids: Tensor, shape: tuple[int, ...] | None = None) -> Tensor | list[Tensor]:
-        """Codes of all the images or sounds in sequences of tokens, in reading order; text is passed over.
+        """Codes of all the images or clips in sequences of tokens, in reading order; text is passed over.
 
         Args:
             ids: (L,) or (B, L) integers.
@@ -167,7 +167,7 @@ class CodeLogitsProcessor(LogitsProcessor):
     model.generate(..., logits_processor=[CodeLogitsProcessor(vocabulary, length=h * w)])
 
     Args:
-        length: codes of each image or sound; None lets the model choose when it ends.
+        length: codes of each image or clip; None lets the model choose when it ends.
     """
 
     def __init__(self, vocabulary: CodeVocabulary, length: int | None = None):

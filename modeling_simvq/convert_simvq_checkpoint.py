@@ -39,7 +39,7 @@ def convert_simvq_checkpoint(
         output_dir: where save_pretrained writes; made if missing.
         weights: "ema", the averaged weights that the authors evaluate, or "raw".
         original_config: the authors' config.yaml, for what tensors cannot tell: the commitment cost beta,
-            for images the training resolution, for sound the sampling rate and whether the encoder pads
+            for images the training resolution, for audio the sampling rate and whether the encoder pads
             causally. Without it the published values hold: 0.25; 128; 24,000 Hz, causal.
 
     Returns:

@@ -685,7 +685,7 @@ class SimVQAudioModel(FoldableCodebook, SimVQAudioPreTrainedModel):
         if mask is not None:
             latents = latents.masked_fill(~mask, 0)
         # Convolutions round differently in different layouts, and a single frame is contiguous in several:
-        # forward and decode must give the same sound.
+        # forward and decode must give the same waveform.
         latents = latents.clone(memory_format=torch.contiguous_format)
         if (
             self._decoder_chunks is None

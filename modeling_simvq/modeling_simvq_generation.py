@@ -88,8 +88,7 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
         """
         output = self.model(input_ids=self._integers("input_ids", input_ids), **kwargs)
         logits = self.codes.logits(output.last_hidden_state[:, -logits_to_keep:])
-        result = CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
-        return result
+        return CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
 
     def arrange_codes(self, codebook: Tensor) -> None:
         """Give similar codes the same first factor, before training with config.code_factors.
@@ -201,8 +200,7 @@ class SimVQForImageGeneration(SimVQGenerationModel):
                 f"image_codes must be (B, {height}, {width}) or (B, {height * width}), got shape {shape}"
             )
         starts = self.start_tokens(class_labels, len(image_codes), image_codes.device)
-        output = self._learn(starts, image_codes.flatten(1), None, return_logits)
-        return output
+        return self._learn(starts, image_codes.flatten(1), None, return_logits)
 
     def generate_images(
         self,
@@ -276,7 +274,7 @@ class SimVQForImageGeneration(SimVQGenerationModel):
 
 
 class SimVQForAudioGeneration(SimVQGenerationModel):
-    """Sound as codes in time, from nothing or after a prompt.
+    """Audio as codes in time, from nothing or after a prompt.
 
     Token ids: codes [0, K), then the start. There is no end token: clips of training are mostly cut from longer
     ones, so how long to continue is the caller's choice.
@@ -317,8 +315,7 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
         audio_codes = self._integers("audio_codes", audio_codes)
         mask = self._clips(audio_codes, audio_codes_mask)
         starts = torch.full_like(audio_codes[:, 0, :1], self.config.codebook_size)
-        output = self._learn(starts, audio_codes[:, 0], mask, return_logits)
-        return output
+        return self._learn(starts, audio_codes[:, 0], mask, return_logits)
 
     def generate_audio(
         self,
@@ -332,7 +329,7 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
         generator: torch.Generator | None = None,
         **kwargs,
     ) -> GeneratedAudioCodes:
-        """Sample sound, by transformers' ``generate``.
+        """Sample audio, by transformers' ``generate``.
 
         Args:
             num_codes: how many codes to make, ``round(seconds * tokenizer.config.frame_rate)``.

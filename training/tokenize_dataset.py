@@ -276,7 +276,9 @@ def run(settings: TokenizeSettings, data: DataSettings, accelerator: Accelerator
         model, data, settings.seed
     )
     if isinstance(tokens, AudioTokens) and (settings.flips or settings.crops):
-        raise SettingsError("flips and crops are of images: sound is taken whole, as it is")
+        raise SettingsError(
+            "flips and crops are for images: recordings are taken whole, as they are"
+        )
     folder = Path(settings.output)
     check_shared(accelerator, folder, "output")
     # All of them, before hours go into the first.

@@ -1,4 +1,4 @@
-"""Gradio Space of SimVQ tokenizers: see what is left of an image or a sound, and its codes.
+"""Gradio Space of SimVQ tokenizers: see what is left of an image or a recording, and its codes.
 
     python app.py PATH_OR_REPO [...] [--port N]
 
@@ -40,9 +40,10 @@ RESULT = {
 EXPLANATION = """
 # SimVQ tokenizers
 
-A tokenizer turns a picture or a sound into a few integers, its **codes**, and back. SimVQ
+A tokenizer turns an image or a recording into a few integers, its **codes**, and back. SimVQ
 ([arXiv 2411.02038](https://arxiv.org/abs/2411.02038)) learns its codebook through one linear layer, so that all
-codes stay in use. Give a picture or a sound, compare what comes back, then change its codes and decode again.
+codes stay in use. Give an image or a recording, compare what comes back, then change its codes and decode
+again.
 """
 
 
@@ -93,7 +94,7 @@ def select(names: list[str], name: str) -> tuple:
         about = f"Images: one code for {side} × {side} pixels, {size}."
     else:
         each = f"{config.hop_length} samples at {config.sampling_rate:,} Hz"
-        about = f"Sound: one code for {each}, {size}. Each line of codes is one second."
+        about = f"Audio: one code for {each}, {size}. Each line of codes is one second."
     return (
         about,
         *(gr.Column(visible=shown) for shown in (image, image, image, not image, not image)),
@@ -118,7 +119,7 @@ def reconstruct(names: list[str], name: str, picture: str | None, sound: str | N
         config = tokenizer.load_config(name)
         image = config.model_type == "simvq_image"
         if (picture if image else sound) is None:
-            raise ValueError(f"First give a {'picture' if image else 'sound'}.")
+            raise ValueError(f"First give {'an image' if image else 'a recording'}.")
         model, processor = tokenizer.load(name)
         if image:
             read, note = tokenizer.read_picture(picture, processor)
@@ -149,7 +150,7 @@ def decode(names: list[str], name: str, text: str, original: tokenizer.Encoded |
 
 
 def _results(name: str, encoded: tokenizer.Encoded) -> tuple:
-    """Reconstructed image, reconstructed sound, image of the codes, figures."""
+    """Reconstructed image, reconstructed audio, image of the codes, figures."""
     model, processor = tokenizer.load(name)
     picture = sound = None
     if model.config.model_type == "simvq_image":
@@ -202,7 +203,7 @@ def build_page(names: list[str]) -> gr.Blocks:
                 )
             with gr.Column(visible=False) as sound_in:
                 sound = gr.Audio(
-                    label="Original sound",
+                    label="Original recording",
                     elem_id="sound",
                     type="filepath",
                     buttons=["download"],

@@ -1,4 +1,4 @@
-"""A SimVQ checkpoint at work: images and sounds to codes, and codes back."""
+"""A SimVQ checkpoint at work: images and audio to codes, and codes back."""
 
 import math
 import sys
@@ -36,7 +36,7 @@ class CheckpointError(ValueError):
 
 @dataclass
 class Encoded:
-    """Codes of one input: codes (h, w), or (1, T) for sound; size: (height, width) in pixels, or (samples,)."""
+    """Codes of one input: codes (h, w), or (1, T) for audio; size: (height, width) in pixels, or (samples,)."""
 
     codes: np.ndarray
     size: tuple[int, ...]
@@ -158,10 +158,10 @@ def decode_picture(model, processor, encoded: Encoded) -> Image.Image:
 
 
 def read_sound(path: str, sampling_rate: int) -> tuple[np.ndarray, str]:
-    """The first LONGEST_SECONDS of a sound file, (L,) float32 mono at `sampling_rate`; a note if it was cut.
+    """The first LONGEST_SECONDS of an audio file, (L,) float32 mono at `sampling_rate`; a note if it was cut.
 
     Raises:
-        ValueError: if the file is no sound, is damaged or empty.
+        ValueError: if the file is not audio, is damaged or empty.
     """
     try:
         with soundfile.SoundFile(path) as file:
@@ -170,19 +170,19 @@ def read_sound(path: str, sampling_rate: int) -> tuple[np.ndarray, str]:
             samples = file.read(LONGEST_SECONDS * rate, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         raise ValueError(
-            "The upload is not a sound that can be read: it is damaged, or not WAV, FLAC, OGG or MP3."
+            "The upload is not an audio file that can be read: it is damaged, or not WAV, FLAC, OGG or MP3."
         ) from error
     if len(samples) == 0:
-        raise ValueError("The sound is empty.")
+        raise ValueError("The recording is empty.")
     if not np.isfinite(samples).all():
-        raise ValueError("The sound holds samples that are not finite numbers.")
+        raise ValueError("The recording holds samples that are not finite numbers.")
     note = ""
     if len(samples) == LONGEST_SECONDS * rate and (guessed or seconds > LONGEST_MENTIONED):
-        note = f"The sound was cut to its first {LONGEST_SECONDS} seconds."
+        note = f"The recording was cut to its first {LONGEST_SECONDS} seconds."
     elif guessed:
         note = "This MP3 does not tell how long it is: the end may be missing."
     elif seconds > LONGEST_SECONDS:
-        note = f"The sound was cut from {seconds:.1f} to its first {LONGEST_SECONDS} seconds."
+        note = f"The recording was cut from {seconds:.1f} to its first {LONGEST_SECONDS} seconds."
     return to_mono(samples, rate, sampling_rate), note
 
 
@@ -226,7 +226,7 @@ def decode_sound(model, encoded: Encoded) -> np.ndarray:
     samples = model.decode(audio_codes=codes).audio_values[0, 0, : encoded.size[0]]
     samples = samples.float().cpu().numpy()
     if not np.isfinite(samples).all():
-        raise ValueError("The model's sound holds values that are not finite numbers.")
+        raise ValueError("The model's audio holds values that are not finite numbers.")
     # Integers, because Gradio would scale floating-point samples to full loudness.
     return (samples.clip(-1, 1) * 32767).round().astype(np.int16)
 

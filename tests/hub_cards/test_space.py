@@ -185,7 +185,7 @@ def test_sounds_as_uploaded(tmp_path):
     with pytest.raises(ValueError, match="not finite"):
         tokenizer.read_sound(path, 16_000)
     path.write_bytes(b"no sound")
-    with pytest.raises(ValueError, match="not a sound that can be read"):
+    with pytest.raises(ValueError, match="not an audio file that can be read"):
         tokenizer.read_sound(path, 16_000)
 
 

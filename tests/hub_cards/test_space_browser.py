@@ -184,7 +184,7 @@ def test_the_page_in_a_browser(browser, page_address, checkpoints, tmp_path, wav
     expect(page.locator("#picture")).to_be_hidden()
     expect(field).to_have_value("")
     run.click()
-    told("First give a sound")
+    told("First give a recording")
     seconds = np.arange(31 * 16_000) / 16_000
     voice = 0.3 * np.sin(2 * np.pi * (120 + 5 * seconds) * seconds) * np.sin(5 * seconds)
     soundfile.write(tmp_path / "sound.wav", np.stack([voice, voice / 2], axis=1), 16_000)
@@ -209,7 +209,7 @@ def test_the_page_in_a_browser(browser, page_address, checkpoints, tmp_path, wav
     (tmp_path / "damaged.wav").write_bytes(b"no sound")
     upload("sound", tmp_path / "damaged.wav")
     run.click()
-    told("not a sound that can be read")
+    told("not an audio file that can be read")
 
     choose(str(tmp_path / "gone"))
     told("gone could not be loaded")

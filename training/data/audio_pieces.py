@@ -33,7 +33,7 @@ SAMPLING_RATES = {
 # libsndfile is told that a stream without a header is so much longer than it is: its guess, from the bit rate
 # of the first frames, is then never too short (448 to 8 kbit/s, and there are frames of padding).
 CLAIM = 64
-# After sound that does not continue, frames are looked for over so many bytes: tags hold covers.
+# After audio that does not continue, frames are looked for over so many bytes: tags hold covers.
 FURTHEST_FRAME = 1 << 24
 # A file of more streams than this is refused: each is opened.
 MOST_PIECES = 10_000

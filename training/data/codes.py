@@ -30,7 +30,7 @@ class TokenDataConfig(DataSettings):
         0.1, "images: share of samples whose class is hidden, for classifier-free guidance"
     )
     clip_codes: int = setting(
-        750, "sound: codes of a random crop, ten seconds at 75 a second; shorter clips are whole"
+        750, "audio: codes of a random crop, ten seconds at 75 a second; shorter clips are whole"
     )
 
     def __post_init__(self):
@@ -77,7 +77,7 @@ class TokenLayout:
     """Settings of a dataset of codes.
 
     Attributes:
-        grid_size: (h, w) of images; None if it holds sound.
+        grid_size: (h, w) of images; None for audio.
         class_names: of the classes; empty if there are none.
     """
 

@@ -97,7 +97,7 @@ def write_pictures(
 def write_sounds(
     output_dir: Path, step: int, sounds: dict[str, Tensor], sampling_rate: int, trackers: list
 ) -> None:
-    """Save sounds (samples,) in [-1, 1] as 16-bit WAV and hand them to the trackers that take sounds."""
+    """Save waveforms (samples,) in [-1, 1] as 16-bit WAV and hand them to the trackers that take audio."""
     if not sounds:
         return
     import soundfile  # not needed to train on images

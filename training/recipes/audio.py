@@ -1,4 +1,4 @@
-"""Recipe of the audio tokenizer: model, discriminators, losses, sounds and spectrograms, validation."""
+"""Recipe of the audio tokenizer: model, discriminators, losses, audio samples and spectrograms, validation."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -112,7 +112,7 @@ class AudioLoopSettings(TokenizerLoopSettings):
     max_grad_norm: float | None = setting(1.0, "clip the gradients' norm, of each optimiser")
     batch_size: int = setting(32, "samples per process and forward pass")
     output_dir: str = setting(
-        "runs/simvq_audio", "folder of checkpoints, sounds, logs and the final model"
+        "runs/simvq_audio", "folder of checkpoints, audio samples, logs and the final model"
     )
 
 

@@ -107,7 +107,7 @@ class TokenizerRecipe(ABC):
 
     @abstractmethod
     def measure(self, model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> Validation:
-        """Figures of merit, images and sounds of a validation."""
+        """Metrics, images and audio of a validation."""
 
     def validate(
         self, model: nn.Module, loader: DataLoader, accelerator: Accelerator
