@@ -50,7 +50,7 @@ def test_many_samples_are_indexed():
 
 def test_the_card_shows_them_with_intervals_and_the_warning():
     options = {"hidden_size": 8, "channel_multipliers": [1, 1], "num_res_blocks": 1}
-    config = SimVQImageConfig(codebook_size=16, codebook_dim=8, norm_num_groups=4, **options)
+    config = SimVQImageConfig(codebook_size=16, codebook_dim=8, norm_groups=4, **options)
     text = str(make_model_card(SimVQImageModel(config), "me/mine", evaluations=[evaluation(56)]))
     assert "| rFID ↓ | 11.25 |" in text and "| PSNR, dB ↑ | 20.5 ± 0.12 |" in text
     assert "of 56 samples it is biased" in text

@@ -33,7 +33,7 @@ def save_model(folder: Path) -> Path:
     """A tokenizer trained at 48 x 48 pixels."""
     torch.manual_seed(0)
     options = {"hidden_size": 8, "channel_multipliers": [1, 1], "num_res_blocks": 1}
-    options |= {"norm_num_groups": 4}
+    options |= {"norm_groups": 4}
     config = SimVQImageConfig(codebook_size=16, codebook_dim=8, **options)
     SimVQImageModel(config).save_pretrained(folder)
     size = {"shortest_edge": SIDE}, {"height": SIDE, "width": SIDE}
