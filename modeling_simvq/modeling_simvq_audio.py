@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .attention_in_pieces import attend
 from .clip_lengths import clip_lengths, mask_of_clips
 from .configuration_simvq_audio import SimVQAudioConfig
 from .foldable_codebook import FoldableCodebook
@@ -295,7 +296,6 @@ class AudioEncoder(nn.Module):
 
 # Magnitudes are clipped here as in Vocos: exp of an early network's output would overflow.
 LARGEST_MAGNITUDE = 100.0
-ATTENTION_QUERIES = 1024
 
 
 class Norm(nn.GroupNorm):
@@ -355,19 +355,9 @@ class Attention(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         normed = self.norm(hidden, mask)
-        query, key, value = (
-            layer(normed).mT[:, None] for layer in (self.query, self.key, self.value)
-        )
-        allowed = None if mask is None else mask.bool()[:, None]
-        # Some queries at a time: on the CPU, attention of so wide a head holds all of its scores.
-        attended = torch.cat(
-            [
-                F.scaled_dot_product_attention(some, key, value, attn_mask=allowed)
-                for some in query.split(ATTENTION_QUERIES, dim=2)
-            ],
-            dim=2,
-        )
-        return hidden + self.out(attended[:, 0].mT)
+        query, key, value = (layer(normed) for layer in (self.query, self.key, self.value))
+        allowed = None if mask is None else mask.bool()
+        return hidden + self.out(attend(query, key, value, allowed))
 
 
 class ConvNeXtBlock(GradientCheckpointingLayer):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from modeling_simvq import SimVQAudioConfig, SimVQAudioModel
+from modeling_simvq import SimVQAudioConfig, SimVQAudioModel, attention_in_pieces
 from modeling_simvq import modeling_simvq_audio as modeling
 
 # Frames at a clip's end that may differ from what the clip gives alone: none.
@@ -197,6 +197,6 @@ def test_attention_in_pieces_is_attention(lengths, monkeypatch):
     values, mask = ragged(lengths)
     with torch.no_grad():
         whole = model(values, mask).audio_values
-        monkeypatch.setattr(modeling, "ATTENTION_QUERIES", 7)
+        monkeypatch.setattr(attention_in_pieces, "QUERIES_AT_A_TIME", 7)
         pieces = model(values, mask).audio_values
     torch.testing.assert_close(pieces, whole, rtol=1e-4, atol=1e-5)
