@@ -40,6 +40,10 @@ class SimVQImageConfig(SimVQTokenizerConfig):
         "groups of the GroupNorms; narrow models keep their colours with fewer, of 16 channels or more each",
         at_least(1),
     )
+    attention: bool = described(
+        False,
+        "self-attention at the lowest resolution, as in LlamaGen's VQGAN; the published models have none",
+    )
     codebook_size: int = described(1024, "K, number of codes", at_least(1))
     codebook_dim: int = described(128, "d, width of a code", at_least(1))
 
@@ -50,6 +54,9 @@ class SimVQImageConfig(SimVQTokenizerConfig):
         # Convolutions of 3 x 3: two in a block; one to the next level, and one back to four times the channels.
         blocks, between = 2 * self.num_res_blocks * 2 * 9, 9 + 4 * 9
         convolutions = sum((blocks + between) * width**2 for width in widths)
+        if self.attention:
+            # Four convolutions of 1 x 1, behind each block of the lowest level and between those of the middle.
+            convolutions += 2 * (2 * self.num_res_blocks - 1) * 4 * widths[-1] ** 2
         ends = 9 * (2 * self.in_channels * widths[0] + self.codebook_dim * widths[-1])
         check_parameters(convolutions + ends + self.quantizer_parameters())
 

@@ -1,7 +1,7 @@
 """SimVQ image tokenizer: convolutional encoder, SimVQ quantizer, convolutional decoder.
 
 The architecture is the attention-free VQGAN of the SimVQ authors (arXiv 2411.02038, section 5; parity is
-tested against outputs of their code, tests/fixtures/image_*).
+tested against outputs of their code, tests/fixtures/image_*). `attention` adds what other VQGANs have.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .attention_in_pieces import attend
 from .configuration_simvq_image import SimVQImageConfig
 from .foldable_codebook import FoldableCodebook
 from .hooked_weights import computing_type, running_device
@@ -95,6 +96,23 @@ class ResidualBlock(GradientCheckpointingLayer):
         return hidden + residual
 
 
+class Attention(GradientCheckpointingLayer):
+    """Single-head self-attention over the positions of an image (Esser et al. 2021, VQGAN)."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.norm = Norm(channels, groups)
+        self.query = nn.Conv2d(channels, channels, kernel_size=1)
+        self.key = nn.Conv2d(channels, channels, kernel_size=1)
+        self.value = nn.Conv2d(channels, channels, kernel_size=1)
+        self.out = nn.Conv2d(channels, channels, kernel_size=1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        normed = self.norm(hidden)
+        sequences = (layer(normed).flatten(2) for layer in (self.query, self.key, self.value))
+        return hidden + self.out(attend(*sequences).reshape(hidden.shape))
+
+
 class Upsample(nn.Module):
     """Doubles height and width: conv3x3 to four times the channels, then depth to space."""
 
@@ -112,10 +130,22 @@ class Upsample(nn.Module):
         return hidden.reshape(batch, channels // 4, 2 * height, 2 * width)
 
 
-def _blocks(in_channels: int, out_channels: int, config: SimVQImageConfig) -> nn.Sequential:
-    widths = [in_channels] + [out_channels] * config.num_res_blocks
-    pairs = zip(widths, widths[1:], strict=False)
-    return nn.Sequential(*(ResidualBlock(a, b, config.norm_groups) for a, b in pairs))
+def _blocks(
+    in_channels: int, out_channels: int, config: SimVQImageConfig, attention: bool = False
+) -> nn.Sequential:
+    """Residual blocks of one level, each followed by attention if that is wanted."""
+    layers = []
+    for width in [in_channels] + [out_channels] * (config.num_res_blocks - 1):
+        layers.append(ResidualBlock(width, out_channels, config.norm_groups))
+        if attention:
+            layers.append(Attention(out_channels, config.norm_groups))
+    return nn.Sequential(*layers)
+
+
+def _middle(channels: int, config: SimVQImageConfig) -> nn.Sequential:
+    """Residual blocks between the lowest level and the latents, with attention in between."""
+    blocks = _blocks(channels, channels, config, config.attention)
+    return blocks[:-1] if config.attention else blocks
 
 
 class ImageEncoder(nn.Module):
@@ -131,14 +161,14 @@ class ImageEncoder(nn.Module):
         previous = config.base_channels
         for depth, width in enumerate(widths):
             level = nn.Module()
-            level.blocks = _blocks(previous, width, config)
             last = depth == len(widths) - 1
+            level.blocks = _blocks(previous, width, config, config.attention and last)
             level.downsample = (
                 nn.Identity() if last else nn.Conv2d(width, width, 3, stride=2, padding=1)
             )
             self.levels.append(level)
             previous = width
-        self.mid = _blocks(previous, previous, config)
+        self.mid = _middle(previous, config)
         self.norm_out = Norm(previous, config.norm_groups)
         self.conv_out = nn.Conv2d(previous, config.codebook_dim, kernel_size=1)
 
@@ -158,11 +188,11 @@ class ImageDecoder(nn.Module):
         widths = [config.base_channels * m for m in reversed(config.channel_multipliers)]
         previous = widths[0]
         self.conv_in = nn.Conv2d(config.codebook_dim, previous, kernel_size=3, padding=1)
-        self.mid = _blocks(previous, previous, config)
+        self.mid = _middle(previous, config)
         self.levels = nn.ModuleList()
         for depth, width in enumerate(widths):
             level = nn.Module()
-            level.blocks = _blocks(previous, width, config)
+            level.blocks = _blocks(previous, width, config, config.attention and depth == 0)
             last = depth == len(widths) - 1
             level.upsample = nn.Identity() if last else Upsample(width)
             self.levels.append(level)
@@ -185,7 +215,7 @@ class SimVQImagePreTrainedModel(VerifiedDownload, PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["ResidualBlock", "SimVQ"]
+    _no_split_modules = ["ResidualBlock", "Attention", "SimVQ"]
     # Half-precision codes are other codes: the quantizer stays in float32 whatever dtype is asked for.
     _keep_in_fp32_modules_strict = ["whitening", "quantizer"]
 
@@ -218,9 +248,10 @@ class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
     def enable_tiling(self, tile_size: int = 512, overlap: int = 128) -> None:
         """Encode and decode large images tile by tile (inference only), so that memory stays bounded.
 
-        Tiles see their own GroupNorm statistics, so the result differs a little from that of the whole
-        image; the cross-fade over the overlap keeps seams invisible. Some codes differ too, 0.6 % where it
-        was measured: tokenise all that is compared or trained on together with the same tiles.
+        Tiles see their own GroupNorm statistics and, with attention, nothing but themselves, so the result
+        differs a little from that of the whole image; the cross-fade over the overlap keeps seams invisible.
+        Some codes differ too, 0.6 % where it was measured without attention: tokenise all that is compared
+        or trained on together with the same tiles.
 
         Args:
             tile_size: side of a tile in pixels; smaller images are not cut.

@@ -105,6 +105,7 @@ def test_with_the_package_no_remote_code_is_needed(tiny_folder, reference, tmp_p
 def test_the_folder_holds_every_file_that_its_code_imports(tiny_folder):
     names = {path.name for path in tiny_folder.glob("*.py")}
     assert names == {
+        "attention_in_pieces.py",
         "basis_and_projection.py",
         "configuration_checks.py",
         "configuration_simvq_image.py",

@@ -25,7 +25,7 @@ from training.recipes.tokenizer import TokenizerRecipe
 from training.runtime.settings import SettingsError, at_least, one_of, setting, settings_of
 
 MODEL_FIELDS = ("base_channels", "channel_multipliers", "num_res_blocks", "norm_groups")
-MODEL_FIELDS += ("codebook_size", "codebook_dim", "commitment_cost")
+MODEL_FIELDS += ("attention", "codebook_size", "codebook_dim", "commitment_cost")
 
 SHOWN_IMAGES = 8
 # Channels of a group below which each image loses its own brightness and tint in the norms; the published
