@@ -17,6 +17,7 @@ from modeling_simvq import SimVQAudioModel
 from tests.support.programs import ONE_PROCESS, TWO_RANKS, launch
 from training.data.recordings import AudioDataConfig
 from training.export_checkpoint import export_checkpoint
+from training.losses.audio import AudioLoss
 from training.recipes.audio import (
     AudioLoopSettings,
     AudioLossSettings,
@@ -120,22 +121,46 @@ def test_warm_up_and_clipping_are_on_by_default():
     assert loop.warmup_steps > 0 and loop.max_grad_norm == 1.0
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("libritts*.yaml")), ids=lambda f: f.stem)
-def test_published_configurations(file):
-    found = re.fullmatch(r"(libritts24k|libritts16k)_k(\d+)", file.stem)
+def settings_of(file: Path) -> dict:
     groups = {
         "data": AudioDataConfig,
         "model": AudioModelSettings,
         "loss": AudioLossSettings,
         "loop": AudioLoopSettings,
     }
-    settings = parse_settings(groups, "", ["--config", str(file)])
+    return parse_settings(groups, "", ["--config", str(file), f"dataset={SPEECH}"])
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("libritts*.yaml")), ids=lambda f: f.stem)
+def test_published_configurations(file):
+    found = re.fullmatch(r"(libritts24k|libritts16k)_k(\d+)", file.stem)
+    settings = settings_of(file)
     config = settings["model"].config(settings["data"].sampling_rate)
     assert config.codebook_size == int(found.group(2))
     assert config.sampling_rate == int(found.group(1)[8:10]) * 1000
     assert settings["data"].clip_samples % config.hop_length == 0
     assert settings["loop"].warmup_steps >= 1000 and settings["loop"].max_grad_norm == 1.0
     assert settings["loss"] == AudioLossSettings()
+
+
+@pytest.mark.parametrize(
+    "file",
+    [CONFIGS / "music44k_k65536.yaml", CONFIGS / "speech48k_k8192.yaml"],
+    ids=lambda f: f.stem,
+)
+def test_configurations_of_higher_rates(file):
+    """Their codes last as long as the paper's, clips are whole codes, and no mel band is empty."""
+    found = re.fullmatch(r"(?:music|speech)(44|48)k_k(\d+)", file.stem)
+    settings = settings_of(file)
+    data, loss = settings["data"], settings["loss"]
+    config = settings["model"].config(data.sampling_rate)
+    assert data.sampling_rate == {"44": 44_100, "48": 48_000}[found.group(1)]
+    assert config.codebook_size == int(found.group(2))
+    assert config.frame_rate == 75 and config.n_fft == 4 * config.hop_length
+    assert data.clip_samples % config.hop_length == 0
+    assert data.clip_samples > max(2048, *(window // 2 for window in loss.mel_windows))
+    for mel in AudioLoss(sampling_rate=data.sampling_rate, mel_windows=loss.mel_windows).mels:
+        assert (mel.filters.amax(dim=1) > 0).all()
 
 
 @pytest.mark.slow

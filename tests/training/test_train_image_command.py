@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -160,4 +161,12 @@ def test_shipped_configurations_are_valid(file):
     settings = parse_settings(
         {**groups, "loop": TokenizerLoopSettings}, "", ["--config", str(file)]
     )
-    assert settings["model"].config().codebook_size in (1024, 8192, 65536, 262144)
+    config = settings["model"].config()
+    resolution = settings["data"].resolution
+    assert resolution % config.downsample_factor == 0
+    if file.stem.startswith("imagenet"):
+        side, codes = re.fullmatch(r"imagenet(\d+)_k(\d+)", file.stem).groups()
+        assert (resolution, config.codebook_size) == (int(side), int(codes))
+        assert resolution // config.downsample_factor == 16
+        # The paper's tokenizers have no attention; those they are compared with at 256 pixels have.
+        assert config.attention == (resolution == 256)
