@@ -17,11 +17,12 @@ setup: .venv/ready
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	touch $@
 
-# Train small tokenizers, on photographs that come with installed packages and on speech that comes with the
-# project, and show what they do.
+# Show what the shipped tokenizers do with photographs and speech that they have not met, fine-tune each for about
+# a minute, and write one page of it all.
 demo: setup
 	$(BIN)/python -m training.demo.image demo_output/image
 	$(BIN)/python -m training.demo.audio demo_output/audio
+	$(BIN)/python -m training.demo.sheet demo_output
 
 test: setup
 	$(BIN)/ruff check .

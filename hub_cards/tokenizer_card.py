@@ -80,6 +80,9 @@ def make_model_card(
     is_image = config.model_type == "simvq_image"
     bits = math.log2(config.codebook_size)
     settings = public_settings(settings or {})
+    begun_from = settings.get("init_from")
+    if base_model is None and begun_from and is_hub_id(begun_from):
+        base_model = begun_from
     numbers = {"bits": bits, "resolution": resolution, "short_side": short_side}
     if is_image:
         numbers["trained_at"] = settings.get("resolution")

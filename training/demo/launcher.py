@@ -11,6 +11,7 @@ from hub_cards.user_error import one_line_errors
 from training.runtime.folder_lock import clear_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+CHECKPOINTS = REPOSITORY / "hub_cards" / "checkpoints"
 
 
 def launch_trainer(script: str, config: str, *overrides: str) -> None:
@@ -44,22 +45,33 @@ def clear(folder: Path, ours: bool) -> None:
 
 
 def run_demo(
-    module: str, description: str, train: Callable[[Path], None], show: Callable[[Path, Path], None]
+    module: str,
+    description: str,
+    train: Callable[[Path], None],
+    show: Callable[[Path, bool], None],
 ) -> None:
-    """Command line of a demo: train(output_dir), then show(model_dir, output_dir) in a new process."""
+    """Command line of a demo: show the shipped model, fine-tune it, show the result in a new process.
+
+    Args:
+        train: called with output_dir; leaves output_dir/run/model.
+        show: called with output_dir, and whether the model is fine-tuned by now.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("output_dir", type=Path, help="folder for data, model and results")
     parser.add_argument(
-        "--only-show", action="store_true", help="skip training, use the model there"
+        "--only-shipped",
+        action="store_true",
+        help="reconstruct with the shipped model, train nothing",
     )
+    parser.add_argument("--tuned", action="store_true", help=argparse.SUPPRESS)  # the new process
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    if options.only_show:
-        show(options.output_dir / "run" / "model", options.output_dir)
+    show(options.output_dir, options.tuned)
+    if options.tuned or options.only_shipped:
         return
     try:
         train(options.output_dir)
-        again = [sys.executable, "-m", module, str(options.output_dir), "--only-show"]
+        again = [sys.executable, "-m", module, str(options.output_dir), "--tuned"]
         subprocess.run(again, check=True)
     except subprocess.CalledProcessError as error:  # it has said itself what went wrong
         sys.exit(error.returncode)

@@ -8,7 +8,7 @@ from training.demo.launcher import clear_run
 
 
 def test_the_demo_refuses_folders_of_others(tmp_path):
-    for name, write in (("photos", write_training_folder), ("run", clear_run)):
+    for name, write in (("tissue", write_training_folder), ("run", clear_run)):
         theirs = tmp_path / name / "holiday.jpg"
         theirs.parent.mkdir()
         theirs.write_text("theirs")
