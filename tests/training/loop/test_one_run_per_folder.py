@@ -9,6 +9,7 @@ from tests.support.programs import REPOSITORY, TWO_RANKS, launch
 from tests.training.support.generator_runs import TINY, train_here, write_picture_codes
 from training.demo.launcher import clear_run
 from training.experiments import runs
+from training.experiments.tasks import TASKS, Task
 from training.loop.checkpoints import list_checkpoints
 from training.runtime.folder_lock import hold_folder
 from training.runtime.settings import SettingsError
@@ -73,10 +74,11 @@ def test_two_ranks_are_refused_by_one_line_each(codes, tmp_path):
 
 def test_experiments_and_demos_delete_no_run_that_is_under_way(tmp_path, monkeypatch):
     run = tmp_path / "run"
-    monkeypatch.setattr(runs, "_train_and_evaluate", lambda settings: pytest.fail("it trains"))
+    task = Task({}, "", lambda settings: pytest.fail("it trains"))
+    monkeypatch.setitem(TASKS, "images", task)
     with hold_folder(run):
         (run / "settings.json").write_text("{}")
-        found = runs._run({"output_dir": str(run), "dataset": "pictures"})
+        found = runs._run({"output_dir": str(run), "dataset": "pictures"}, "images")
         assert re.search(BUSY, found["error"])
         with pytest.raises(SystemExit, match=BUSY):
             clear_run(run)
