@@ -19,7 +19,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 import modeling_simvq  # noqa: F401  registers the models
 from hub_cards.card_samples import write_samples
 from hub_cards.evaluation import Evaluation
-from hub_cards.pushed_files import INDEX, SINGLE
+from hub_cards.pushed_files import DISCRIMINATOR, DISCRIMINATOR_SIZES, INDEX, SINGLE
 from hub_cards.tokenizer_card import make_model_card
 from hub_cards.user_error import UserError
 
@@ -178,7 +178,7 @@ def discriminator_files(model_dir: Path) -> dict[str, Path]:
     Raises:
         PushError: if there is none.
     """
-    names = [f"discriminator/{name}" for name in ("config.json", SINGLE)]
+    names = (DISCRIMINATOR, DISCRIMINATOR_SIZES)
     if not all((model_dir / name).is_file() for name in names):
         raise PushError(
             f"{model_dir} has no discriminator/, which a trainer writes once the discriminator has taken part: "

@@ -14,6 +14,8 @@ MOST_LIST_BYTES = 10 << 20
 # What the Hub itself puts into a repository.
 OF_THE_HUB = {".gitattributes", LIST_FILE}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Beside a tokenizer: the discriminator that it was trained against.
+DISCRIMINATOR, DISCRIMINATOR_SIZES = f"discriminator/{SINGLE}", "discriminator/config.json"
 
 
 class Fingerprint(NamedTuple):

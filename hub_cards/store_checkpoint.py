@@ -27,10 +27,11 @@ from hub_cards.push_to_hub import prepare_push
 from hub_cards.pushed_files import SINGLE
 from hub_cards.tokenizer_card import TRAINING_SETTINGS
 from hub_cards.user_error import one_line_errors
+from modeling_simvq import SimVQImageModel
 
 CHECKPOINTS = Path(__file__).resolve().parent / "checkpoints"
 # Rounded, they would be other codes.
-PRECISE = ("quantizer.", "whitening.")
+PRECISE = tuple(f"{name}." for name in SimVQImageModel._keep_in_fp32_modules_strict)
 MOST_BYTES = 12 << 20
 
 

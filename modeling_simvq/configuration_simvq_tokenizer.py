@@ -34,7 +34,6 @@ class SimVQTokenizerConfig(CheckedConfig):
         "options of the quantizer, such as {rotation_trick: true}; simvq has basis_dim, basis_init, "
         "projection_hidden_dim, train_basis, train_projection and rotation_trick, none set by the paper",
     )
-
     whiten_latents: bool = described(
         False,
         "whether latents are whitened before the search, so that none of their directions is too faint for the "

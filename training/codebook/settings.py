@@ -1,6 +1,6 @@
 """Settings of the quantizer that a tokenizer is trained with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -41,6 +41,12 @@ class QuantizerSettings(
                 f"codebook_size is {codebook_size}"
             )
         return {"basis_dim": width, **self.quantizer_options}
+
+    def fields_of(self, config_class: type[SimVQTokenizerConfig]) -> dict:
+        """Return the settings that are fields of a configuration, by name."""
+        known = config_class.__dataclass_fields__
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name in known}
+        return values | {"quantizer_options": self.options(self.codebook_size)}
 
     def start(self, model: nn.Module) -> None:
         """Put the features in the place of the model's basis, and its codes where whitened latents are.

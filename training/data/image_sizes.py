@@ -25,3 +25,9 @@ def check_resolution(resolution: int, smallest: dict[str, int]) -> None:
         raise SettingsError(
             f"resolution is {resolution}, but {name} needs at least {smallest[name]} pixels a side"
         )
+
+
+def trained_resolution(processor) -> int | None:
+    """The side in pixels that a model's image processor crops to, which is that of its training."""
+    side = getattr(processor, "crop_size", None)
+    return int(side["height"]) if side else None

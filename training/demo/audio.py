@@ -29,8 +29,8 @@ SENTENCE = SPEECH / "train" / "6128_63244_000002_000000_libritts.flac"
 VOICE = SPEECH / "train" / "5717_100145_000000_000003.flac"
 
 
-def reconstruct(model_dir: Path, recording: Path) -> tuple:
-    """Load with AutoModel; return a recording, what its codes alone give back, the codes and the rate in Hz."""
+def reconstruct(model_dir: Path, recordings: list[Path]) -> tuple[list[tuple], int]:
+    """Load with AutoModel; return original, reconstruction and codes of each recording, and the rate in Hz."""
     import soundfile
     import soxr
     import torch
@@ -42,14 +42,16 @@ def reconstruct(model_dir: Path, recording: Path) -> tuple:
     logging.disable_progress_bar()
     model = AutoModel.from_pretrained(model_dir).eval()
     extractor = AutoFeatureExtractor.from_pretrained(model_dir)
-    speech, rate = soundfile.read(recording, dtype="float32")
-    wanted = model.config.sampling_rate
-    speech = soxr.resample(speech, rate, wanted)
-    inputs = extractor(speech, sampling_rate=wanted, return_tensors="pt")
-    with torch.no_grad():
-        codes = model.encode(**inputs).audio_codes
-        decoded = model.decode(audio_codes=codes).audio_values[0, 0, : len(speech)]
-    return torch.from_numpy(speech), decoded.clamp(-1, 1), codes.numpy(), wanted
+    wanted, found = model.config.sampling_rate, []
+    for recording in recordings:
+        speech, rate = soundfile.read(recording, dtype="float32")
+        speech = soxr.resample(speech, rate, wanted)
+        inputs = extractor(speech, sampling_rate=wanted, return_tensors="pt")
+        with torch.no_grad():
+            codes = model.encode(**inputs).audio_codes
+            decoded = model.decode(audio_codes=codes).audio_values[0, 0, : len(speech)]
+        found.append((torch.from_numpy(speech), decoded.clamp(-1, 1), codes.numpy()))
+    return found, wanted
 
 
 def mel_distance(original, decoded, rate: int) -> float:
@@ -67,9 +69,12 @@ def show_shipped(output_dir: Path) -> dict:
     from torchvision.utils import save_image
 
     from hub_cards.sheets import spectrogram_sheet
+    from training.codebook.usage import reachable_utilisation
     from training.losses.mel import LogMelSpectrogram
 
-    original, decoded, codes, rate = reconstruct(SHIPPED, SENTENCE)
+    clips = sorted(SPEECH.rglob("*.flac"))
+    found, rate = reconstruct(SHIPPED, clips)
+    original, decoded, codes = found[clips.index(SENTENCE)]
     soundfile.write(output_dir / "original.wav", original.numpy(), rate)
     soundfile.write(output_dir / "reconstruction.wav", decoded.numpy(), rate)
     shown = {"original": original, "from its codes": decoded}
@@ -78,8 +83,7 @@ def show_shipped(output_dir: Path) -> dict:
     size = json.loads((SHIPPED / "config.json").read_text())["codebook_size"]
     target = LogMelSpectrogram(rate)(original[None])
     seconds = len(original) / rate
-    clips = sorted(SPEECH.rglob("*.flac"))
-    everything = np.concatenate([reconstruct(SHIPPED, clip)[2].ravel() for clip in clips])
+    everything = np.concatenate([each.ravel() for *_, each in found])
     return {
         "seconds": seconds,
         "kilobits_per_second": codes.size * math.log2(size) / seconds / 1000,
@@ -93,7 +97,7 @@ def show_shipped(output_dir: Path) -> dict:
         "clips": len(clips),
         "tokens": everything.size,
         "used": len(np.unique(everything)) / size,
-        "reachable": 1 - (1 - 1 / size) ** everything.size,
+        "reachable": reachable_utilisation(everything.size, size),
     }
 
 
@@ -123,7 +127,7 @@ def show_tuned(output_dir: Path) -> dict:
 
     found = {}
     for name, model_dir in (("before", SHIPPED), ("after", output_dir / "run" / "model")):
-        original, decoded, _, rate = reconstruct(model_dir, VOICE)
+        ((original, decoded, _),), rate = reconstruct(model_dir, [VOICE])
         soundfile.write(output_dir / f"voice_{name}.wav", decoded.numpy(), rate)
         found[f"mel_distance_{name}"] = mel_distance(original, decoded, rate)
     soundfile.write(output_dir / "voice_original.wav", original.numpy(), rate)

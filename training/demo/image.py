@@ -97,6 +97,7 @@ def show_shipped(output_dir: Path) -> dict:
     from torchvision.utils import save_image
 
     from hub_cards.sheets import from_pil, image_sheet
+    from training.codebook.usage import reachable_utilisation
 
     photos = [scaled(load_photo(name)) for name in PHOTOS]
     decoded, codes = reconstruct(SHIPPED, photos)
@@ -124,7 +125,7 @@ def show_shipped(output_dir: Path) -> dict:
         "codebook_size": size,
         "tokens": tokens,
         "used": used / size,
-        "reachable": 1 - (1 - 1 / size) ** tokens,
+        "reachable": reachable_utilisation(tokens, size),
     }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import AutoImageProcessor
 
 from hub_cards.tokenizer_card import TRAINING_SETTINGS, is_hub_id
+from training.data.image_sizes import trained_resolution
 from training.data.images import ImageDataConfig
 from training.data.local import only_split
 from training.data.source import DataSettings
@@ -27,12 +28,6 @@ class EvaluatedImages(ImageDataConfig):
         DataSettings.__post_init__(self)
         if self.resolution is not None:
             at_least(self, 1, "resolution")
-
-
-def trained_resolution(processor) -> int | None:
-    """The side in pixels that a model's image processor crops to, which is that of its training."""
-    side = getattr(processor, "crop_size", None)
-    return int(side["height"]) if side else None
 
 
 def at_trained_resolution(data: ImageDataConfig, model: str) -> int | None:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from hub_cards.evaluation import Evaluation
 from hub_cards.tokenizer_card import is_hub_id
+from training.data.image_sizes import trained_resolution
 from training.data.images import ImageDataConfig, build_image_dataloader
 from training.data.loader import sample_counts
 from training.evaluation.evaluated_data import (
@@ -19,7 +20,6 @@ from training.evaluation.evaluated_data import (
     join_sentences,
     resolution_note,
     set_resolution,
-    trained_resolution,
 )
 from training.evaluation.generated_pictures import Generated, first_side, from_files, from_pipeline
 from training.evaluation.generation_figures import RealPictures, evaluate

@@ -10,9 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-logger = get_logger(__name__)
+from hub_cards.pushed_files import DISCRIMINATOR, DISCRIMINATOR_SIZES
 
-FOLDER, WEIGHTS, SIZES = "discriminator", "model.safetensors", "config.json"
+logger = get_logger(__name__)
 
 
 def save_discriminator(discriminator: nn.Module, sizes: dict[str, int], model_dir: Path) -> None:
@@ -21,11 +21,10 @@ def save_discriminator(discriminator: nn.Module, sizes: dict[str, int], model_di
     Args:
         sizes: what it was built with.
     """
-    folder = model_dir / FOLDER
-    folder.mkdir()
+    (model_dir / DISCRIMINATOR).parent.mkdir()
     state = {name: value.contiguous() for name, value in discriminator.state_dict().items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / SIZES).write_text(json.dumps(sizes, indent=2) + "\n")
+    save_file(state, model_dir / DISCRIMINATOR, metadata={"format": "pt"})
+    (model_dir / DISCRIMINATOR_SIZES).write_text(json.dumps(sizes, indent=2) + "\n")
 
 
 def load_discriminator(discriminator: nn.Module, sizes: dict[str, int], source: str) -> bool:
@@ -36,9 +35,9 @@ def load_discriminator(discriminator: nn.Module, sizes: dict[str, int], source: 
         source: folder of the model, or its name on the Hub.
     """
     begins = "the discriminator begins untrained"
-    weights, theirs = _find(source, WEIGHTS), _find(source, SIZES)
+    weights, theirs = _find(source, DISCRIMINATOR), _find(source, DISCRIMINATOR_SIZES)
     if weights is None or theirs is None:
-        logger.info(f"init_from: {source} has no {FOLDER}/: {begins}")
+        logger.info(f"init_from: {source} has no discriminator/: {begins}")
         return False
     try:
         found = json.loads(theirs.read_text())
@@ -60,11 +59,11 @@ def load_discriminator(discriminator: nn.Module, sizes: dict[str, int], source: 
 
 
 def _find(source: str, name: str) -> Path | None:
-    """Return a file of discriminator/; None if there is none, or the Hub cannot be asked."""
+    """Return a file beside a model; None if there is none, or the Hub cannot be asked."""
     if Path(source).is_dir():
-        path = Path(source) / FOLDER / name
+        path = Path(source) / name
         return path if path.is_file() else None
     try:
-        return Path(hf_hub_download(source, f"{FOLDER}/{name}"))
+        return Path(hf_hub_download(source, name))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
         return None

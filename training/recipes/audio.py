@@ -1,6 +1,6 @@
 """Recipe of the audio tokenizer: model, discriminators, losses, audio samples and spectrograms, validation."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +17,6 @@ from training.loop.recipe import Validation
 from training.loop.validation import run_validation
 from training.losses.audio import AudioLoss
 from training.losses.audio_discriminators import AudioDiscriminator
-from training.losses.discriminator_files import load_discriminator
 from training.losses.mel import LogMelSpectrogram
 from training.recipes.encoder_start import start_from_data
 from training.recipes.starting_model import StartSettings, begin_from, is_chosen, load_source
@@ -50,9 +49,7 @@ class AudioModelSettings(
     def config(self, sampling_rate: int = 24_000) -> SimVQAudioConfig:
         """The model's configuration, validated."""
         try:
-            values = {f.name: getattr(self, f.name) for f in fields(self)}
-            values = {k: v for k, v in values.items() if k in SimVQAudioConfig.__dataclass_fields__}
-            values["quantizer_options"] = self.options(self.codebook_size)
+            values = self.fields_of(SimVQAudioConfig)
             return SimVQAudioConfig(sampling_rate=sampling_rate, **values)
         except ValueError as error:
             raise SettingsError(str(error)) from error
@@ -220,8 +217,7 @@ def build_audio_recipe(
         start_from_data(tokenizer.encoder, first_batch(train_loader)["input_values"])
     sizes = loss.discriminator_sizes()
     discriminator = AudioDiscriminator(**sizes)
-    if model.init_from is not None and loss.adversarial_weight != 0:
-        load_discriminator(discriminator, sizes, model.init_from)
+    model.go_on_with(discriminator, sizes, loss.adversarial_weight)
     recipe = AudioRecipe(
         tokenizer,
         discriminator,

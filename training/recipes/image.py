@@ -1,6 +1,6 @@
 """Recipe of the image tokenizer: model, PatchGAN, losses, images, validation."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,11 +11,16 @@ from torch.utils.data import DataLoader
 from hub_cards.sheets import from_pixels, image_sheet
 from modeling_simvq import SimVQImageConfig, SimVQImageModel, SimVQImageProcessor
 from training.codebook.settings import QuantizerSettings
-from training.data.image_sizes import LPIPS, SSIM, check_resolution, smallest_for_discriminator
+from training.data.image_sizes import (
+    LPIPS,
+    SSIM,
+    check_resolution,
+    smallest_for_discriminator,
+    trained_resolution,
+)
 from training.data.images import ImageDataConfig, build_image_dataloader
 from training.loop.recipe import Validation
 from training.loop.validation import run_validation
-from training.losses.discriminator_files import load_discriminator
 from training.losses.image import ImageLoss
 from training.losses.patch_discriminator import PatchDiscriminator
 from training.losses.perceptual import load_lpips
@@ -47,10 +52,7 @@ class ImageModelSettings(
     def config(self) -> SimVQImageConfig:
         """The model's configuration, validated."""
         try:
-            values = {f.name: getattr(self, f.name) for f in fields(self)}
-            values = {k: v for k, v in values.items() if k in SimVQImageConfig.__dataclass_fields__}
-            values["quantizer_options"] = self.options(self.codebook_size)
-            return SimVQImageConfig(**values)
+            return SimVQImageConfig(**self.fields_of(SimVQImageConfig))
         except ValueError as error:
             raise SettingsError(str(error)) from error
 
@@ -205,9 +207,12 @@ def build_image_recipe(
             return None
         return build_image_dataloader(data, split, batch_size=batch_size, train=train, seed=seed)
 
+    sizes = loss.discriminator_sizes()
+    discriminator = PatchDiscriminator(**sizes)
+    model.go_on_with(discriminator, sizes, loss.adversarial_weight)
     recipe = ImageRecipe(
         tokenizer,
-        _discriminator(model, loss),
+        discriminator,
         ImageLoss(
             perceptual,
             reconstruction_weight=loss.reconstruction_weight,
@@ -223,24 +228,15 @@ def build_image_recipe(
         loader(data.validation_split, train=False),
         data.resolution,
     )
-    recipe.start, recipe.discriminator_sizes = model, loss.discriminator_sizes()
+    recipe.start, recipe.discriminator_sizes = model, sizes
     return recipe
-
-
-def _discriminator(model: ImageModelSettings, loss: ImageLossSettings) -> PatchDiscriminator:
-    """Build the discriminator, from the one beside init_from if there is one of its sizes."""
-    discriminator = PatchDiscriminator(**loss.discriminator_sizes())
-    if model.init_from is not None and loss.adversarial_weight != 0:
-        load_discriminator(discriminator, loss.discriminator_sizes(), model.init_from)
-    return discriminator
 
 
 def _resolution(source: str) -> int | None:
     """Return the side that a model was trained at, as its processor tells; None if it has none."""
     try:
-        crop = SimVQImageProcessor.from_pretrained(source).crop_size
-        return int(crop["height"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return trained_resolution(SimVQImageProcessor.from_pretrained(source))
+    except (OSError, ValueError, KeyError, TypeError):  # none was saved with it, or a broken one
         return None
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from modeling_simvq import SimVQ
+from training.losses.discriminator_files import load_discriminator
 from training.runtime.settings import SettingsError, one_of, setting
 
 logger = get_logger(__name__)
@@ -65,6 +66,18 @@ class StartSettings:
             return []
         others = [modules for part, modules in parts.items() if part != self.train]
         return [module for modules in others for module in modules if module is not None]
+
+    def go_on_with(
+        self, discriminator: nn.Module, sizes: dict[str, int], weight: float | None
+    ) -> None:
+        """Give the discriminator the weights of the one beside init_from, if both are there and it has a say.
+
+        Args:
+            sizes: what it was built with.
+            weight: of the adversarial loss.
+        """
+        if self.init_from is not None and weight != 0:
+            load_discriminator(discriminator, sizes, self.init_from)
 
 
 def load_source(model_class: type[PreTrainedModel], name: str) -> PreTrainedModel:

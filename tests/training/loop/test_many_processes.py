@@ -93,7 +93,7 @@ def test_two_processes_do_what_one_does(ranks, subtests):
 
 # In float64, and in float32, where gradients that ought to be zero are rounding.
 PRECISION = {"pictures": 1e-6, "images, all options": 1e-6, "sound": 1e-3}
-PRECISION["images, whitened"] = 1e-6
+PRECISION |= {"images, whitened": 1e-6}
 OWN = (
     "running_mean",
     "running_var",
