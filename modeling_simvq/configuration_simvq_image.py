@@ -40,6 +40,11 @@ class SimVQImageConfig(SimVQTokenizerConfig):
         "groups of the GroupNorms; narrow models keep their colours with fewer, of 16 channels or more each",
         at_least(1),
     )
+    norm_per_position: bool = described(
+        False,
+        "GroupNorms look at one position at a time, and not at the whole image: with few groups, so that small "
+        "models keep colours at every size of image",
+    )
     attention: bool = described(
         False,
         "self-attention at the lowest resolution, as in LlamaGen's VQGAN; the published models have none",
@@ -50,6 +55,11 @@ class SimVQImageConfig(SimVQTokenizerConfig):
     def validate_architecture(self):
         """Refuse sizes that would make too large a model, and channels that do not part into groups."""
         in_groups("base_channels", self.base_channels, self.norm_groups)
+        if self.norm_per_position and self.base_channels == self.norm_groups:
+            raise ValueError(
+                f"norm_per_position with norm_groups={self.norm_groups} of {self.base_channels} channels: the "
+                "norm of one value is zero: set fewer norm_groups"
+            )
         widths = [self.base_channels * factor for factor in self.channel_multipliers]
         # Convolutions of 3 x 3: two in a block; one to the next level, and one back to four times the channels.
         blocks, between = 2 * self.num_res_blocks * 2 * 9, 9 + 4 * 9

@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .attention_in_pieces import attend
 from .configuration_simvq_image import SimVQImageConfig
 from .foldable_codebook import FoldableCodebook
+from .group_norm import ImageNorm
 from .hooked_weights import computing_type, running_device
 from .integer_codes import integers
 from .latent_whitening import Whitening
@@ -64,25 +65,18 @@ class SimVQImageOutput(ModelOutput):
     latents: torch.FloatTensor | None = None
 
 
-class Norm(nn.GroupNorm):
-    """GroupNorm. It accepts one value per group, as an image of one token may give."""
-
-    def __init__(self, channels: int, groups: int):
-        super().__init__(groups, channels, eps=1e-6)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        # nn.GroupNorm refuses groups of one value, in evaluation too.
-        return torch.group_norm(hidden, self.num_groups, self.weight, self.bias, self.eps)
+def _norm(channels: int, config: SimVQImageConfig) -> ImageNorm:
+    return ImageNorm(channels, config.norm_groups, config.norm_per_position)
 
 
 class ResidualBlock(GradientCheckpointingLayer):
     """Norm, SiLU, conv3x3, twice, around a shortcut. Convolutions have no bias."""
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int):
+    def __init__(self, in_channels: int, out_channels: int, config: SimVQImageConfig):
         super().__init__()
-        self.norm1 = Norm(in_channels, groups)
+        self.norm1 = _norm(in_channels, config)
         self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
-        self.norm2 = Norm(out_channels, groups)
+        self.norm2 = _norm(out_channels, config)
         self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False)
         if in_channels == out_channels:
             self.shortcut = nn.Identity()
@@ -99,9 +93,9 @@ class ResidualBlock(GradientCheckpointingLayer):
 class Attention(GradientCheckpointingLayer):
     """Single-head self-attention over the positions of an image (Esser et al. 2021, VQGAN)."""
 
-    def __init__(self, channels: int, groups: int):
+    def __init__(self, channels: int, config: SimVQImageConfig):
         super().__init__()
-        self.norm = Norm(channels, groups)
+        self.norm = _norm(channels, config)
         self.query = nn.Conv2d(channels, channels, kernel_size=1)
         self.key = nn.Conv2d(channels, channels, kernel_size=1)
         self.value = nn.Conv2d(channels, channels, kernel_size=1)
@@ -136,9 +130,9 @@ def _blocks(
     """Residual blocks of one level, each followed by attention if that is wanted."""
     layers = []
     for width in [in_channels] + [out_channels] * (config.num_res_blocks - 1):
-        layers.append(ResidualBlock(width, out_channels, config.norm_groups))
+        layers.append(ResidualBlock(width, out_channels, config))
         if attention:
-            layers.append(Attention(out_channels, config.norm_groups))
+            layers.append(Attention(out_channels, config))
     return nn.Sequential(*layers)
 
 
@@ -169,7 +163,7 @@ class ImageEncoder(nn.Module):
             self.levels.append(level)
             previous = width
         self.mid = _middle(previous, config)
-        self.norm_out = Norm(previous, config.norm_groups)
+        self.norm_out = _norm(previous, config)
         self.conv_out = nn.Conv2d(previous, config.codebook_dim, kernel_size=1)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -197,7 +191,7 @@ class ImageDecoder(nn.Module):
             level.upsample = nn.Identity() if last else Upsample(width)
             self.levels.append(level)
             previous = width
-        self.norm_out = Norm(previous, config.norm_groups)
+        self.norm_out = _norm(previous, config)
         self.conv_out = nn.Conv2d(previous, config.in_channels, kernel_size=3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -248,10 +242,10 @@ class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
     def enable_tiling(self, tile_size: int = 512, overlap: int = 128) -> None:
         """Encode and decode large images tile by tile (inference only), so that memory stays bounded.
 
-        Tiles see their own GroupNorm statistics and, with attention, nothing but themselves, so the result
-        differs a little from that of the whole image; the cross-fade over the overlap keeps seams invisible.
-        Some codes differ too, 0.6 % where it was measured without attention: tokenise all that is compared
-        or trained on together with the same tiles.
+        Tiles see their own GroupNorm statistics (unless config.norm_per_position) and, with attention, nothing
+        but themselves, so the result differs a little from that of the whole image; the cross-fade over the
+        overlap keeps seams invisible. Some codes differ too, 0.6 % where it was measured without attention:
+        tokenise all that is compared or trained on together with the same tiles.
 
         Args:
             tile_size: side of a tile in pixels; smaller images are not cut.

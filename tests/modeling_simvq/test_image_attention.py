@@ -66,7 +66,7 @@ def test_any_size_works_and_comes_back_rounded_up(model, height, width, batch):
 def test_it_is_the_attention_of_the_definition():
     """Softmax of the scaled products over all positions, written out."""
     torch.manual_seed(0)
-    layer, hidden = Attention(8, groups=2), torch.randn(2, 8, 3, 5)
+    layer, hidden = Attention(8, SimVQImageConfig(**SIZES)), torch.randn(2, 8, 3, 5)
     normed = layer.norm(hidden)
     query, key, value = (part(normed).flatten(2) for part in (layer.query, layer.key, layer.value))
     scores = torch.einsum("bct,bcs->bts", query, key) / 8**0.5

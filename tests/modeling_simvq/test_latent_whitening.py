@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from modeling_simvq import SimVQAudioConfig, SimVQAudioModel, SimVQImageConfig, SimVQImageModel
+from modeling_simvq.group_norm import ImageNorm
 from modeling_simvq.latent_whitening import Whitening
-from modeling_simvq.modeling_simvq_image import Norm
 
 SMALL_IMAGE = {"base_channels": 8, "norm_groups": 2, "channel_multipliers": [1, 2]}
 SMALL_IMAGE |= {"num_res_blocks": 1, "codebook_size": 32, "codebook_dim": 4}
@@ -145,8 +145,8 @@ def test_a_norm_of_few_groups_keeps_the_colours():
     torch.manual_seed(0)
     hidden = torch.randn(1, 8, 6, 6)
     tinted = hidden + torch.arange(8.0)[None, :, None, None]
-    torch.testing.assert_close(Norm(8, 8)(tinted), Norm(8, 8)(hidden))
-    means = Norm(8, 1)(tinted).mean(dim=(2, 3))[0]
+    torch.testing.assert_close(ImageNorm(8, 8)(tinted), ImageNorm(8, 8)(hidden))
+    means = ImageNorm(8, 1)(tinted).mean(dim=(2, 3))[0]
     assert (means.diff() > 0.2).all()
 
 

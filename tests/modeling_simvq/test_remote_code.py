@@ -113,6 +113,7 @@ def test_the_folder_holds_every_file_that_its_code_imports(tiny_folder):
         "float32_module.py",
         "float32_product.py",
         "foldable_codebook.py",
+        "group_norm.py",
         "hooked_weights.py",
         "image_processing_simvq.py",
         "integer_codes.py",

@@ -21,7 +21,7 @@ APPLIED = {
     # The losses.
     *("reconstruction_weight", "perceptual", "perceptual_weight", "mel_weight", "mel_windows"),
     *("adversarial_weight", "adaptive_scale", "discriminator_start", "lecam_weight"),
-    *("commitment_weight", "commitment_cost"),
+    *("commitment_weight", "commitment_cost", "colour_weight"),
     # What has no weights of its own.
     *("dropout", "attention_dropout"),
     # Samples that a validation shows.
@@ -51,7 +51,7 @@ FIXED: dict[str, str | Callable[..., str | None]] = {
     **dict.fromkeys(("codebook_dim", "quantizer", "quantizer_options"), _SHAPE),
     **dict.fromkeys(("num_filters", "downsampling_ratios", "num_residual_layers"), _SHAPE),
     **dict.fromkeys(("num_lstm_layers", "num_decoder_layers", "n_fft"), _SHAPE),
-    **dict.fromkeys(("norm_groups", "attention", "whiten_latents"), _SHAPE),
+    **dict.fromkeys(("norm_groups", "norm_per_position", "attention", "whiten_latents"), _SHAPE),
     **dict.fromkeys(("hidden_size", "intermediate_size", "num_hidden_layers"), _SHAPE),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), _SHAPE),
     **dict.fromkeys(("tie_word_embeddings", "code_factors"), _SHAPE),

@@ -30,7 +30,13 @@ from training.recipes.tokenizer import TokenizerRecipe
 from training.runtime.settings import SettingsError, at_least, one_of, setting, settings_of
 
 MODEL_FIELDS = ("base_channels", "channel_multipliers", "num_res_blocks", "norm_groups")
-MODEL_FIELDS += ("attention", "codebook_size", "codebook_dim", "commitment_cost")
+MODEL_FIELDS += (
+    "norm_per_position",
+    "attention",
+    "codebook_size",
+    "codebook_dim",
+    "commitment_cost",
+)
 
 SHOWN_IMAGES = 8
 # Channels of a group below which each image loses its own brightness and tint in the norms; the published
@@ -77,6 +83,9 @@ class ImageLossSettings:
     """The losses: L1 + LPIPS + adversarial + commitment."""
 
     reconstruction_weight: float = setting(1.0, "weight of L1")
+    colour_weight: float = setting(
+        0.0, "weight of L1 of the colours alone, which short trainings otherwise lose"
+    )
     perceptual: str = setting("vgg", "LPIPS network: vgg, alex, or none to train without")
     perceptual_weight: float = setting(1.0, "weight of LPIPS")
     adversarial_weight: float | None = setting(0.1, "weight of the discriminator; null adapts it")
@@ -90,6 +99,7 @@ class ImageLossSettings:
     def __post_init__(self):
         one_of(self, "perceptual", ("vgg", "alex", "none"))
         at_least(self, 0, "reconstruction_weight", "perceptual_weight", "lecam_weight")
+        at_least(self, 0, "colour_weight")
         at_least(self, 0, "commitment_weight", "discriminator_start", "adaptive_scale")
         at_least(self, 1, "discriminator_channels", "discriminator_layers")
 
@@ -217,6 +227,7 @@ def build_image_recipe(
             perceptual,
             reconstruction_weight=loss.reconstruction_weight,
             perceptual_weight=loss.perceptual_weight,
+            colour_weight=loss.colour_weight,
             adversarial_weight=loss.adversarial_weight,
             adaptive_scale=loss.adaptive_scale,
             discriminator_start=loss.discriminator_start,

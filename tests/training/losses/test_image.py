@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from tests.training.support.lpips_fixture import FIXTURES, narrow_lpips, value
-from training.losses.image import ImageLoss
+from training.losses.image import ImageLoss, colours
 from training.losses.patch_discriminator import PatchDiscriminator
 from training.losses.perceptual import PerceptualDistance, load_lpips
 
@@ -231,3 +231,19 @@ def test_discriminator_starts_as_the_original_does():
     assert float(main[6].weight.mean()) == pytest.approx(1.0, abs=0.01)
     assert float(main[6].weight.std()) == pytest.approx(0.02, rel=0.3)
     assert not main[0].bias.any() and not main[6].bias.any() and not main[11].bias.any()
+
+
+def test_the_colour_term_weighs_colours_and_leaves_grey_alone():
+    image, grey = torch.rand(2, 3, 4, 4), torch.rand(2, 1, 4, 4).expand(-1, 3, -1, -1)
+    assert colours(grey).abs().max() < 1e-6
+    red = torch.tensor([1.0, 0.0, 0.0])[:, None, None].expand(1, 3, 2, 2)
+    assert colours(red)[:, 0].eq(1).all() and colours(red)[:, 1].eq(-0.5).all()
+
+    def total(weight: float, reconstruction: torch.Tensor) -> torch.Tensor:
+        loss = ImageLoss(None, adversarial_weight=0.0, discriminator_start=1, colour_weight=weight)
+        return loss.generator(image, reconstruction, torch.zeros(()), torch.nn.Identity(), 0)[0]
+
+    brighter = image + 0.25
+    torch.testing.assert_close(total(3.0, brighter), total(0.0, brighter))
+    redder = image + 0.25 * red[..., :1, :1]
+    torch.testing.assert_close(total(3.0, redder), total(0.0, redder) + 3 * 0.25 * 0.75)
