@@ -37,17 +37,17 @@ class Adversaries(Stepper):
             self.rank_states["latents"] = self._sample
 
     def _check_start(self) -> None:
-        start, settings = self.recipe.start, self.settings
-        if start.init_from is not None and settings.autoencoder_steps:
+        beginning, settings = self.recipe.beginning, self.settings
+        if beginning.init_from is not None and settings.autoencoder_steps:
             raise SettingsError(
                 "autoencoder_steps: after a phase without quantization the codes are set anew, and those of "
                 "init_from would be lost: set autoencoder_steps=0 and codes_from_latents=false"
             )
         adapts = getattr(self.recipe.loss, "adversarial_weight", 0) is None
-        if adapts and start.train in ("encoder", "quantizer"):
+        if adapts and beginning.train in ("encoder", "quantizer"):
             raise SettingsError(
                 "adversarial_weight: null compares gradients at the decoder's last layer, which "
-                f"train={start.train} leaves as it is: set a number, such as 0.1"
+                f"train={beginning.train} leaves as it is: set a number, such as 0.1"
             )
 
     def state_dict(self) -> dict:

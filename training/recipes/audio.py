@@ -232,7 +232,7 @@ def build_audio_recipe(
         train_loader,
         loader(data.validation_split, train=False),
     )
-    recipe.start, recipe.discriminator_sizes = model, sizes
+    recipe.beginning, recipe.discriminator_sizes = model, sizes
     return recipe
 
 

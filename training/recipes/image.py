@@ -239,7 +239,7 @@ def build_image_recipe(
         loader(data.validation_split, train=False),
         data.resolution,
     )
-    recipe.start, recipe.discriminator_sizes = model, sizes
+    recipe.beginning, recipe.discriminator_sizes = model, sizes
     return recipe
 
 

@@ -54,7 +54,7 @@ class TokenizerRecipe(ABC):
             last_layer)` and `discriminator(inputs, reconstruction, discriminator, step)`, each returning
             a scalar and a dict of detached figures. `step` counts the generator's optimiser steps. Before
             its attribute `discriminator_start` the discriminator is not called.
-        start: what the model began from, and which of its parts are trained.
+        beginning: what the model began from, and which of its parts are trained.
         discriminator_sizes: what the discriminator was built with; without them it is not saved.
         discriminator_trained: whether it has taken part.
     """
@@ -69,13 +69,13 @@ class TokenizerRecipe(ABC):
     loss: nn.Module
     train_loader: DataLoader
     validation_loader: DataLoader | None
-    start = StartSettings()
+    beginning = StartSettings()
     discriminator_sizes: dict[str, int] | None = None
     discriminator_trained = False
 
     @property
     def frozen(self) -> list[nn.Module]:
-        return self.start.frozen_parts(self.model)
+        return self.beginning.frozen_parts(self.model)
 
     @property
     def modules(self) -> dict[str, nn.Module]:

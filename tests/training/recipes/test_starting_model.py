@@ -122,7 +122,7 @@ def test_a_codebook_that_cannot_grow_or_would_shrink_is_refused(source, tmp_path
 
 def tiny_trainer(settings, folder, **loop) -> Trainer:
     recipe = build_tiny_recipe(validation=0)
-    recipe.model, recipe.start = settings.build(data()), settings
+    recipe.model, recipe.beginning = settings.build(data()), settings
     recipe.discriminator_sizes = {"base_channels": 8, "num_layers": 3}
     loop = TokenizerLoopSettings(
         output_dir=str(folder),
@@ -232,7 +232,7 @@ def test_settings_that_contradict_the_beginning(source, one_process, tmp_path):
         tiny_trainer(chosen(init_from=str(source)), tmp_path / "run", autoencoder_steps=2)
     settings = chosen(init_from=str(source), train="encoder")
     recipe = build_tiny_recipe(validation=0, adversarial_weight=None)
-    recipe.model, recipe.start = settings.build(data()), settings
+    recipe.model, recipe.beginning = settings.build(data()), settings
     loop = TokenizerLoopSettings(output_dir=str(tmp_path / "other"), tracker="none", max_steps=1)
     with pytest.raises(SettingsError, match="adversarial_weight: null .* train=encoder"):
         Trainer(recipe, loop, make_accelerator(loop))
