@@ -3,7 +3,7 @@
 from training.runtime.settings import SettingsError
 
 LPIPS = {"vgg": 16, "alex": 31}  # pixels a side that their poolings leave something of
-SSIM = 7  # skimage's window
+SSIM = 7  # its window
 
 
 def smallest_for_discriminator(num_layers: int) -> int:

@@ -192,7 +192,7 @@ def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: A
             f"Short side to {data.resolution} pixels (bilinear, antialiased), centre crop.",
             resolution_note(data.resolution, trained),
             "PSNR, SSIM "
-            "(skimage, 7 x 7 uniform window) and rFID on images rounded to 8 bits. PSNR, SSIM and LPIPS are "
+            "(7 x 7 uniform window) and rFID on images rounded to 8 bits. PSNR, SSIM and LPIPS are "
             "means over images, PSNR also over batches of 64, as the paper's script has it. rFID: "
             "torch-fidelity's Inception (2015-12-05, 2048 features) against the same images.",
         )
@@ -217,7 +217,7 @@ def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: A
                     "device": accelerator.device.type,
                     "seed": "none, nothing is drawn",
                 },
-                "versions": versions("torchmetrics", "torch-fidelity", "lpips", "scikit-image"),
+                "versions": versions("torchmetrics", "torch-fidelity", "lpips", "torch"),
             },
         )
         write_report(folder, evaluation, "image")

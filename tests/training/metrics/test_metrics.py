@@ -10,10 +10,13 @@ import skimage.data
 import skimage.metrics
 import soundfile
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from training.losses.perceptual import load_lpips
 from training.metrics.bases import pixels
+from training.metrics.images import structural_similarity
 
 REPOSITORY = Path(__file__).parents[3]
 METRICS = sorted(path.parent.name for path in REPOSITORY.glob("training/metrics/*/*.py"))
@@ -69,14 +72,34 @@ def test_pictures_as_skimage_measures_them(pictures):
         assert found == pytest.approx(expected, abs=1e-4), name
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    st.tuples(st.integers(7, 40), st.integers(7, 40)),
+    st.sampled_from([0.0, 0.01, 0.3]),
+    st.floats(0, 1),
+    st.integers(0, 2**31),
+)
+def test_ssim_of_tensors_is_skimages_in_float64(size, noise, brightness, seed):
+    """Flat pictures too, where variances are the difference of nearly equal numbers."""
+    random = np.random.default_rng(seed)
+    first = np.clip(brightness + noise * random.normal(size=(3, *size)), 0, 1).astype(np.float32)
+    second = np.clip(first + 0.1 * random.normal(size=first.shape), 0, 1).astype(np.float32)
+    for a, b in ((first, second), (first, first)):
+        found = structural_similarity(torch.from_numpy(a)[None], torch.from_numpy(b)[None])
+        expected = skimage.metrics.structural_similarity(
+            a.astype(np.float64), b.astype(np.float64), channel_axis=0, data_range=1.0
+        )
+        assert found.item() == pytest.approx(expected, abs=2e-7)
+
+
 def test_tensors_as_models_give_them_are_measured_as_images_are(pictures):
     """What the README shows: a batch in [-1, 1] for both, or images, in any mixture."""
     references, predictions = pictures
     batches = [torch.from_numpy(np.stack(x)).permute(0, 3, 1, 2) for x in (predictions, references)]
     wanted = load("psnr").compute(predictions=predictions, references=references)
     floats = [batch / 127.5 - 1 for batch in batches]
-    for given in (floats, batches, (list(floats[0]), references), (predictions, floats[1])):
-        found = load("psnr").compute(predictions=given[0], references=given[1])
+    for values in (floats, batches, (list(floats[0]), references), (predictions, floats[1])):
+        found = load("psnr").compute(predictions=values[0], references=values[1])
         assert found == pytest.approx(wanted, abs=1e-5)
     one = load("psnr")
     one.add(prediction=floats[0][0], reference=references[0])
