@@ -42,7 +42,9 @@ def structural_similarity(original: Tensor, decoded: Tensor) -> Tensor:
     """
     a, b = original.double(), decoded.double()
     products = torch.cat([a, b, a * a, b * b, a * b], dim=1)
-    mean_a, mean_b, aa, bb, ab = F.avg_pool2d(products, WINDOW, stride=1).chunk(5, dim=1)
+    # Rows, then columns: a seventh of the work of the square window for each.
+    means = F.avg_pool2d(F.avg_pool2d(products, (WINDOW, 1), stride=1), (1, WINDOW), stride=1)
+    mean_a, mean_b, aa, bb, ab = means.chunk(5, dim=1)
     sample = WINDOW**2 / (WINDOW**2 - 1)
     var_a, var_b = sample * (aa - mean_a * mean_a), sample * (bb - mean_b * mean_b)
     covariance = sample * (ab - mean_a * mean_b)
