@@ -64,7 +64,7 @@ class AudioModelSettings(
             model = SimVQAudioModel(self.config(data.sampling_rate))
             self.start(model)
             return model
-        source = load_source(SimVQAudioModel, self.init_from)
+        source = load_source(SimVQAudioModel, self.init_from, self.recorded)
         if not is_chosen(data, "sampling_rate"):
             data.sampling_rate = source.config.sampling_rate
         return begin_from(source, self, sampling_rate=data.sampling_rate)

@@ -33,7 +33,7 @@ from training.loop.settings import LoopSettings
 from training.loop.steps import LossStepper
 from training.loop.validation import each_once
 from training.recipes.drawn_samples import SampleSettings, sample_pictures, sample_sounds
-from training.recipes.starting_model import adopt_sizes, load_source
+from training.recipes.starting_model import GoesOn, adopt_sizes, load_source
 from training.runtime.float64 import float64_device, to_float64
 from training.runtime.settings import SettingsError, setting, settings_of
 from training.runtime.sharding import is_sharding
@@ -47,7 +47,7 @@ MODEL_FIELDS += ("num_key_value_heads", "attention_dropout", "tie_word_embedding
 
 
 @dataclass
-class GeneratorModelSettings(settings_of(SimVQImageGenerationConfig, *MODEL_FIELDS)):
+class GeneratorModelSettings(settings_of(SimVQImageGenerationConfig, *MODEL_FIELDS), GoesOn):
     """The code model (fields of SimVQImageGenerationConfig)."""
 
     tokenizer: str | None = setting(
@@ -90,7 +90,7 @@ class GeneratorModelSettings(settings_of(SimVQImageGenerationConfig, *MODEL_FIEL
         model_class = SimVQForAudioGeneration if audio else SimVQForImageGeneration
         if self.init_from is None:
             return model_class(self.config(layout, codebook_size, max_codes))
-        source = load_source(model_class, self.init_from)
+        source = load_source(model_class, self.init_from, self.recorded)
         adopt_sizes(self, source.config)
         config, theirs = self.config(layout, codebook_size, max_codes), source.config
         names = (

@@ -72,9 +72,14 @@ class ImageModelSettings(
             model = SimVQImageModel(self.config())
             self.start(model)
             return model
-        source = load_source(SimVQImageModel, self.init_from)
+        source = load_source(SimVQImageModel, self.init_from, self.recorded)
         if not is_chosen(data, "resolution"):
-            data.resolution = _resolution(self.init_from) or data.resolution
+            found = (
+                _resolution(self.init_from)
+                if self.recorded is None
+                else self.recorded.settings.get("resolution")
+            )
+            data.resolution = found or data.resolution
         return begin_from(source, self)
 
 

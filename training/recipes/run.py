@@ -18,11 +18,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from training.data.loader import sample_counts
 from training.loop import publishing
-from training.loop.checkpoints import refuse_to_mix
+from training.loop.checkpoints import list_checkpoints, refuse_to_mix
 from training.loop.recipe import Recipe
-from training.loop.run_record import RunRecord
+from training.loop.run_record import MODEL_CONFIG, RunRecord, read_json, read_record
 from training.loop.settings import LoopSettings
 from training.loop.trainer import Trainer
+from training.recipes.starting_model import Recorded
 from training.runtime import sharding
 from training.runtime.console import command
 from training.runtime.folder_lock import hold_folder
@@ -119,6 +120,9 @@ def train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Acce
 def _train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Accelerator) -> None:
     loop = settings["loop"]
     groups = {name: group for name, group in settings.items() if name != "loop"}
+    model, resume = settings["model"], loop.resume
+    if resume and model.init_from and (recorded := _recorded(Path(loop.output_dir), resume)):
+        model.go_on_from(recorded)
     recipe = build_recipe(**groups, batch_size=loop.batch_size, seed=loop.seed)
     record = RunRecord(settings)  # with the sizes that init_from has brought
     loaders = {"training {}": recipe.train_loader, "validation {}": recipe.validation_loader}
@@ -159,3 +163,13 @@ def _train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Acc
         end_processes(accelerator)
     if stopped is not None:
         raise stopped
+
+
+def _recorded(output_dir: Path, resume: str) -> Recorded | None:
+    """Return what the run has recorded of its model; None if there is no checkpoint, or one without record."""
+    checkpoints = list_checkpoints(output_dir) if resume == "latest" else [Path(resume)]
+    for checkpoint in reversed(checkpoints):
+        config, settings = read_json(checkpoint / MODEL_CONFIG), read_record(checkpoint)
+        if config is not None and settings is not None:
+            return Recorded(config, settings)
+    return None

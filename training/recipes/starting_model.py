@@ -20,8 +20,26 @@ PARTS = ("all", "encoder", "quantizer", "decoder")
 FREE = ("codebook_size", "commitment_cost", "dropout", "attention_dropout")
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """What a run that goes on has recorded of its model: the configuration, and the settings of the run."""
+
+    config: dict
+    settings: dict
+
+
+class GoesOn:
+    """Settings with init_from, which a run that goes on does not need any more."""
+
+    recorded: Recorded | None = None
+
+    def go_on_from(self, recorded: Recorded) -> None:
+        """Take the sizes from the run that goes on."""
+        self.recorded = recorded
+
+
 @dataclass
-class StartSettings:
+class StartSettings(GoesOn):
     """Settings of tokenizers that begin from another one."""
 
     init_from: str | None = setting(
@@ -76,16 +94,23 @@ class StartSettings:
             sizes: what it was built with.
             weight: of the adversarial loss.
         """
-        if self.init_from is not None and weight != 0:
+        if self.init_from is not None and self.recorded is None and weight != 0:
             load_discriminator(discriminator, sizes, self.init_from)
 
 
-def load_source(model_class: type[PreTrainedModel], name: str) -> PreTrainedModel:
+def load_source(
+    model_class: type[PreTrainedModel], name: str, recorded: Recorded | None = None
+) -> PreTrainedModel:
     """Load the model that a run begins from, in float32.
+
+    Args:
+        recorded: of a run that goes on: the model then has its sizes, and its weights are still to come.
 
     Raises:
         SettingsError: if there is none, or it is of another kind.
     """
+    if recorded is not None:
+        return model_class(model_class.config_class.from_dict(recorded.config))
     wanted = model_class.config_class.model_type
     try:
         found = PreTrainedConfig.get_config_dict(name)[0].get("model_type")

@@ -27,7 +27,7 @@ from training.recipes.audio import AudioModelSettings
 from training.recipes.generator import GeneratorModelSettings
 from training.recipes.image import ImageModelSettings, save_image_tokenizer
 from training.recipes.run import make_accelerator
-from training.recipes.starting_model import StartSettings
+from training.recipes.starting_model import Recorded, StartSettings
 from training.recipes.tokenizer import TokenizerLoopSettings
 from training.runtime.settings import SettingsError, build_settings
 
@@ -219,6 +219,25 @@ def test_sources_that_cannot_be_begun_from(source, tmp_path):
     torch.save(there.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
     with pytest.raises(SettingsError, match=r"cannot load .*pickled"):
         chosen(init_from=str(tmp_path / "pickled")).build(data())
+
+
+def test_a_run_that_goes_on_does_not_need_its_source(source, tmp_path):
+    """Its sizes are in the checkpoint, and settings that nobody gives are not changed back to defaults."""
+    groups = {"data": ImageDataConfig, "model": ImageModelSettings}
+    settings = build_settings(groups, {"init_from": str(source), "codebook_size": 100})
+    first = settings["model"].build(settings["data"])
+    gone = {"init_from": str(tmp_path / "gone")}
+    again = build_settings(groups, gone)
+    again["model"].go_on_from(Recorded(first.config.to_dict(), {"resolution": 48}))
+    second = again["model"].build(again["data"])
+    assert second.config.codebook_size == again["model"].codebook_size == 100
+    assert second.config.channel_multipliers == first.config.channel_multipliers
+    assert again["data"].resolution == 48
+    second.load_state_dict(first.state_dict())
+    with pytest.raises(SettingsError, match="codebook_dim is 32 and the model's is"):
+        other = build_settings(groups, gone | {"codebook_dim": 32})
+        other["model"].go_on_from(Recorded(first.config.to_dict(), {}))
+        other["model"].build(other["data"])
 
 
 def test_settings_that_contradict_the_beginning(source, one_process, tmp_path):
