@@ -1,6 +1,7 @@
 """One step of a tokenizer and its discriminator."""
 
 import torch
+from accelerate.logging import get_logger
 from torch import Tensor, nn
 
 from training.codebook.start import LatentSample, match_codes_to_latents, put_codes_on
@@ -8,6 +9,8 @@ from training.codebook.watch import CodebookWatch
 from training.loop.steps import Stepper, StepResult
 from training.runtime.settings import SettingsError
 from training.runtime.step_window import StepWindow
+
+logger = get_logger(__name__)
 
 
 class Adversaries(Stepper):
@@ -39,9 +42,15 @@ class Adversaries(Stepper):
     def _check_start(self) -> None:
         beginning, settings = self.recipe.beginning, self.settings
         if beginning.init_from is not None and settings.autoencoder_steps:
-            raise SettingsError(
-                "autoencoder_steps: after a phase without quantization the codes are set anew, and those of "
-                "init_from would be lost: set autoencoder_steps=0 and codes_from_latents=false"
+            if not settings.codes_from_latents or beginning.train != "all":
+                raise SettingsError(
+                    "autoencoder_steps: after a phase without quantization the codes are set anew, and those "
+                    "of init_from would be lost: set autoencoder_steps=0 and codes_from_latents=false (or, to "
+                    "have new codes, codes_from_latents=true with train=all)"
+                )
+            logger.warning(
+                f"init_from: its codes end with step {settings.autoencoder_steps}, when new ones are drawn "
+                "from the latents; to keep them set autoencoder_steps=0 and codes_from_latents=false"
             )
         adapts = getattr(self.recipe.loss, "adversarial_weight", 0) is None
         if adapts and beginning.train in ("encoder", "quantizer"):

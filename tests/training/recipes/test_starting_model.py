@@ -162,6 +162,18 @@ def test_only_the_named_part_moves(source, one_process, tmp_path, part):
 
 
 @pytest.mark.slow
+def test_new_codes_are_drawn_for_a_model_that_there_is(source, one_process, tmp_path, caplog):
+    anew = {"autoencoder_steps": 2, "codes_from_latents": True, "batch_size": 4}
+    with caplog.at_level(logging.WARNING):
+        trainer = tiny_trainer(chosen(init_from=str(source)), tmp_path / "run", **anew)
+    assert "its codes end with step 2" in caplog.text
+    before = SimVQImageModel.from_pretrained(source).quantizer.basis
+    assert torch.equal(trainer.recipe.model.quantizer.basis, before)
+    trainer.train()
+    assert not torch.equal(trainer.recipe.model.quantizer.basis, before)
+
+
+@pytest.mark.slow
 def test_the_discriminator_travels(source, one_process, tmp_path, caplog):
     trainer = tiny_trainer(chosen(init_from=str(source)), tmp_path / "run", batch_size=4)
     trainer.train()
@@ -249,6 +261,9 @@ def test_settings_that_contradict_the_beginning(source, one_process, tmp_path):
         AudioModelSettings(init_from="x", start_from_data=True)
     with pytest.raises(SettingsError, match="set autoencoder_steps=0"):
         tiny_trainer(chosen(init_from=str(source)), tmp_path / "run", autoencoder_steps=2)
+    anew = {"autoencoder_steps": 2, "codes_from_latents": True}
+    with pytest.raises(SettingsError, match="codes_from_latents=true with train=all"):
+        tiny_trainer(chosen(init_from=str(source), train="decoder"), tmp_path / "run", **anew)
     settings = chosen(init_from=str(source), train="encoder")
     recipe = build_tiny_recipe(validation=0, adversarial_weight=None)
     recipe.model, recipe.beginning = settings.build(data()), settings
