@@ -111,7 +111,8 @@ def _open_file(config, path: Path, split: str) -> Source:
 # Files of the kind
 
 
-def _open_media(config, found: FolderFiles, asked: set[str], split: str) -> Source:
+def _open_media(config, found: FolderFiles, asked: set[str], split: str) -> datasets.Dataset:
+    """Open a table of the files' paths, when streaming too: files are opened one by one anyway."""
     kind = config.kind
     splits, folders = _split_media(found, asked)
     left_out = [*found.left_out, *found.text_tables, *found.tables, *found.archives]
@@ -145,12 +146,11 @@ def _open_media(config, found: FolderFiles, asked: set[str], split: str) -> Sour
             line = f"{path}\0{found.sizes[path]}\0{labels and labels[number]}\0"
             print_of.update(line.encode())
         info = datasets.DatasetInfo(features=features)
-        source = datasets.Dataset(
+        return datasets.Dataset(
             datasets.table.InMemoryTable(table), info=info, fingerprint=print_of.hexdigest()[:16]
         )
-        return source
 
-    return _streamed(config, take_split(splits, split, load))
+    return take_split(splits, split, load)
 
 
 def _split_media(found: FolderFiles, asked: set[str]) -> tuple[Splits, dict[str, str]]:
@@ -183,15 +183,7 @@ def _table(
     return pa.Table.from_batches(batches, schema=schema)
 
 
-def _streamed(config, source: datasets.Dataset) -> Source:
-    if not config.streaming:
-        return source
-    # One shard, so that the order, and which samples come first, do not depend on the number of workers.
-    # Without streaming, files are opened one by one as well, and by all workers.
-    return source.to_iterable_dataset(num_shards=1)
-
-
-def _open_described(config, found: FolderFiles, splits: Splits, split: str) -> Source:
+def _open_described(config, found: FolderFiles, splits: Splits, split: str) -> datasets.Dataset:
     """Files that a metadata.csv, .jsonl or .parquet describes: those that it lists, with its columns."""
     root = literal_path(Path(found.root))
     kind = config.kind
@@ -200,7 +192,7 @@ def _open_described(config, found: FolderFiles, splits: Splits, split: str) -> S
     )
     column = config.column if config.column in described.column_names else kind.media_column
     if column not in described.column_names:
-        return _streamed(config, described)  # the caller names the columns that there are
+        return described  # the caller names the columns that there are
     described = described.cast_column(column, kind.feature(decode=False))
     start = f"{root}/"
     rows: dict[str, list[int]] = {}
@@ -223,7 +215,7 @@ def _open_described(config, found: FolderFiles, splits: Splits, split: str) -> S
         ]
         return described.select(sorted(chosen))
 
-    return _streamed(config, take_split(splits, split, load))
+    return take_split(splits, split, load)
 
 
 def _paths(source: datasets.Dataset, column: str) -> Iterable[str | None]:

@@ -73,7 +73,9 @@ class DataSettings:
     revision: str | None = setting(None, "branch, tag or commit of a Hub dataset")
     train_split: str = setting("train", "split to train on; train[:95%] is a part, a+b two of them")
     validation_split: str | None = setting("validation", "split to validate on; null for none")
-    streaming: bool = setting(False, "read while training instead of downloading first")
+    streaming: bool = setting(
+        False, "read tables and archives while training instead of storing them first"
+    )
     shuffle_buffer: int = setting(10_000, "samples to shuffle among when streaming")
     num_workers: int = setting(2, "processes that decode, per training process")
     max_train_samples: int | None = setting(None, "use only the first so many samples")

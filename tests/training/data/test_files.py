@@ -350,7 +350,12 @@ def test_tar_archives(tmp_path, caplog):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_ranks_without_samples_have_nothing_to_do(streaming, tmp_path):
-    data = config(write(tmp_path, "0.png", "1.png", "2.png"), streaming=streaming)
+    folder = write(tmp_path, "0.png", "1.png", "2.png")
+    if streaming:
+        paths = [str(path) for path in sorted(folder.glob("*.png"))]
+        datasets.Dataset.from_dict({"image": paths}).to_parquet(tmp_path / "0.parquet")
+        folder = tmp_path / "0.parquet"
+    data = config(folder, streaming=streaming)
     decoder = Decoder("image", "cell", (1,), lambda cell, *_: torch.tensor([len(cell["path"])]))
     source = open_split(data, "train")
     loaders = [
@@ -373,7 +378,12 @@ def test_numbers_are_told(tmp_path):
     }
     numbers = sample_counts(data, {**loaders, "{} of no split": None})
     assert numbers == "3 training images, 1 validation image"
-    data = config(tmp_path, streaming=True)
+    data = config(tmp_path, streaming=True)  # as many: a folder of files is never a stream
+    loader = build_image_dataloader(data, "train", batch_size=1, train=True, seed=0)
+    assert sample_counts(data, {"training {}": loader}) == "3 training images"
+    table = datasets.Dataset.from_dict({"image": [PNG]})
+    table.to_parquet(tmp_path / "table.parquet")
+    data = config(tmp_path / "table.parquet", streaming=True)
     loader = build_image_dataloader(data, "train", batch_size=1, train=True, seed=0)
     assert sample_counts(data, {"training {}": loader}) == (
         "training images streamed, length unknown"
@@ -381,7 +391,7 @@ def test_numbers_are_told(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_streams_of_folders_keep_the_order(workers, tmp_path):
+def test_folders_keep_the_order(workers, tmp_path):
     write(tmp_path, *(f"{i}.png" for i in range(5)))
     data = config(tmp_path, streaming=True, num_workers=workers, max_validation_samples=3)
     decoder = Decoder("image", "name", (1,), _number)

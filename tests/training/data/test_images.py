@@ -125,7 +125,7 @@ def test_broken_files_of_a_folder_are_skipped_and_counted(folder, streaming, wor
     batches = list(loader(folder, streaming=streaming, num_workers=workers))
     assert batches and all(batch["pixel_values"].shape == (4, 3, 16, 16) for batch in batches)
     assert all(batch["valid"].all() for batch in batches)
-    assert sum(int(batch["unreadable"].sum()) for batch in batches) >= (0 if streaming else 1)
+    assert sum(int(batch["unreadable"].sum()) for batch in batches) >= 1
     options = {"streaming": streaming, "num_workers": workers}
     batches = list(loader(folder, "validation", train=False, **options))
     assert sum(len(batch["valid"]) for batch in batches) == 6
@@ -193,8 +193,7 @@ def test_an_unreachable_hub_set_is_one_clear_line(monkeypatch):
 
 def test_sample_limits(folder):
     assert len(loader(folder, max_train_samples=8).dataset) == 8
-    batches = list(loader(folder, streaming=True, max_train_samples=8))
-    assert sum(len(batch["valid"]) for batch in batches) == 8
+    assert len(loader(folder, streaming=True, max_train_samples=8).dataset) == 8
 
 
 def test_training_order_follows_the_seed(folder):

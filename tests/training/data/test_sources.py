@@ -269,9 +269,14 @@ def test_extremely_elongated_pictures_are_unreadable():
 
 @BOTH
 def test_broken_files_in_training_are_replaced(streaming, tmp_path, caplog):
+    """A folder has a length when streaming too; a table of its files has none."""
     folder = write_folder(tmp_path / "photos", shades(8, broken=(2, 3, 6)) | {"x.jpg": b""})
+    source = folder
+    if streaming:
+        source = tmp_path / "paths.parquet"
+        table([str(path) for path in sorted(folder.glob("*.*"))]).to_parquet(source)
     with caplog.at_level(logging.WARNING):
-        batches = load(config(folder, streaming=streaming), train=True, batch_size=1)
+        batches = load(config(source, streaming=streaming), train=True, batch_size=1)
     unreadable = sum(int(batch["unreadable"].sum()) for batch in batches)
     assert all(batch["valid"].all() for batch in batches)
     assert set(found(batches)) == {0, 1, 4, 5, 7}
