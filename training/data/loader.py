@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hub_cards.user_error import UserError
+from training.data.order import SeededOrder
 from training.data.source import DataSettings, Source
 from training.runtime.settings import SettingsError
 from training.runtime.stop_signals import shield_worker
@@ -207,30 +208,6 @@ def sample_counts(config: DataSettings, loaders: dict[str, DataLoader | None]) -
         else:
             parts.append(config.kind.count(total, text))
     return ", ".join(parts)
-
-
-class SeededOrder(torch.utils.data.Sampler):
-    """Indices of a training epoch in random order, each with the seed of its crop.
-
-    Both follow from (seed, epoch) alone. So every rank draws the same order, and a resumed run sees the
-    very crops that it would have seen, with any number of workers; torch's seeds of workers do not give
-    that. Call set_epoch before each epoch (Accelerate's loaders do), or all epochs are alike.
-    """
-
-    def __init__(self, length: int, seed: int):
-        self.length, self.seed, self.epoch = length, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        generator = _generator(self.seed, self.epoch)
-        order = torch.randperm(self.length, generator=generator).tolist()
-        crop_seeds = torch.randint(2**31, (self.length,), generator=generator).tolist()
-        yield from zip(order, crop_seeds, strict=True)
 
 
 def _generator(seed: int, *more: int) -> torch.Generator:

@@ -76,7 +76,8 @@ def test_broken_files_are_skipped_and_counted(streaming, workers, tmp_path, capl
         batches = load(cfg, train=True)
     assert batches and all(b["input_values"].shape == (4, 1, CLIP) for b in batches)
     assert all(b["valid"].all() and b["input_values"].isfinite().all() for b in batches)
-    assert set(found(batches)) <= set(range(12))
+    # A crop before the cut, or beside the NaN, is noise.
+    assert set(found(batches)) <= set(range(-1, 12))
     assert sum(int(b["unreadable"].sum()) for b in batches) >= 5
     if not workers:
         assert any("zero.wav: the file is empty" in record.message for record in caplog.records)
