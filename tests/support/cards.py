@@ -110,7 +110,7 @@ def launches_noted() -> Iterator[list[Launch]]:
 
 
 def compile_for(card: Card, launch: Launch) -> Compiled:
-    """Compile what was launched, for the arguments' types and alignments, as Triton does before it runs a kernel."""
+    """Compile what was launched, for its types and alignments, as Triton does before it runs a kernel."""
     from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
