@@ -50,6 +50,10 @@ class KeepsCodebook(nn.Module):
             self._kept = KeptCodebook(structure, then, book)
         return book
 
+    def forget_codebook(self) -> None:
+        """Give back the memory of the kept codebook; it is made again when it is needed."""
+        self._kept = None
+
     def train(self, mode: bool = True) -> nn.Module:
         """Set the mode. Training drops the kept codebook: the next step changes it."""
         if mode:

@@ -6,6 +6,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedModel
 
+from modeling_simvq import SimVQ
 from training.runtime import sharding
 
 
@@ -48,6 +49,9 @@ class WeightAverage(AveragedModel):
         return sharding.whole_copy(self.module) if self.sharded else self.module
 
     def free(self) -> None:
-        """Shard again what a validation has left whole."""
+        """Give back what a validation has taken: the kept codebook, which changes now, and whole shards."""
+        for module in self.module.modules():
+            if isinstance(module, SimVQ):
+                module.forget_codebook()
         if self.sharded:
             sharding.reshard(self.module)

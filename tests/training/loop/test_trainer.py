@@ -35,6 +35,21 @@ def test_a_run_leaves_model_pictures_figures_and_checkpoints(make_trainer, tmp_p
     )
 
 
+def test_a_validation_gives_back_the_codebook_that_it_kept(make_trainer, monkeypatch):
+    trainer = make_trainer(max_steps=1)
+    quantizer, measured = trainer.ema.module.quantizer, []
+    validate = trainer.recipe.validate
+
+    def watched(*arguments):
+        result = validate(*arguments)
+        measured.append(quantizer._kept is not None)
+        return result
+
+    monkeypatch.setattr(trainer.recipe, "validate", watched)
+    trainer.validate()
+    assert measured == [True] and quantizer._kept is None
+
+
 @pytest.mark.slow
 def test_an_accumulated_step_equals_the_large_batch(make_trainer, tmp_path):
     """Without the discriminator, whose batch norm sees each forward pass for itself."""
