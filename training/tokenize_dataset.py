@@ -15,7 +15,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ import datasets
 import pyarrow.parquet
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel
 
@@ -128,25 +129,27 @@ class FileWriter:
             first: number of the first row in its split.
             features: of the other columns; None if the source does not know them.
         """
-        jobs = [(row, first + n, v) for n, row in enumerate(rows) for v in self.settings.variants]
-        found, unreadable = [], set()
-        for begin in range(0, len(jobs), self.settings.batch_size):
-            batch = jobs[begin : begin + self.settings.batch_size]
-            samples = list(self.pool.map(self._decode, batch))
-            kept = [job for job, sample in zip(batch, samples, strict=True) if sample is not None]
-            unreadable |= {job[1] for job, s in zip(batch, samples, strict=True) if s is None}
-            readable = [sample for sample in samples if sample is not None]
-            codes = self.tokens.encode(readable) if readable else []
-            self.samples += len(codes)
-            self.codes += sum(one.size for one in codes)
-            for (row, number, variant), one in zip(kept, codes, strict=True):
-                others = {k: v for k, v in row.items() if k != self.tokens.source_column}
-                found.append(
-                    others
-                    | {"source_row": number}
-                    | self._marks(variant)
-                    | {self.tokens.column: one}
-                )
+        found, unreadable = [], 0
+        for group in self._decoded(rows, first):
+            unreadable += sum(samples is None for *_, samples in group)
+            made = [
+                (row, number, variant, sample)
+                for row, number, samples in group
+                for variant, sample in zip(self.settings.variants, samples or (), strict=False)
+            ]
+            for begin in range(0, len(made), self.settings.batch_size):
+                batch = made[begin : begin + self.settings.batch_size]
+                codes = self.tokens.encode([sample for *_, sample in batch])
+                self.samples += len(codes)
+                self.codes += sum(one.size for one in codes)
+                for (row, number, variant, _), one in zip(batch, codes, strict=True):
+                    others = {k: v for k, v in row.items() if k != self.tokens.source_column}
+                    found.append(
+                        others
+                        | {"source_row": number}
+                        | self._marks(variant)
+                        | {self.tokens.column: one}
+                    )
         # A few rows at the end of a dataset may all be broken; a whole dataset, or very many, may not.
         if not found and (first == 0 or len(rows) >= MOST_UNREADABLE_IN_A_ROW):
             raise UnreadableSample(
@@ -154,12 +157,30 @@ class FileWriter:
                 f"{self.tokens.plural}?"
             )
         digests = self.digests.names(rows), self.digests.contents(rows)
-        self._save(found, path, features, Record(len(rows), len(unreadable), *digests))
+        self._save(found, path, features, Record(len(rows), unreadable, *digests))
 
-    def _decode(self, job: tuple[dict, int, Variant]):
-        row, number, variant = job
+    def _decoded(
+        self, rows: list[dict], first: int
+    ) -> Iterator[list[tuple[dict, int, list | None]]]:
+        """Rows with their number and the samples of all variants, None if unreadable: about a batch at a time.
+
+        While one batch is encoded, the pool decodes the next.
+        """
+        size = max(1, self.settings.batch_size // len(self.settings.variants))
+
+        def begin(start: int) -> list[tuple[dict, int, Future]]:
+            group = enumerate(rows[start : start + size], start=first + start)
+            return [(row, n, self.pool.submit(self._decode, row, n)) for n, row in group]
+
+        ahead = begin(0)
+        for start in range(size, len(rows) + size, size):
+            group, ahead = [(row, n, future.result()) for row, n, future in ahead], begin(start)
+            yield group
+
+    def _decode(self, row: dict, number: int) -> list[Tensor] | None:
         try:
-            return self.tokens.decode(row.get(self.tokens.source_column), number, variant)
+            cell = row.get(self.tokens.source_column)
+            return self.tokens.decode(cell, number, self.settings.variants)
         except UnreadableSample as error:
             logging.warning(f"skipped {error}")
             return None

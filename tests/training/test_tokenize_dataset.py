@@ -21,6 +21,7 @@ from transformers import AutoModel
 from modeling_simvq import SimVQAudioConfig, SimVQAudioModel, SimVQImageConfig, SimVQImageModel
 from tests.support.programs import TWO_RANKS, Program, launch
 from training import tokenize_dataset
+from training.data import images
 from training.data.images import ImageDataConfig, decode_image, image_to_pixels
 from training.runtime.settings import SettingsError
 from training.tokenization.encoders import ImageTokens, Variant
@@ -181,7 +182,7 @@ def test_a_damaged_manifest_is_named(tmp_path, image_model, pictures, monkeypatc
         tokenize(arguments(image_model, pictures, tmp_path / "codes"), monkeypatch)
 
 
-def test_random_crops_follow_the_seed_and_the_row(image_model):
+def test_random_crops_follow_the_seed_and_the_row(image_model, monkeypatch):
     model = AutoModel.from_pretrained(image_model).eval()
     cell = {"path": None, "bytes": None}
     picture = Image.fromarray(skimage.data.astronaut()[:80, :120])
@@ -190,12 +191,19 @@ def test_random_crops_follow_the_seed_and_the_row(image_model):
     cell["bytes"] = buffer.getvalue()
     data = ImageDataConfig(dataset="x", resolution=32)
     one, same, other = (ImageTokens(model, data, seed) for seed in (0, 0, 1))
-    first = one.decode(cell, 7, Variant(crop=0))
-    assert torch.equal(first, same.decode(cell, 7, Variant(crop=0)))
-    others = [one.decode(cell, 7, Variant(crop=1)), one.decode(cell, 8, Variant(crop=0))]
-    others.append(other.decode(cell, 7, Variant(crop=0)))
+    first = one.decode(cell, 7, [Variant(crop=0)])[0]
+    assert torch.equal(first, same.decode(cell, 7, [Variant(crop=0)])[0])
+    others = [one.decode(cell, 7, [Variant(crop=1)])[0], one.decode(cell, 8, [Variant(crop=0)])[0]]
+    others.append(other.decode(cell, 7, [Variant(crop=0)])[0])
     assert all(not torch.equal(first, x) for x in others)
-    assert torch.equal(one.decode(cell, 7, Variant(0, True)), first.flip(-1))
+    assert torch.equal(one.decode(cell, 7, [Variant(0, True)])[0], first.flip(-1))
+    variants = [Variant(crop, flipped) for crop in range(3) for flipped in (False, True)]
+    opened = []
+    monkeypatch.setattr(images, "_picture", lambda file: opened.append(1) or picture)
+    together = one.decode(cell, 7, variants)
+    assert len(opened) == 1  # one decoding serves all variants
+    for variant, pixels in zip(variants, together, strict=True):
+        assert torch.equal(pixels, one.decode(cell, 7, [variant])[0]), variant
 
 
 @pytest.mark.slow

@@ -116,8 +116,16 @@ def decode_pixels(
     cell: dict | None, name: str, generator: torch.Generator | None, resolution: int
 ) -> Tensor:
     """A cell of an image column to (3, R, R): decode_image and image_to_pixels, errors named."""
+    return decode_crops(cell, name, [generator], resolution)[0]
+
+
+def decode_crops(
+    cell: dict | None, name: str, generators: list[torch.Generator | None], resolution: int
+) -> list[Tensor]:
+    """Several crops of one image, which is decoded and resized once: as decode_pixels gives each of them."""
     with open_cell(cell, name) as file:
-        return image_to_pixels(_picture(file), resolution, generator)
+        image = _resized(_picture(file), resolution)
+        return [_cropped(image, resolution, generator) for generator in generators]
 
 
 def image_to_pixels(
@@ -131,10 +139,17 @@ def image_to_pixels(
     Raises:
         UnreadableImage: if the image is so elongated that resizing it would exceed Pillow's pixel limit.
     """
+    return _cropped(_resized(image, resolution), resolution, generator)
+
+
+def _resized(image: Image.Image, resolution: int) -> Image.Image:
     stretched = resolution**2 * max(image.size) / min(image.size)
     if Image.MAX_IMAGE_PIXELS is not None and stretched > Image.MAX_IMAGE_PIXELS:
         raise UnreadableImage(f"{image.width} x {image.height} pixels are too elongated")
-    image = transforms.resize(image, resolution, InterpolationMode.BILINEAR, antialias=True)
+    return transforms.resize(image, resolution, InterpolationMode.BILINEAR, antialias=True)
+
+
+def _cropped(image: Image.Image, resolution: int, generator: torch.Generator | None) -> Tensor:
     if generator is None or image.size == (resolution, resolution):
         image = transforms.center_crop(image, [resolution, resolution])
     else:

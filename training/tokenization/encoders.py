@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hub_cards.dataset_card import code_type
-from training.data.images import ImageDataConfig, decode_pixels
+from training.data.images import ImageDataConfig, decode_crops
 from training.data.recordings import AudioDataConfig, decode_audio
 from training.runtime.settings import SettingsError
 
@@ -53,14 +53,18 @@ class ImageTokens:
         value = datasets.Value(code_type(model.config.codebook_size))
         self.feature = datasets.List(datasets.List(value, length=side), length=side)
 
-    def decode(self, cell: dict, row: int, variant: Variant) -> Tensor:
-        """A cell to pixels (3, R, R). Raises UnreadableSample."""
-        generator = None
-        if variant.crop is not None:
-            state = np.random.SeedSequence((self.seed, row, variant.crop)).generate_state(1)
-            generator = torch.Generator().manual_seed(int(state[0]))
-        pixels = decode_pixels(cell, f"row {row}", generator, self.resolution)
-        return pixels.flip(-1) if variant.flipped else pixels
+    def decode(self, cell: dict, row: int, variants: list[Variant]) -> list[Tensor]:
+        """A cell to pixels (3, R, R) of each variant; the file is decoded once. Raises UnreadableSample."""
+        crops = {variant.crop: self._generator(row, variant.crop) for variant in variants}
+        decoded = decode_crops(cell, f"row {row}", list(crops.values()), self.resolution)
+        pixels = dict(zip(crops, decoded, strict=True))
+        return [pixels[v.crop].flip(-1) if v.flipped else pixels[v.crop] for v in variants]
+
+    def _generator(self, row: int, crop: int | None) -> torch.Generator | None:
+        if crop is None:
+            return None
+        state = np.random.SeedSequence((self.seed, row, crop)).generate_state(1)
+        return torch.Generator().manual_seed(int(state[0]))
 
     @torch.inference_mode()
     def encode(self, samples: list[Tensor]) -> list[np.ndarray]:
@@ -85,9 +89,9 @@ class AudioTokens:
         self.rate = model.config.sampling_rate
         self.feature = datasets.List(datasets.Value(code_type(model.config.codebook_size)))
 
-    def decode(self, cell: dict, row: int, variant: Variant) -> Tensor:
-        """A cell to a waveform (1, L) at the model's rate. Raises UnreadableSample."""
-        return decode_audio(cell, self.rate, name=f"row {row}")
+    def decode(self, cell: dict, row: int, variants: list[Variant]) -> list[Tensor]:
+        """A cell to a waveform (1, L) at the model's rate: its one variant. Raises UnreadableSample."""
+        return [decode_audio(cell, self.rate, name=f"row {row}")] * len(variants)
 
     @torch.inference_mode()
     def encode(self, samples: list[Tensor]) -> list[np.ndarray]:
