@@ -79,9 +79,12 @@ class GeneratorModelSettings(settings_of(SimVQImageGenerationConfig, *MODEL_FIEL
             raise SettingsError(str(error)) from error
 
     def build(
-        self, layout: TokenLayout, codebook_size: int, max_codes: int
+        self, layout: TokenLayout, codebook_size: int | None, max_codes: int
     ) -> SimVQForImageGeneration | SimVQForAudioGeneration:
         """Build the code model, from init_from if it is set.
+
+        Args:
+            codebook_size: K; None takes that of init_from.
 
         Raises:
             SettingsError: if init_from cannot be loaded, or has other sizes than the codes or the settings.
@@ -92,6 +95,8 @@ class GeneratorModelSettings(settings_of(SimVQImageGenerationConfig, *MODEL_FIEL
             return model_class(self.config(layout, codebook_size, max_codes))
         source = load_source(model_class, self.init_from, self.recorded)
         adopt_sizes(self, source.config)
+        if codebook_size is None:
+            codebook_size = source.config.codebook_size
         config, theirs = self.config(layout, codebook_size, max_codes), source.config
         names = (
             ("codebook_size", "max_codes")
@@ -256,10 +261,11 @@ def build_generator_recipe(
             )
         if layout.grid_size is not None:
             processor = AutoImageProcessor.from_pretrained(model.tokenizer)
-    if codebook_size is None:
+    if codebook_size is None and model.init_from is None:
         raise SettingsError("codebook_size: set it, or name the tokenizer, tokenizer=...")
     generator = model.build(layout, codebook_size, data.clip_codes)
     config = generator.config
+    codebook_size = config.codebook_size
     if layout.grid_size is None:
         decoder = AudioTokenDecoder(data.clip_codes, codebook_size)
     else:

@@ -304,6 +304,7 @@ def test_a_generator_begins_from_another(tmp_path):
     settings = build_settings(groups, {"init_from": str(tmp_path)})["model"]
     again = settings.build(layout, 16, 4)
     assert equal_states(again, model) and again.config.id2label == {0: "cat", 1: "dog"}
+    assert settings.build(layout, None, 4).config.codebook_size == 16
     with pytest.raises(SettingsError, match="codebook_size is 32 and the model's is 16"):
         settings.build(layout, 32, 4)
     settings = build_settings(groups, {"init_from": str(tmp_path), "hidden_size": 64})["model"]
