@@ -12,10 +12,13 @@ from training.loop.settings import LoopSettings
 
 
 def make_optimizers(
-    modules: dict[str, nn.Module], settings: LoopSettings, total_steps: int
+    modules: dict[str, nn.Module],
+    settings: LoopSettings,
+    total_steps: int,
+    fused: bool | None = None,
 ) -> tuple[dict[str, Optimizer], list[LambdaLR]]:
     """Return an optimiser for each module, by name, and the schedules of their learning rates."""
-    optimizers = {name: make_optimizer(module, settings) for name, module in modules.items()}
+    optimizers = {name: make_optimizer(module, settings, fused) for name, module in modules.items()}
     schedulers = [
         make_scheduler(
             optimizer,
@@ -29,11 +32,16 @@ def make_optimizers(
     return optimizers, schedulers
 
 
-def make_optimizer(module: nn.Module, settings: LoopSettings) -> torch.optim.AdamW:
+def make_optimizer(
+    module: nn.Module, settings: LoopSettings, fused: bool | None = None
+) -> torch.optim.AdamW:
     """Return AdamW over what is trained; without weight decay, the default, it is Adam to the bit.
 
     Decay is of matrices alone: norms, biases and other vectors stay free, as is usual for transformers. They
     are groups of their own at any decay, so that a checkpoint fits a run with another one.
+
+    Args:
+        fused: whether a step is one kernel; None leaves it to torch.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     order = sorted(range(len(trained)), key=lambda index: trained[index].ndim < 2)
@@ -45,9 +53,12 @@ def make_optimizer(module: nn.Module, settings: LoopSettings) -> torch.optim.Ada
         settings.learning_rate,
         tuple(settings.adam_betas),
         weight_decay=settings.weight_decay,
+        fused=fused,
     )
     optimizer.register_load_state_dict_pre_hook(
-        lambda optimizer, state: _split_group(optimizer, state, order)
+        lambda optimizer, state: _fuse_alike(
+            optimizer, _split_group(optimizer, state, order) or state
+        )
     )
     return optimizer
 
@@ -106,6 +117,13 @@ def set_peak_rate(scheduler: LambdaLR, learning_rate: float) -> None:
     for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
         group["initial_lr"], group["lr"] = learning_rate, rate
     scheduler._last_lr = rates
+
+
+def _fuse_alike(optimizer: Optimizer, state: dict) -> dict:
+    """Return a state that takes steps as this run does: whether they are fused is a matter of its device."""
+    fused = optimizer.defaults["fused"]
+    groups = [group | {"fused": fused} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
 
 
 def _split_group(optimizer: Optimizer, state: dict, order: list[int]) -> dict | None:

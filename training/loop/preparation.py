@@ -12,7 +12,7 @@ from training.loop.averaging import WeightAverage
 from training.loop.optimizers import make_optimizers
 from training.loop.recipe import Recipe
 from training.loop.settings import LoopSettings
-from training.runtime import sharding
+from training.runtime import fast_math, sharding
 
 
 @dataclass
@@ -40,6 +40,9 @@ def set_modes(recipe: Recipe, settings: LoopSettings, accelerator: Accelerator) 
         (enable or recipe.model.gradient_checkpointing_enable)()
     for module in recipe.modules.values():
         module.train()
+    if recipe.of_images:
+        for module in (*recipe.modules.values(), *recipe.companions):
+            fast_math.lay_out(module, accelerator.device)
     for module in recipe.frozen:  # neither gradients nor running statistics move them
         module.eval().requires_grad_(False)
     for module in recipe.companions:
@@ -54,7 +57,9 @@ def prepare(
     total_steps: int,
 ) -> Prepared:
     """Make the optimisers, and hand everything to Accelerate; the average begins where the model does."""
-    optimizers, schedulers = make_optimizers(recipe.modules, settings, total_steps)
+    # A sharded weight is not where its optimiser's step can fuse it with others.
+    fused = None if average.sharded else fast_math.fuses(accelerator.device)
+    optimizers, schedulers = make_optimizers(recipe.modules, settings, total_steps, fused)
     names, count = list(optimizers), len(optimizers)
     *prepared, train_loader = accelerator.prepare(
         *recipe.modules.values(), *optimizers.values(), recipe.train_loader

@@ -44,6 +44,7 @@ class Recipe(Protocol):
         remarks: what is worth a warning before the training begins.
         batch_counts: keys of a batch that hold per-sample counts to be summed and reported.
         frozen: parts of the model that stay as they are.
+        of_images: whether all modules take images (B, C, H, W), so that these may lie channels last.
         forward_methods: names of methods, beside forward, that parts of a model which may be sharded call on
             each other; none if it is never sharded.
     """
@@ -59,6 +60,7 @@ class Recipe(Protocol):
     remarks: tuple[str, ...]
     batch_counts: tuple[str, ...]
     frozen: list[nn.Module]
+    of_images: bool
     forward_methods: tuple[str, ...]
 
     def batch_weight(self, batch: dict[str, Tensor]) -> Tensor | None:

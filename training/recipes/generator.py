@@ -147,6 +147,7 @@ class GeneratorRecipe:
     batch_counts = ("unreadable",)
     companions: tuple = ()
     frozen: tuple = ()
+    of_images = False
     forward_methods = ("loss", "logits")  # of PlainCodes and FactorizedCodes
 
     def __init__(

@@ -27,6 +27,7 @@ from training.losses.perceptual import load_lpips
 from training.metrics.images import image_figures
 from training.recipes.starting_model import StartSettings, begin_from, is_chosen, load_source
 from training.recipes.tokenizer import TokenizerRecipe
+from training.runtime import fast_math
 from training.runtime.settings import SettingsError, at_least, one_of, setting, settings_of
 
 MODEL_FIELDS = ("base_channels", "channel_multipliers", "num_res_blocks", "norm_groups")
@@ -120,6 +121,7 @@ class ImageRecipe(TokenizerRecipe):
     """See training.recipes.tokenizer.TokenizerRecipe."""
 
     headline = ("psnr", 1)
+    of_images = True
 
     def __init__(
         self,
@@ -146,7 +148,7 @@ class ImageRecipe(TokenizerRecipe):
         self.resolution = resolution
 
     def inputs(self, batch: dict[str, Tensor]) -> Tensor:
-        return batch["pixel_values"]
+        return fast_math.laid_out(batch["pixel_values"])
 
     def reconstruction(self, output) -> Tensor:
         return output.pixel_values
@@ -162,7 +164,7 @@ class ImageRecipe(TokenizerRecipe):
         pictures: dict[str, Tensor] = {}
 
         def figures_of(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-            pixels = batch["pixel_values"]
+            pixels = self.inputs(batch)
             output = model(pixels)
             reconstruction = output.pixel_values.clamp(-1, 1)
             figures = image_figures(pixels, reconstruction)

@@ -24,7 +24,7 @@ from training.loop.run_record import MODEL_CONFIG, RunRecord, read_json, read_re
 from training.loop.settings import LoopSettings
 from training.loop.trainer import Trainer
 from training.recipes.starting_model import Recorded
-from training.runtime import sharding
+from training.runtime import fast_math, sharding
 from training.runtime.console import command
 from training.runtime.folder_lock import hold_folder
 from training.runtime.launch_options import follow_launch
@@ -96,6 +96,7 @@ def make_accelerator(settings: LoopSettings, may_shard: bool = False) -> Acceler
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False), PATIENT],
     )
     check_processes(accelerator)
+    fast_math.allow(accelerator.device)
     if not may_shard:
         refuse_sharding(accelerator)
     elif sharding.is_sharding(accelerator):

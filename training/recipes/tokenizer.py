@@ -64,6 +64,7 @@ class TokenizerRecipe(ABC):
     remarks: tuple[str, ...] = ()
     batch_counts = ("unreadable",)
     forward_methods = ()
+    of_images = False
     model: nn.Module
     discriminator: nn.Module
     loss: nn.Module
