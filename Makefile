@@ -5,7 +5,7 @@ BIN = .venv/bin
 # Where it is set, as in many containers, each process compiles the libraries anew, which takes seconds.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: setup demo test test-fast soak lint audit lock
+.PHONY: setup demo test test-fast soak gpu lint audit lock
 
 setup: .venv/ready
 
@@ -36,6 +36,10 @@ test-fast: setup
 # Minutes to hours: kills, inputs and loads without number (docs/reliability.md).
 soak: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m soak
+
+# What only a GPU can tell: its tests, times and memory, into benchmarks/gpu.json and gpu.md. Status 2 without one.
+gpu: setup
+	$(BIN)/python benchmarks/gpu.py
 
 lint: setup
 	$(BIN)/ruff check --fix .

@@ -76,8 +76,10 @@ class Span:
         self.clock.seconds[self.name] += self._now() - self.start
 
 
-def make_trainer(folder: Path, codebook_size: int, batch_size: int, precision: str) -> Trainer:
-    """The trainer of the published configuration, on the photographs."""
+def make_trainer(
+    folder: Path, codebook_size: int, batch_size: int, precision: str, **more
+) -> Trainer:
+    """Make the trainer of the published configuration, on the photographs; `more` are other settings of it."""
     write_training_folder(folder / "photos")
     groups = {
         "data": ImageDataConfig,
@@ -93,7 +95,7 @@ def make_trainer(folder: Path, codebook_size: int, batch_size: int, precision: s
         "mixed_precision": precision,
         "num_workers": 0,
         "tracker": "none",
-    }
+    } | more
     arguments = ["--config", str(CONFIG), *(f"{name}={value}" for name, value in overrides.items())]
     settings = parse_settings(groups, "", arguments)
     accelerator = make_accelerator(settings["loop"])

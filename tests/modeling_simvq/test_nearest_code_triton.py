@@ -196,6 +196,7 @@ def test_interpreted(case, interpreted):
     assert interpreted[case] is True
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("case", CASES)
 def test_on_a_gpu(case):
@@ -204,6 +205,7 @@ def test_on_a_gpu(case):
     assert CASES[case]("cuda")
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_nothing_waits_for_the_host():
     z, e = torch.randn(300, 64, device="cuda"), torch.randn(3000, 64, device="cuda")
