@@ -25,20 +25,23 @@ def clip_lengths(name: str, mask: Tensor, shape: tuple[int, ...], device=None) -
         )
     mask = mask.reshape(len(mask), -1)
     real = mask.bool()
+    lengths = real.sum(dim=1)
+    # All questions at once: on a GPU every answer waits for the device.
+    questions = (mask != real, lengths == 0, real[:, 1:] & ~real[:, :-1], ~real)
+    strange, empty, gap, padded = torch.stack([some.any() for some in questions]).tolist()
     # A mask that is added to attention scores, say, has 0 where this one has 1.
-    if (mask != real).any():
+    if strange:
         raise ValueError(
             f"{name} must be 1 or 0, or true or false, found {mask[mask != real][0].item()}"
         )
-    lengths = real.sum(dim=1)
-    if len(lengths) and int(lengths.min()) == 0:
+    if empty:
         raise ValueError(
             f"clip {int(lengths.argmin())} is empty: its {name} is all 0, but must be 1 at the first code "
             "or sample of every clip"
         )
-    if (real[:, 1:] & ~real[:, :-1]).any():
+    if gap:
         raise ValueError(f"{name} must be 1 and then 0 in every clip: pad on the right")
-    return None if real.all() else lengths.to(device or mask.device)
+    return lengths.to(device or mask.device) if padded else None
 
 
 def mask_of_clips(lengths: Tensor, width: int) -> Tensor:

@@ -134,7 +134,8 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
         if mask is None:
             loss = self.codes.loss(hidden.flatten(0, 1), codes.flatten())
         else:  # padding is on the right: no code sees it, and none is predicted there
-            loss = self.codes.loss(hidden[mask], codes[mask])
+            real = mask.flatten().nonzero()[:, 0]  # waits once; each use of a mask would
+            loss = self.codes.loss(hidden.flatten(0, 1)[real], codes.flatten()[real])
         logits = self.codes.logits(hidden) if return_logits else None
         return CausalLMOutputWithPast(loss=loss, logits=logits)
 

@@ -11,13 +11,26 @@ from tests.training.support.pretended_runs import RECIPES, trainer_of
 STEP = {
     "image": {"training/loop/steps.py:_update": 2},
     "audio": {"training/loop/steps.py:_update": 2},
+    "image, all terms": {"training/loop/steps.py:_update": 2},
+    # Whether the mask is right, and how many codes it leaves.
+    "audio generator": {
+        "training/loop/steps.py:_update": 1,
+        "modeling_simvq/clip_lengths.py:clip_lengths": 1,
+        "modeling_simvq/modeling_simvq_generation.py:_learn": 2,
+    },
     "generator": {
         "training/loop/steps.py:_update": 1,
         "modeling_simvq/modeling_simvq_generation.py:_learn": 1,
     },
 }
 # Waits of a validation of two batches. The generator's samples 16 codes of each image, one after another.
-VALIDATION = {"image": 34, "audio": 37, "generator": 56}
+VALIDATION = {
+    "image": 34,
+    "audio": 37,
+    "generator": 56,
+    "image, all terms": 34,
+    "audio generator": 42,
+}
 REPORT = 5
 
 

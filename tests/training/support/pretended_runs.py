@@ -8,7 +8,9 @@ from torch.utils.data import DataLoader
 
 from modeling_simvq import (
     SimVQAudioConfig,
+    SimVQAudioGenerationConfig,
     SimVQAudioModel,
+    SimVQForAudioGeneration,
     SimVQForImageGeneration,
     SimVQImageGenerationConfig,
     SimVQImageModel,
@@ -45,8 +47,7 @@ def samples(**values: Tensor) -> list[dict[str, Tensor]]:
 
 def image_recipe():
     """Return the recipe of the loop's tests."""
-    recipe = build_tiny_recipe(count=2 * BATCHES, batch_size=2, validation=3)
-    return recipe
+    return build_tiny_recipe(count=2 * BATCHES, batch_size=2, validation=3)
 
 
 def audio_recipe() -> AudioRecipe:
@@ -79,7 +80,39 @@ def generator_recipe() -> GeneratorRecipe:
     )
 
 
-RECIPES = {"image": image_recipe, "audio": audio_recipe, "generator": generator_recipe}
+def audio_generator_recipe() -> GeneratorRecipe:
+    torch.manual_seed(0)
+    config = SimVQAudioGenerationConfig(
+        codebook_size=AUDIO.codebook_size,
+        max_codes=8,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+    )
+    rows = samples(
+        audio_codes=torch.randint(AUDIO.codebook_size, (2 * BATCHES, 1, 8)),
+        audio_codes_mask=(torch.arange(8) < 5).expand(2 * BATCHES, 1, 8),
+    )
+    tokenizer = SimVQAudioModel(AUDIO).eval().requires_grad_(False)
+    loaders = DataLoader(rows, 2), DataLoader(rows[:3], 2)
+    model = SimVQForAudioGeneration(config)
+    return GeneratorRecipe(model, tokenizer, None, *loaders, SampleSettings(samples=2))
+
+
+def rich_image_recipe():
+    """Return the image recipe with every term of its loss that needs no downloaded weights."""
+    loss = {"adversarial_weight": None, "lecam_weight": 0.1, "colour_weight": 1.0}
+    return build_tiny_recipe(count=2 * BATCHES, batch_size=2, validation=3, **loss)
+
+
+RECIPES = {
+    "image": image_recipe,
+    "image, all terms": rich_image_recipe,
+    "audio": audio_recipe,
+    "generator": generator_recipe,
+    "audio generator": audio_generator_recipe,
+}
 
 
 def pretended_accelerator(loop: LoopSettings) -> Accelerator:
@@ -95,7 +128,7 @@ def pretended_accelerator(loop: LoopSettings) -> Accelerator:
 
 def trainer_of(recipe: str, folder, **settings) -> Trainer:
     """Return a trainer; to be called, and used, on a pretended GPU."""
-    kind = LoopSettings if recipe == "generator" else TokenizerLoopSettings
+    kind = LoopSettings if "generator" in recipe else TokenizerLoopSettings
     values = {"tracker": "none", "max_steps": BATCHES, "max_grad_norm": 1.0, "batch_size": 2}
     loop = kind(output_dir=str(folder), **values | settings)
     return Trainer(RECIPES[recipe](), loop, pretended_accelerator(loop))
