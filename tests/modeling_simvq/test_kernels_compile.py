@@ -37,8 +37,8 @@ WIDTHS = (16, 64, 128, 512)
 CASES = [(card, width) for card in (A100, H100) for width in WIDTHS]
 # The smallest shared memory of each kind of tensor core; T4's take no TF32.
 CASES += [(card, 128) for card in (T4, RTX_3090, RTX_5090)]
-# Bytes of a thread's registers that may be spilled: two float64 numbers. The assembler for sm_80 puts one away
-# at a width of 64, to stay at 128 registers.
+# Bytes of stack that a thread may spill registers to: two float64 numbers. The assembler for sm_80 takes 8 at a
+# width of 64, to stay at 128 registers.
 SPILLED = 16
 
 
