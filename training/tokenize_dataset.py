@@ -15,7 +15,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +25,6 @@ import datasets
 import pyarrow.parquet
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel
 
@@ -34,7 +32,6 @@ import modeling_simvq  # noqa: F401  (registers the models)
 from hub_cards.dataset_card import content_digest, make_dataset_card, push_tokens
 from hub_cards.tokenizer_card import is_hub_id
 from training.data.images import ImageDataConfig
-from training.data.loader import MOST_UNREADABLE_IN_A_ROW, UnreadableSample
 from training.data.recordings import AudioDataConfig
 from training.data.source import DataSettings, Source, open_splits
 from training.data.tables import data_files_of
@@ -49,13 +46,11 @@ from training.runtime.settings import (
 )
 from training.runtime.shared_folder import check_shared
 from training.tokenization.code_files import (
-    Record,
     RowDigests,
     clear_unfinished,
     code_path,
     list_code_files,
     relative_texts,
-    write_code_file,
 )
 from training.tokenization.earlier_files import (
     check_columns,
@@ -64,6 +59,7 @@ from training.tokenization.earlier_files import (
     name_classes,
 )
 from training.tokenization.encoders import AudioTokens, ImageTokens, Variant, weights_hash
+from training.tokenization.file_writer import FileWriter
 from training.tokenization.manifest import account_for, check_manifest, make_plan, write_manifest
 
 
@@ -106,112 +102,6 @@ class TokenizeSettings:
         ]
 
 
-class FileWriter:
-    """Turns one split into files, each from rows [n * rows_per_file, (n + 1) * rows_per_file) of the source."""
-
-    def __init__(
-        self,
-        tokens: ImageTokens | AudioTokens,
-        settings: TokenizeSettings,
-        digests: RowDigests,
-        workers: int,
-    ):
-        self.tokens, self.settings, self.digests = tokens, settings, digests
-        self.samples = self.codes = 0  # made so far
-        self.pool = ThreadPoolExecutor(max(1, workers))
-
-    def write(
-        self, rows: list[dict], first: int, path: Path, features: datasets.Features | None
-    ) -> None:
-        """Encode rows of the source and write them as one file; rows that cannot be read are left out.
-
-        Args:
-            first: number of the first row in its split.
-            features: of the other columns; None if the source does not know them.
-        """
-        found, unreadable = [], 0
-        for group in self._decoded(rows, first):
-            unreadable += sum(samples is None for *_, samples in group)
-            made = [
-                (row, number, variant, sample)
-                for row, number, samples in group
-                for variant, sample in zip(self.settings.variants, samples or (), strict=False)
-            ]
-            for begin in range(0, len(made), self.settings.batch_size):
-                batch = made[begin : begin + self.settings.batch_size]
-                codes = self.tokens.encode([sample for *_, sample in batch])
-                self.samples += len(codes)
-                self.codes += sum(one.size for one in codes)
-                for (row, number, variant, _), one in zip(batch, codes, strict=True):
-                    others = {k: v for k, v in row.items() if k != self.tokens.source_column}
-                    found.append(
-                        others
-                        | {"source_row": number}
-                        | self._marks(variant)
-                        | {self.tokens.column: one}
-                    )
-        # A few rows at the end of a dataset may all be broken; a whole dataset, or very many, may not.
-        if not found and (first == 0 or len(rows) >= MOST_UNREADABLE_IN_A_ROW):
-            raise UnreadableSample(
-                f"none of {len(rows)} rows can be read: does column {self.tokens.source_column!r} hold "
-                f"{self.tokens.plural}?"
-            )
-        digests = self.digests.names(rows), self.digests.contents(rows)
-        self._save(found, path, features, Record(len(rows), unreadable, *digests))
-
-    def _decoded(
-        self, rows: list[dict], first: int
-    ) -> Iterator[list[tuple[dict, int, list | None]]]:
-        """Rows with their number and the samples of all variants, None if unreadable: about a batch at a time.
-
-        While one batch is encoded, the pool decodes the next.
-        """
-        size = max(1, self.settings.batch_size // len(self.settings.variants))
-
-        def begin(start: int) -> list[tuple[dict, int, Future]]:
-            group = enumerate(rows[start : start + size], start=first + start)
-            return [(row, n, self.pool.submit(self._decode, row, n)) for n, row in group]
-
-        ahead = begin(0)
-        for start in range(size, len(rows) + size, size):
-            group, ahead = [(row, n, future.result()) for row, n, future in ahead], begin(start)
-            yield group
-
-    def _decode(self, row: dict, number: int) -> list[Tensor] | None:
-        try:
-            cell = row.get(self.tokens.source_column)
-            return self.tokens.decode(cell, number, self.settings.variants)
-        except UnreadableSample as error:
-            logging.warning(f"skipped {error}")
-            return None
-
-    @property
-    def _own(self) -> dict:
-        own = {"source_row": datasets.Value("int64")}
-        own |= {"crop": datasets.Value("int32")} if self.settings.crops else {}
-        own |= {"flipped": datasets.Value("bool")} if self.settings.flips else {}
-        return own | {self.tokens.column: self.tokens.feature}
-
-    def schema(self, features: datasets.Features | None) -> datasets.Features | None:
-        """Return the columns of a file: those beside the samples, then ours, the codes last; None of None."""
-        return None if features is None else datasets.Features({**features, **self._own})
-
-    def _marks(self, variant: Variant) -> dict:
-        marks = {"crop": variant.crop} if self.settings.crops else {}
-        return marks | ({"flipped": variant.flipped} if self.settings.flips else {})
-
-    def _save(
-        self, rows: list[dict], path: Path, features: datasets.Features | None, record: Record
-    ) -> None:
-        if features is None:
-            inferred = datasets.Dataset.from_list(rows).features
-            features = {k: v for k, v in inferred.items() if k not in self._own}
-        schema = self.schema(features)
-        columns = {name: [row[name] for row in rows] for name in schema}
-        table = datasets.Dataset.from_dict(columns, features=schema)
-        write_code_file(table, path, record)
-
-
 def tokenize_split(
     source: Source,
     split: str,
@@ -219,11 +109,13 @@ def tokenize_split(
     folder: Path,
     accelerator: Accelerator,
     dataset: str,
+    size: int,
 ) -> int:
     """Write the files of this process's share of a split that are not there yet; process r takes every n-th.
 
     Args:
         dataset: folder or name of the source.
+        size: rows of the source in a file: the n-th holds rows [n * size, (n + 1) * size).
 
     Returns:
         Rows of the source.
@@ -233,7 +125,6 @@ def tokenize_split(
     """
     features = _other_columns(source, writer.tokens.source_column)
     source = _still_encoded(source)
-    size = writer.settings.rows_per_file
     streaming = isinstance(source, datasets.IterableDataset)
     total = None if streaming else len(source)
     hidden = not accelerator.is_local_main_process
@@ -320,13 +211,15 @@ def _tokenize(
         clear_unfinished(folder, settings.splits)
     accelerator.wait_for_everyone()
     digests, counts = RowDigests(tokens.source_column, data.dataset), {}
-    writer = FileWriter(tokens, settings, digests, data.num_workers)
+    writer = FileWriter(tokens, settings.variants, settings.batch_size, digests, data.num_workers)
     for split, source in zip(settings.splits, sources, strict=True):
         columns = _other_columns(source, tokens.source_column)
         check_columns(folder, split, writer.schema(columns))
     start = time.perf_counter()
     for split, source in zip(settings.splits, sources, strict=True):
-        counts[split] = tokenize_split(source, split, writer, folder, accelerator, data.dataset)
+        counts[split] = tokenize_split(
+            source, split, writer, folder, accelerator, data.dataset, settings.rows_per_file
+        )
     made = torch.tensor([writer.samples, writer.codes], device=accelerator.device)
     samples, codes = accelerator.reduce(made).tolist()
     if accelerator.is_main_process:

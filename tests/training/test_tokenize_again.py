@@ -20,7 +20,7 @@ from modeling_simvq import SimVQImageConfig, SimVQImageModel
 from training import tokenize_dataset
 from training.data.codes import TokenDataConfig, open_codes
 from training.runtime.folder_lock import hold_folder
-from training.tokenization.code_files import RowDigests
+from training.tokenization.code_files import Record, RowDigests
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +273,7 @@ def test_old_files_are_not_read_again_and_young_ones_are(tmp_path, monkeypatch):
     rows = [{"image": {"bytes": None, "path": str(p)}} for p in sorted(source.rglob("*.png"))]
     digests, codes = RowDigests("image", str(source)), tmp_path / "codes.parquet"
     codes.write_text("")
-    record = tokenize_dataset.Record(2, 0, digests.names(rows), digests.contents(rows))
+    record = Record(2, 0, digests.names(rows), digests.contents(rows))
     assert digests.still_hold(rows, record, codes)
     os.utime(codes, (time.time() + 7200,) * 2)
     monkeypatch.setattr(RowDigests, "contents", lambda *_: pytest.fail("read again"))

@@ -21,7 +21,7 @@ APPLIED = {
     # The losses.
     *("reconstruction_weight", "perceptual", "perceptual_weight", "mel_weight", "mel_windows"),
     *("adversarial_weight", "adaptive_scale", "discriminator_start", "lecam_weight"),
-    *("commitment_weight", "commitment_cost", "colour_weight"),
+    *("commitment_weight", "commitment_cost", "colour_weight", "sync_batch_norm"),
     # What has no weights of its own.
     *("dropout", "attention_dropout"),
     # Samples that a validation shows.

@@ -99,6 +99,10 @@ class ImageLossSettings:
     discriminator_start: int = setting(0, "step from which the discriminator takes part")
     discriminator_channels: int = setting(64, "width of the PatchGAN's first layer")
     discriminator_layers: int = setting(3, "strided layers of the PatchGAN")
+    sync_batch_norm: bool = setting(
+        False,
+        "GPUs: the PatchGAN's batch norm sees the batches of all processes, for small ones each",
+    )
     lecam_weight: float = setting(0.0, "weight of LeCAM regularisation, for small datasets")
     commitment_weight: float = setting(1.0, "weight of the quantizer's loss")
 
@@ -226,6 +230,10 @@ def build_image_recipe(
 
     sizes = loss.discriminator_sizes()
     discriminator = PatchDiscriminator(**sizes)
+    if loss.sync_batch_norm:
+        if not torch.cuda.is_available():
+            raise SettingsError("sync_batch_norm: torch has it for GPUs alone: leave it out")
+        discriminator = nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)
     model.go_on_with(discriminator, sizes, loss.adversarial_weight)
     recipe = ImageRecipe(
         tokenizer,

@@ -22,7 +22,7 @@ FREE = ("codebook_size", "commitment_cost", "dropout", "attention_dropout")
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a run that goes on has recorded of its model: the configuration, and the settings of the run."""
+    """Record of a run that goes on: the configuration of its model, and its settings."""
 
     config: dict
     settings: dict
