@@ -31,6 +31,7 @@ from training.loop.checkpoint_files import (
 )
 from training.loop.run_record import RunRecord
 from training.runtime.sharding import is_sharding
+from training.runtime.unwrapped import unwrapped
 
 logger = get_logger(__name__)
 
@@ -264,7 +265,7 @@ class CheckpointStore:
         if self.record is not None:
             self.record.resume(checkpoint, state["progress"]["step"])
         accelerator = self.accelerator
-        check_fit(checkpoint, [accelerator.unwrap_model(m) for m in accelerator._models])
+        check_fit(checkpoint, [unwrapped(accelerator, m) for m in accelerator._models])
         with without_scaler(accelerator, unless=(checkpoint / SCALER_NAME).is_file()):
             accelerator.load_state(str(checkpoint))
         for things, states in ((self.shared, state), (self.per_rank, own)):
@@ -294,10 +295,10 @@ class CheckpointStore:
 
     def _unwrap_states(self, models: list, states: list[dict], folder: str) -> None:
         if states:  # none with FSDP, which writes for itself
-            states[:] = [self.accelerator.unwrap_model(model).state_dict() for model in models]
+            states[:] = [unwrapped(self.accelerator, model).state_dict() for model in models]
 
     def _unwrap_models(self, models: list, folder: str) -> None:
-        models[:] = [self.accelerator.unwrap_model(model) for model in models]
+        models[:] = [unwrapped(self.accelerator, model) for model in models]
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from training.loop.optimizers import make_optimizers
 from training.loop.recipe import Recipe
 from training.loop.settings import LoopSettings
 from training.runtime import fast_math, sharding
+from training.runtime.unwrapped import unwrapped
 
 
 @dataclass
@@ -70,7 +71,7 @@ def prepare(
         sharding.call_as_forward(model, *recipe.forward_methods)
         sharding.call_as_forward(average.module, *recipe.forward_methods)
     # Ranks begin with the weights of the first; so does the average, whatever another rank has drawn.
-    average.module.load_state_dict(accelerator.unwrap_model(model).state_dict())
+    average.module.load_state_dict(unwrapped(accelerator, model).state_dict())
     validation_loader = recipe.validation_loader
     if validation_loader is not None:
         validation_loader = accelerator.prepare(validation_loader)

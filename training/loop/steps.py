@@ -10,6 +10,7 @@ from training.loop.finite import NonFiniteGuard
 from training.loop.settings import LoopSettings
 from training.runtime import sharding
 from training.runtime.step_window import StepWindow
+from training.runtime.unwrapped import unwrapped
 
 
 @dataclass
@@ -138,7 +139,7 @@ class Stepper:
         # The scaler has seen it when the gradients were unscaled, and lowers its scale when the step is over.
         skipped = not self.guard.overflowed(gradients)
         if skipped:
-            self.guard.bad(figures, accelerator.unwrap_model(module), step)
+            self.guard.bad(figures, unwrapped(accelerator, module), step)
         optimizer.zero_grad(set_to_none=True)
         return skipped
 

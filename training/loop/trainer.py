@@ -26,6 +26,7 @@ from training.loop.saved_models import BEST, MODEL, ModelFolders
 from training.loop.settings import LoopSettings
 from training.runtime.step_window import StepWindow
 from training.runtime.stop_signals import Stopped, StopRequest
+from training.runtime.unwrapped import unwrapped
 
 logger = get_logger(__name__)
 
@@ -160,7 +161,7 @@ class Trainer:
             self.buffers.restore()
             progress.bad_steps += 1
         else:
-            self.ema.update_parameters(self.accelerator.unwrap_model(self.model))
+            self.ema.update_parameters(unwrapped(self.accelerator, self.model))
         progress.step += 1
         return True
 

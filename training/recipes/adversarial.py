@@ -9,6 +9,7 @@ from training.codebook.watch import CodebookWatch
 from training.loop.steps import Stepper, StepResult
 from training.runtime.settings import SettingsError
 from training.runtime.step_window import StepWindow
+from training.runtime.unwrapped import unwrapped
 
 logger = get_logger(__name__)
 
@@ -27,7 +28,7 @@ class Adversaries(Stepper):
         super().__init__(*args)
         self.model, self.discriminator = self.modules["generator"], self.modules["discriminator"]
         self._check_start()
-        quantizer = self.accelerator.unwrap_model(self.model).quantizer
+        quantizer = unwrapped(self.accelerator, self.model).quantizer
         self.watch = CodebookWatch(quantizer, self.recipe.model.config, self.accelerator)
         self.rank_states = {"codes": self.watch.counter}
         self._codes_matched = False
@@ -73,14 +74,14 @@ class Adversaries(Stepper):
         inputs, quantize = recipe.inputs(batch), step >= self.settings.autoencoder_steps
         if step == self.settings.autoencoder_steps > 0 and not self._codes_matched:
             self._match_codes(inputs)
-        plain_discriminator = accelerator.unwrap_model(self.discriminator)
+        plain_discriminator = unwrapped(accelerator, self.discriminator)
         plain_discriminator.requires_grad_(False)
         output = self.model(inputs, quantize=quantize)
         # Without quantization the quantizer's loss counts nothing. It is left out rather than multiplied by
         # zero, because that of latents without bounds may be infinite.
         commitment_loss = output.commitment_loss
         if not quantize:
-            quantizer = accelerator.unwrap_model(self.model).quantizer
+            quantizer = unwrapped(accelerator, self.model).quantizer
             commitment_loss = _no_loss(quantizer, commitment_loss)
         reconstruction = recipe.reconstruction(output)
         with accelerator.autocast():
@@ -90,7 +91,7 @@ class Adversaries(Stepper):
                 commitment_loss,
                 plain_discriminator,
                 step,
-                last_layer=recipe.last_layer(accelerator.unwrap_model(self.model)),
+                last_layer=recipe.last_layer(unwrapped(accelerator, self.model)),
             )
         figures = {f"generator/{name}": value for name, value in terms.items()}
         self._backward(total)
@@ -119,7 +120,7 @@ class Adversaries(Stepper):
     @torch.no_grad()
     def _match_codes(self, inputs: Tensor) -> None:
         """End of the autoencoder phase: the codes start where the latents are."""
-        model = self.accelerator.unwrap_model(self.model)
+        model = unwrapped(self.accelerator, self.model)
         quantizers = [model.quantizer, self.average.quantizer]
         if self._sample is None:
             latents = model(inputs, quantize=False).latents

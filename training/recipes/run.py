@@ -27,7 +27,7 @@ from training.recipes.starting_model import Recorded
 from training.runtime import fast_math, sharding
 from training.runtime.console import command
 from training.runtime.folder_lock import hold_folder
-from training.runtime.launch_options import follow_launch
+from training.runtime.launch_options import follow_launch, refuse_compiler
 from training.runtime.processes import PATIENT, check_processes, end_processes, refuse_sharding
 from training.runtime.shared_folder import check_shared
 from training.runtime.stop_signals import (
@@ -101,6 +101,7 @@ def make_accelerator(settings: LoopSettings, may_shard: bool = False) -> Acceler
         refuse_sharding(accelerator)
     elif sharding.is_sharding(accelerator):
         sharding.check_plugin(accelerator)
+        refuse_compiler("sharded training")
     return accelerator
 
 

@@ -7,6 +7,8 @@ value or refused by name.
 import os
 from dataclasses import MISSING, fields
 
+from accelerate.utils import DynamoBackend
+
 from training.runtime.settings import SettingsError
 
 # Variable of a launch, its option, and the setting of the trainers that means the same.
@@ -19,6 +21,7 @@ SAME = (
     ),
     ("ACCELERATE_GRADIENT_CLIPPING", "--gradient_clipping", "max_grad_norm"),
 )
+DYNAMO = "ACCELERATE_DYNAMO_BACKEND"
 # What launchers write for options that nobody gave.
 UNSAID = {"mixed_precision": ("no",), "max_grad_norm": ("none", "auto", "null")}
 # Ways of training that the loop does not know, and what to take instead.
@@ -42,6 +45,7 @@ def follow_launch(settings) -> None:
         SettingsError: if launch and settings disagree, or the launch asks for what is not done here.
     """
     refuse_engines()
+    compiler()  # which Accelerate reads by itself
     given = getattr(settings, "given", None) or _not_default(settings)
     for variable, option, name in SAME:
         said = _said(variable, name)
@@ -65,6 +69,7 @@ def refuse_half_precision() -> None:
         SettingsError: if the launch asks for another precision, or an engine of training.
     """
     refuse_engines()
+    refuse_compiler("this command")
     variable, option, name = SAME[0]
     said = _said(variable, name)
     if said is not None:
@@ -75,19 +80,43 @@ def refuse_half_precision() -> None:
 
 
 def refuse_engines() -> None:
-    """Raise SettingsError if the launch asks for an engine that nothing here works with, or for a compiler."""
+    """Raise SettingsError if the launch asks for an engine that nothing here works with."""
     for variable, (name, option) in ENGINES.items():
         if os.environ.get(variable, "").strip().lower() in ("true", "1", "yes", "y", "on", "t"):
             raise SettingsError(
                 f"the launch asks for {name} ({option}, {variable}), which nothing here works with: take "
                 "training/configs/accelerate/eight_gpus.yaml, or fsdp.yaml for a large generator"
             )
-    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").strip()
-    if backend.lower() not in ("", "no", "none"):
+
+
+def compiler() -> str | None:
+    """Return the backend of torch.compile that the launch asks for, lower case; None for no compiling.
+
+    Raises:
+        SettingsError: if Accelerate knows no such backend.
+    """
+    backend = os.environ.get(DYNAMO, "no").strip().lower()
+    if backend in ("", "no", "none"):
+        return None
+    known = [known.value.lower() for known in DynamoBackend if known is not DynamoBackend.NO]
+    if backend not in known:
         raise SettingsError(
-            f"the launch says --dynamo_backend {backend.lower()} (ACCELERATE_DYNAMO_BACKEND), and nothing here "
-            "is compiled: launch it with --dynamo_backend no, and take dynamo_config out of the launch's "
-            "configuration file"
+            f"the launch says --dynamo_backend {backend} ({DYNAMO}), and the backends are {', '.join(known)}: "
+            "take inductor, or no to compile nothing"
+        )
+    return backend
+
+
+def refuse_compiler(who: str) -> None:
+    """Raise SettingsError if the launch asks for torch.compile.
+
+    Args:
+        who: compiles nothing.
+    """
+    if (backend := compiler()) is not None:
+        raise SettingsError(
+            f"the launch says --dynamo_backend {backend} ({DYNAMO}), and {who} compiles nothing: launch it "
+            "with --dynamo_backend no, and take dynamo_config out of the launch's configuration file"
         )
 
 
