@@ -42,6 +42,9 @@ def ranks(tmp_path, monkeypatch) -> tuple[Path, list[dict]]:
     for level in range(PICTURES):
         file = tmp_path / "pictures" / "train" / f"{level:02}.png"
         file.write_bytes(shade(level))
+    (tmp_path / "table").mkdir()
+    rows = [{"image": {"bytes": shade(n), "path": None}} for n in range(PICTURES)]
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "table" / "train.parquet"))
     (tmp_path / "shards").mkdir()
     for shard in range(4):
         rows = [{"image": {"bytes": shade(n), "path": None}} for n in range(shard, 12, 4)]

@@ -115,6 +115,8 @@ class Kind:
             write_photos(self.data)
         else:
             self.data = REPOSITORY / "training" / "demo" / "speech"
+        if self.streaming:  # a folder of files is never a stream
+            self.data = write_tables(self.data, self.folder / "tables", self.modality)
 
     def start(self, run: Path, *words: str, spoil: int | None = None) -> list[int]:
         """Fork the ranks of a run; their process ids.
@@ -168,6 +170,19 @@ def write_photos(folder: Path) -> None:
             top, left = 64 * (index // 6), 64 * (index % 6)
             tile = Image.fromarray(astronaut[top : top + 48 + 2 * (index % 5), left : left + 64])
             tile.save(folder / split / f"{index}.png")
+
+
+def write_tables(source: Path, folder: Path, column: str) -> Path:
+    """The files of a folder's splits as Parquet, a table for each."""
+    folder.mkdir()
+    feature = {"image": datasets.Image, "audio": datasets.Audio}[column](decode=False)
+    for split in ("train", "validation"):
+        files = sorted(path for path in (source / split).iterdir() if path.is_file())
+        cells = [{"bytes": path.read_bytes(), "path": path.name} for path in files]
+        features = datasets.Features({column: feature})
+        table = datasets.Dataset.from_dict({column: cells}, features=features)
+        table.to_parquet(str(folder / f"{split}.parquet"))
+    return folder
 
 
 def record_steps(path: Path, spoil: bool) -> None:

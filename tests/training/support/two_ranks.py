@@ -61,10 +61,10 @@ CASES = {
 SOURCES = {
     "whole": ("pictures", False, 2, True, 0),
     "whole, next epoch": ("pictures", False, 0, True, 1),
-    "stream of one shard": ("pictures", True, 0, True, 0),
+    "stream of one shard": ("table", True, 0, True, 0),
     "stream of four shards": ("shards", True, 2, True, 0),
     "validation": ("pictures", False, 0, False, 0),
-    "validation of a stream": ("pictures", True, 0, False, 0),
+    "validation of a stream": ("table", True, 0, False, 0),
 }
 
 
