@@ -15,6 +15,8 @@ from training.runtime.settings import SettingsError
 
 logger = get_logger(__name__)
 
+ORDER = 2  # version of training.data.order; checkpoints of the first one have none
+
 
 class Progress:
     """Position of a run: saved with every checkpoint."""
@@ -86,6 +88,8 @@ def data_layout(loader: DataLoader, settings: LoopSettings, processes: int) -> d
     }
     if isinstance(loader.dataset, IterableDataset):  # its workers share it out
         layout["num_workers"] = loader.num_workers
+    else:
+        layout["order"] = ORDER
     return layout
 
 

@@ -2,17 +2,20 @@
 
 import dataclasses
 import json
+import logging
 import shutil
 from copy import deepcopy
 
 import pytest
 import torch
+from accelerate import PartialState
 
 from hub_cards.tokenizer_card import public_settings
 from tests.training.loop.test_checkpoints import equal, everything
 from training.data.codes import TokenDataConfig
 from training.data.images import ImageDataConfig
 from training.data.recordings import AudioDataConfig
+from training.loop.batches import Progress
 from training.loop.checkpoint_files import MANIFEST, seal
 from training.loop.checkpoints import CheckpointError, list_checkpoints
 from training.loop.resume_rules import APPLIED, FIXED, VALIDATION, changed_settings, refusals
@@ -249,3 +252,16 @@ def test_records_that_cannot_be_read_are_no_crash(tmp_path, content):
     record = RunRecord({"loop": LoopSettings()})
     record.resume(folder, 3)
     assert record.changes == []
+
+
+def test_a_checkpoint_of_another_order_is_told(caplog, one_process):
+    """Earlier versions shuffled in another way: the place is the same, the samples there are others."""
+    PartialState(cpu=True)  # Accelerate's loggers ask it
+    progress = Progress()
+    now = {"seed": 0, "batch_size": 4, "processes": 1, "gradient_accumulation_steps": 1, "order": 2}
+    state = progress.state_dict() | {"batches": 6}
+    state["layout"] = {name: value for name, value in now.items() if name != "order"}
+    progress.layout = now
+    with caplog.at_level(logging.WARNING):
+        progress.load_state_dict(state)
+    assert "order None -> 2" in caplog.text and progress.batches == 6
