@@ -29,7 +29,7 @@ from tests.training.support.generator_runs import (
     write_split,
 )
 from training.data.codes import AudioTokenDecoder, ImageTokenDecoder, TokenLayout
-from training.data.loader import UnreadableSample
+from training.data.reader import UnreadableSample
 from training.export_checkpoint import export_checkpoint
 from training.loop.checkpoints import CheckpointError
 from training.loop.optimizers import make_optimizer

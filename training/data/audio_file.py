@@ -16,7 +16,7 @@ from modeling_simvq.feature_extraction_simvq import LOUDEST
 from training.data.audio_headers import mended_header
 from training.data.audio_pieces import Piece, mpeg_pieces, ogg_pieces, wav_stream
 from training.data.file_views import FileView, file_size
-from training.data.loader import UnreadableSample
+from training.data.reader import UnreadableSample
 
 # A frame of these depends on those before it: after a seek libsndfile decodes other samples.
 DECODED_FROM_THE_START = ("OGG", "MP3", "MPEG")

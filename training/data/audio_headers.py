@@ -11,7 +11,7 @@ import struct
 from typing import BinaryIO
 
 from training.data.file_views import file_size
-from training.data.loader import UnreadableSample
+from training.data.reader import UnreadableSample
 
 # What may follow the samples though no chunk says so: a tag, such as the 128 bytes of ID3v1.
 MOST_TRAILING_BYTES = 4096

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import BinaryIO
 
 from training.data.file_views import FileView, file_size
-from training.data.loader import UnreadableSample
+from training.data.reader import UnreadableSample
 
 # Bytes of a file that are looked at at once.
 WINDOW = 1 << 18

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hub_cards.dataset_card import CODE_COLUMNS
-from training.data.loader import UnreadableSample
+from training.data.reader import UnreadableSample
 from training.data.source import DataSettings, Kind, Source, open_table
 from training.runtime.settings import SettingsError, at_least, setting
 

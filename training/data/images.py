@@ -15,7 +15,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from modeling_simvq.image_processing_simvq import pil_to_rgb, upright
-from training.data.loader import Decoder, UnreadableSample, build_dataloader, open_cell
+from training.data.loader import build_dataloader
+from training.data.reader import Decoder, UnreadableSample, open_cell
 from training.data.source import DataSettings, Kind, open_split
 from training.runtime.settings import at_least, setting
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from training.data.audio_file import MOST_SAMPLES, AudioFile, too_long
-from training.data.loader import Decoder, UnreadableSample, build_dataloader, open_cell
+from training.data.loader import build_dataloader
+from training.data.reader import Decoder, UnreadableSample, open_cell
 from training.data.source import DataSettings, Kind, open_split
 from training.runtime.settings import SettingsError, at_least, setting
 

@@ -18,7 +18,8 @@ import modeling_simvq  # noqa: F401  (registers the models)
 from hub_cards.evaluation import Evaluation, metric_name
 from hub_cards.tokenizer_card import is_hub_id
 from training.codebook.usage import CodeCounter
-from training.data.loader import Decoder, build_dataloader, sample_counts
+from training.data.loader import build_dataloader, sample_counts
+from training.data.reader import Decoder
 from training.data.recordings import AudioDataConfig, decode_audio
 from training.data.source import open_split
 from training.evaluation.evaluated_data import (

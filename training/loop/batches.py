@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from torch.utils.data import DataLoader, IterableDataset
 
+from training.data.loader import Loader
+from training.data.stream_loader import StreamLoader
 from training.loop.settings import LoopSettings
 from training.runtime.settings import SettingsError
 
@@ -50,7 +51,7 @@ class Progress:
         self.layout = layout
 
 
-def count_steps(loader: DataLoader, settings: LoopSettings, processes: int) -> int:
+def count_steps(loader: Loader, settings: LoopSettings, processes: int) -> int:
     """Return the number of optimiser steps of a run.
 
     Args:
@@ -78,18 +79,17 @@ def count_steps(loader: DataLoader, settings: LoopSettings, processes: int) -> i
     return min(steps, settings.max_steps or steps)
 
 
-def data_layout(loader: DataLoader, settings: LoopSettings, processes: int) -> dict[str, int]:
+def data_layout(loader: Loader, settings: LoopSettings, processes: int) -> dict[str, int]:
     """Return what the order of the data depends on."""
     layout = {
         "seed": settings.seed,
         "batch_size": settings.batch_size,
         "processes": processes,
         "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "order": ORDER,
     }
-    if isinstance(loader.dataset, IterableDataset):  # its workers share it out
+    if isinstance(loader, StreamLoader):  # its workers share it out
         layout["num_workers"] = loader.num_workers
-    else:
-        layout["order"] = ORDER
     return layout
 
 
@@ -102,7 +102,7 @@ class TrainingBatches:
     """
 
     def __init__(
-        self, loader: DataLoader, accelerator: Accelerator, progress: Progress, total_steps: int
+        self, loader: Loader, accelerator: Accelerator, progress: Progress, total_steps: int
     ):
         self.loader, self.accelerator = loader, accelerator
         self.progress, self.total_steps = progress, total_steps
@@ -114,7 +114,7 @@ class TrainingBatches:
             loader = self.loader
             loader.set_epoch(progress.epoch)
             if progress.batches:
-                loader = self.accelerator.skip_first_batches(loader, progress.batches)
+                loader = rest_of_epoch(loader, self.accelerator, progress.epoch, progress.batches)
             # A new iterator draws a seed for its workers; a run that was not interrupted has fewer of them.
             with same_random_numbers():
                 iterator = iter(loader)
@@ -127,7 +127,7 @@ class TrainingBatches:
                 batch = self._next(iterator)
             if progress.batches == 0:
                 raise SettingsError(
-                    "the training set gave no batch: is batch_size too large for it?"
+                    "the training set gave no batch to some process: is batch_size too large for it?"
                 )
             progress.epoch += 1
             progress.batches = 0
@@ -143,6 +143,18 @@ class TrainingBatches:
         batch = next(batches, None)
         self._waited += time.perf_counter() - start
         return batch
+
+
+def rest_of_epoch(loader: Loader, accelerator: Accelerator, epoch: int, batches: int) -> Loader:
+    """Return what of an epoch lies behind so many batches.
+
+    Args:
+        loader: prepared, and set to the epoch.
+    """
+    if isinstance(loader, StreamLoader):
+        loader.skip(epoch, batches)
+        return loader
+    return accelerator.skip_first_batches(loader, batches)
 
 
 @contextmanager

@@ -38,6 +38,8 @@ logger = get_logger(__name__)
 SHARED_STATE = "run_state.pt"
 RANK_STATE = "rank_state_{}.pt"
 RANDOM_STATE = "random_states_{}.pkl"
+# State that a run can go on without: checkpoints of earlier versions lack it, and of what was not streamed.
+NOT_IN_OLD = ("stream",)
 
 
 class CheckpointError(UserError):
@@ -270,7 +272,8 @@ class CheckpointStore:
             accelerator.load_state(str(checkpoint))
         for things, states in ((self.shared, state), (self.per_rank, own)):
             for name, thing in things.items() if states is not None else ():
-                thing.load_state_dict(states[name])
+                if name in states or name not in NOT_IN_OLD:
+                    thing.load_state_dict(states[name])
 
     def _bytes(self, shared: dict[str, dict]) -> int:
         """Size of a checkpoint, without the few kilobytes around the tensors."""

@@ -6,8 +6,8 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
 
+from training.data.loader import Loader
 from training.loop.averaging import WeightAverage
 from training.loop.optimizers import make_optimizers
 from training.loop.recipe import Recipe
@@ -29,8 +29,8 @@ class Prepared:
     modules: dict[str, nn.Module]
     optimizers: dict[str, Optimizer]
     schedulers: list[LambdaLR]
-    train_loader: DataLoader
-    validation_loader: DataLoader | None
+    train_loader: Loader
+    validation_loader: Loader | None
 
 
 def set_modes(recipe: Recipe, settings: LoopSettings, accelerator: Accelerator) -> None:

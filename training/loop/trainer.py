@@ -6,6 +6,7 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from tqdm.auto import tqdm
 
+from training.data.stream_loader import StreamLoader
 from training.loop.averaging import WeightAverage
 from training.loop.batches import (
     Progress,
@@ -85,6 +86,8 @@ class Trainer:
         shared |= {f"companion_{number}": module for number, module in companions}
         per_rank = {"means": self.reports.means, "buffers": self.buffers}
         per_rank |= self.stepper.rank_states
+        if isinstance(self.batches.loader, StreamLoader):
+            per_rank["stream"] = self.batches.loader
         keep = self.settings.keep_checkpoints
         return CheckpointStore(self.accelerator, self.output_dir, keep, shared, per_rank, record)
 

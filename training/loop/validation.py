@@ -26,7 +26,8 @@ def measured_batches(
     """Measure the samples of all ranks, each once; tell codes too, and how many cannot be read.
 
     Args:
-        loader: prepared; batches have "valid", (B,) bool, false for samples that could not be read.
+        loader: prepared; batches have "valid", (B,) bool, false for samples that could not be read, or only
+            fill up the batch, and "unreadable", (B,) int64, 1 for the former.
         measure: maps a batch to figures, each (B, ...), and codes (B, ...).
 
     Yields:
@@ -37,11 +38,16 @@ def measured_batches(
         per_sample, codes = measure(batch)
         # gather_for_metrics drops the samples that fill up the last batch of all ranks.
         gathered = accelerator.gather_for_metrics(
-            {**per_sample, "codes": codes, "valid": batch["valid"]}
+            {
+                **per_sample,
+                "codes": codes,
+                "valid": batch["valid"],
+                "unreadable": batch["unreadable"],
+            }
         )
         valid = gathered.pop("valid")
         codes = gathered.pop("codes")[valid]
-        unreadable = int((~valid).sum())
+        unreadable = int(gathered.pop("unreadable").sum())
         yield {name: values[valid] for name, values in gathered.items()}, codes, unreadable
 
 
@@ -55,7 +61,8 @@ def each_once(
     is warned of at the end.
 
     Args:
-        loader: prepared; batches have "valid", (B,) bool, false for samples that could not be read.
+        loader: prepared; batches have "valid", (B,) bool, false for samples that could not be read, or only
+            fill up the batch, and "unreadable", (B,) int64, 1 for the former.
 
     Yields:
         A batch, and whether it counts: a rank that has nothing left of one gets a sample that does not, because
@@ -69,7 +76,7 @@ def each_once(
         # gather_for_metrics drops the samples that fill up the last batch of all ranks.
         real = torch.isin(own, accelerator.gather_for_metrics(own))
         kept = real & batch["valid"]
-        unreadable += (real & ~batch["valid"]).sum()
+        unreadable += batch["unreadable"][real].sum()
         counts = bool(kept.any())
         if not counts:
             kept = torch.arange(size, device=kept.device) == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 from torch import Tensor
 
-from training.data.loader import MOST_UNREADABLE_IN_A_ROW, UnreadableSample
+from training.data.reader import MOST_UNREADABLE_IN_A_ROW, UnreadableSample
 from training.tokenization.code_files import Record, RowDigests, write_code_file
 from training.tokenization.encoders import AudioTokens, ImageTokens, Variant
 

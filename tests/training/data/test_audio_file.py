@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from tests.training.support.recordings import RATE, broken_recordings, encoded, noise
-from training.data.loader import UnreadableSample
+from training.data.reader import UnreadableSample
 from training.data.recordings import decode_audio
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "data_audio"

@@ -13,7 +13,7 @@ from tests.training.support.dirty_files import _flac_declaring, recording, wav
 from tests.training.support.recordings import encoded, noise
 from training.data.audio_file import AudioFile
 from training.data.audio_pieces import _frame
-from training.data.loader import UnreadableSample
+from training.data.reader import UnreadableSample
 from training.data.recordings import decode_audio
 
 RATE = 24_000

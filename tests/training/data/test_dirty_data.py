@@ -40,7 +40,7 @@ from training.data.images import (
     decode_image,
     decode_pixels,
 )
-from training.data.loader import Decoder, UnreadableSample, _Reader
+from training.data.reader import Decoder, RowReader, UnreadableSample
 from training.data.recordings import decode_audio
 from training.runtime.settings import SettingsError
 
@@ -208,7 +208,7 @@ def test_tables_with_holes(streaming, tmp_path, caplog):
 def test_a_row_of_a_stream_without_its_column_is_skipped(tmp_path):
     """Of WebDataset archives and JSON lines rows may lack what the first row had."""
     decoder = Decoder("image", "pixel_values", (3, 16, 16), partial(decode_pixels, resolution=16))
-    reader = _Reader(ImageDataConfig(dataset="unused"), decoder)
+    reader = RowReader(ImageDataConfig(dataset="unused"), decoder)
     rows = [{"image": {"bytes": PICTURES["alpha.png"].content, "path": None}}, {"label": 1}]
     read = [reader.read(row, f"row {n}", None) is not None for n, row in enumerate(rows)]
     assert read == [True, False] and reader.named == {"row 1: no bytes and no path"}

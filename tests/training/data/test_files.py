@@ -16,7 +16,8 @@ from PIL import Image
 
 from training.data import left_out
 from training.data.images import ImageDataConfig, build_image_dataloader, decode_image
-from training.data.loader import Decoder, build_dataloader, open_cell, sample_counts
+from training.data.loader import build_dataloader, sample_counts
+from training.data.reader import Decoder, open_cell
 from training.data.recordings import AudioDataConfig, decode_audio
 from training.data.source import open_split, open_splits
 from training.runtime.settings import SettingsError
@@ -386,7 +387,7 @@ def test_numbers_are_told(tmp_path):
     data = config(tmp_path / "table.parquet", streaming=True)
     loader = build_image_dataloader(data, "train", batch_size=1, train=True, seed=0)
     assert sample_counts(data, {"training {}": loader}) == (
-        "training images streamed, length unknown"
+        "training images streamed from 1 shard(s), number unknown"
     )
 
 

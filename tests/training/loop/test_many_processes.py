@@ -34,6 +34,15 @@ def shade(level: int) -> bytes:
     return buffer.getvalue()
 
 
+def write_shards(folder: Path, shards: list[range]) -> None:
+    folder.mkdir()
+    for number, levels in enumerate(shards):
+        rows = [{"image": {"bytes": shade(level), "path": None}} for level in levels]
+        name = f"train-{number:05}-of-{len(shards):05}.parquet"
+        # One row group: the row groups of small sets of files count as shards.
+        datasets.Dataset.from_list(rows).to_parquet(str(folder / name))
+
+
 @pytest.fixture
 def ranks(tmp_path, monkeypatch) -> tuple[Path, list[dict]]:
     """Runs two_ranks.py: the folder of its files, and what each rank says."""
@@ -45,11 +54,8 @@ def ranks(tmp_path, monkeypatch) -> tuple[Path, list[dict]]:
     (tmp_path / "table").mkdir()
     rows = [{"image": {"bytes": shade(n), "path": None}} for n in range(PICTURES)]
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "table" / "train.parquet"))
-    (tmp_path / "shards").mkdir()
-    for shard in range(4):
-        rows = [{"image": {"bytes": shade(n), "path": None}} for n in range(shard, 12, 4)]
-        table = datasets.Dataset.from_list(rows)
-        table.to_parquet(str(tmp_path / "shards" / f"train-{shard:05}-of-00004.parquet"))
+    write_shards(tmp_path / "shards", [range(shard, 12, 4) for shard in range(4)])
+    write_shards(tmp_path / "five", [range(3 * shard, 3 * shard + 3) for shard in range(5)])
     script = str(Path(two_ranks.__file__))
     done = launch(script, tmp_path, launcher=TWO_RANKS)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -157,9 +163,19 @@ def check_communication(sent: dict) -> None:
 
 
 def check_samples(ranks: list[dict], folder: Path) -> None:
-    """Ranks get the batches of one process in turn, so that none comes twice, and validate each sample once."""
+    """Ranks get the batches of one process in turn, of a stream rows of their own; each row is validated once."""
+    rows = {"table": PICTURES, "shards": 12, "five": 15}
     for name, (source, *how) in two_ranks.SOURCES.items():
-        if how[2]:  # training
+        if how[0]:  # streamed
+            batches = [rank[name] for rank in ranks]
+            if not how[2]:
+                for found in batches:
+                    assert sorted(sum(found, [])) == list(range(rows[source])), name
+                continue
+            first, second = (sum(found, []) for found in batches)
+            assert len(first) == len(second) == rows[source] // 4 * 2, name  # batches of 2
+            assert len(set(first + second)) == len(first + second), name
+        elif how[2]:  # training
             one_process()
             alone = two_ranks.samples(folder / source, *how)
             rounds = len(alone) // two_ranks.RANKS
@@ -174,6 +190,7 @@ def check_samples(ranks: list[dict], folder: Path) -> None:
                     range(PICTURES)
                 ), name
     assert ranks[0]["whole"] != ranks[0]["whole, next epoch"]
+    assert ranks[0]["stream of one shard"] != ranks[0]["stream, next epoch"]
 
 
 @pytest.mark.parametrize("name", ["one_gpu", "eight_gpus", "multi_node", "fsdp"])

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from training.data.images import ImageDataConfig
-from training.data.loader import Decoder, SampleDataset
+from training.data.loader import SampleDataset
+from training.data.reader import Decoder
 from training.loop.settings import LoopSettings
 from training.recipes.run import make_accelerator
 from training.runtime import shared_folder

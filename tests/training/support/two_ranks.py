@@ -62,9 +62,14 @@ SOURCES = {
     "whole": ("pictures", False, 2, True, 0),
     "whole, next epoch": ("pictures", False, 0, True, 1),
     "stream of one shard": ("table", True, 0, True, 0),
+    "stream, next epoch": ("table", True, 0, True, 1),
     "stream of four shards": ("shards", True, 2, True, 0),
     "validation": ("pictures", False, 0, False, 0),
     "validation of a stream": ("table", True, 0, False, 0),
+    "validation of a stream by workers": ("shards", True, 2, False, 0),
+    # Two whole shards for the first worker of each rank, and one shard that all of them share.
+    "stream of five shards": ("five", True, 2, True, 0),
+    "validation of five shards": ("five", True, 2, False, 0),
 }
 
 

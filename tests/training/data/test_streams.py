@@ -1,0 +1,236 @@
+"""Streams by parts: every row once, any order found again from anywhere, whatever the source."""
+
+import json
+import multiprocessing
+import tarfile
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.training.data.test_sources import config, found, own_datasets, shade, table  # noqa: F401
+from training.data.images import build_image_dataloader
+from training.data.loader import first_batch
+from training.data.source import open_split
+from training.data.stream import BlockShuffle, PartRows
+from training.data.stream_loader import StreamLoader
+
+ROWS = 23
+
+
+def numbers(shards: list[list[int]]):
+    for shard in shards:
+        for number in shard:
+            yield {"number": number}
+
+
+def stream_of(sizes: list[int]) -> datasets.IterableDataset:
+    """A stream of 0, 1, 2, ... in shards of these sizes."""
+    rows = iter(range(sum(sizes)))
+    shards = [list(islice(rows, size)) for size in sizes]
+    return datasets.IterableDataset.from_generator(numbers, gen_kwargs={"shards": shards})
+
+
+def parquet(folder: Path) -> Path:
+    folder.mkdir()
+    for name, rows in (("a", range(10)), ("b", range(10, ROWS))):
+        part = table([shade(i) for i in rows])
+        part.to_parquet(folder / f"{name}.parquet", batch_size=4)
+    return folder
+
+
+def saved(folder: Path) -> Path:
+    table([shade(i) for i in range(ROWS)]).save_to_disk(folder, num_shards=3)
+    return folder
+
+
+def lines(folder: Path) -> Path:
+    folder.mkdir()
+    for i in range(ROWS):
+        (folder / f"{i}.png").write_bytes(shade(i))
+    rows = [json.dumps({"image": f"{i}.png"}) for i in range(ROWS)]
+    (folder / "rows.jsonl").write_text("\n".join(rows))
+    return folder / "rows.jsonl"
+
+
+def csv(folder: Path) -> Path:
+    lines(folder)
+    (folder / "rows.csv").write_text("\n".join(["image", *(f"{i}.png" for i in range(ROWS))]))
+    return folder / "rows.csv"
+
+
+def tars(folder: Path) -> Path:
+    folder.mkdir()
+    for shard in range(3):
+        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
+            for i in range(shard, ROWS, 3):
+                info = tarfile.TarInfo(f"{i:03}.png")
+                info.size = len(shade(i))
+                tar.addfile(info, BytesIO(shade(i)))
+    return folder
+
+
+SOURCES = (parquet, saved, lines, csv, tars)
+
+
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=9),
+    st.integers(1, 7),
+    st.none() | st.integers(1, 20),
+)
+@settings(max_examples=60, deadline=None)
+def test_parts_share_out_every_row_once(sizes, parts, limit):
+    source = stream_of(sizes)
+    order = list(range(len(sizes)))[::-1]
+    shares = [
+        [row["number"] for row in PartRows(source, order, part, parts, limit).read()]
+        for part in range(parts)
+    ]
+    total = min(sum(sizes), limit or sum(sizes))
+    assert sorted(sum(shares, [])) == list(range(total))
+    if limit is not None or len(sizes) < parts:  # shared out by rows
+        bound = 1 if limit is not None else len(sizes)
+        assert max(map(len, shares)) - min(map(len, shares)) <= bound
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_rows_go_on_from_any_mark(source, parts, tmp_path):
+    stream = open_split(config(source(tmp_path / "data"), streaming=True), "train").reshard()
+    order = list(range(stream.num_shards))
+
+    def rows() -> PartRows:
+        return PartRows(stream, order, 0, parts)
+
+    reader, marks, whole = rows(), [], []
+    for row in reader.read():
+        whole.append(row["image"])
+        marks.append(json.loads(json.dumps(reader.mark())))  # as a checkpoint holds it
+    assert len(whole) >= ROWS // parts
+    for done, mark in enumerate(marks, 1):
+        assert [row["image"] for row in rows().read(mark)] == whole[done:], done
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.integers(1, 12), st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_shuffle_begins_anywhere_and_reads_two_blocks_for_it(sizes, block, data):
+    source = stream_of(sizes)
+
+    def shuffle(place=None) -> BlockShuffle:
+        return BlockShuffle(PartRows(source, list(range(len(sizes))), 0, 1), block, 7, place)
+
+    whole, places, shuffled = [], [None], shuffle()
+    for number, row in shuffled:
+        assert number == len(whole)
+        whole.append(row["number"])
+        places.append(shuffled.place)
+    assert sorted(whole) == list(range(sum(sizes)))
+    for number, row in enumerate(whole):
+        assert row // block == number // block  # a row stays in its block
+    done = data.draw(st.integers(0, len(whole)))
+    resumed = shuffle(places[done])
+    passed = 0
+    read = resumed.rows.read
+
+    def counted(mark=None):
+        nonlocal passed
+        for row in read(mark):
+            passed += 1
+            yield row
+
+    resumed.rows.read = counted
+    rest = iter(resumed)
+    first = next(rest, None)
+    assert passed <= 2 * block + 1
+    assert ([first] if first else []) + list(rest) == [
+        (number, {"number": row}) for number, row in enumerate(whole) if number >= done
+    ]
+
+
+def loader_of(path: Path, epoch: int = 0, **options) -> StreamLoader:
+    cfg = config(path, streaming=True, **options)
+    loader = build_image_dataloader(cfg, "train", batch_size=4, train=True, seed=3)
+    loader.set_epoch(epoch)
+    return loader
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_resume_gives_the_very_batches_and_so_does_the_next(source, tmp_path):
+    path = source(tmp_path / "data")
+    loader, states, whole = loader_of(path, epoch=1), [], []
+    for batch in loader:
+        whole.append(batch["pixel_values"])
+        states.append(loader.state_dict())
+    assert len(whole) == ROWS // 4
+    resumed = loader_of(path, epoch=1)
+    resumed.load_state_dict(states[1])
+    resumed.skip(1, 2)
+    batches = iter(resumed)
+    assert torch.equal(next(batches)["pixel_values"], whole[2])
+    again = loader_of(path, epoch=1)
+    again.load_state_dict(resumed.state_dict())
+    again.skip(1, 3)
+    rest = [batch["pixel_values"] for batch in again]
+    assert torch.equal(torch.cat(rest), torch.cat(whole[3:]))
+    again.set_epoch(2)
+    whole_epoch = [batch["pixel_values"] for batch in again]
+    assert torch.equal(
+        torch.cat(whole_epoch),
+        torch.cat([batch["pixel_values"] for batch in loader_of(path, epoch=2)]),
+    )
+
+
+@pytest.mark.slow
+def test_workers_share_the_rows_and_put_their_last_ones_together(tmp_path):
+    path = parquet(tmp_path / "data")
+    loader, states, whole = loader_of(path, num_workers=3), [], []
+    for batch in loader:
+        whole.append(found([batch]))
+        states.append(loader.state_dict())
+    seen = sum(whole, [])
+    assert len(whole) == ROWS // 4 and len(set(seen)) == len(seen)  # 23 rows: 8, 8 and 7
+    for done in range(1, len(whole)):
+        resumed = loader_of(path, num_workers=3)
+        resumed.load_state_dict(states[done - 1])
+        resumed.skip(0, done)
+        assert [found([batch]) for batch in resumed] == whole[done:], done
+
+
+def test_a_state_of_other_workers_is_read_up_to(tmp_path, caplog):
+    path = parquet(tmp_path / "data")
+    whole = [found([batch]) for batch in loader_of(path)]
+    loader = loader_of(path)
+    next(iter(loader))
+    other = loader_of(path, shuffle_buffer=9)
+    other.load_state_dict(loader.state_dict())
+    with caplog.at_level("INFO"):
+        other.skip(0, 1)
+    assert "read again up to batch 1" in caplog.text
+    unlike = [found([batch]) for batch in loader_of(path, shuffle_buffer=9)]
+    assert [found([batch]) for batch in other] == unlike[1:]
+    again = loader_of(path)
+    again.skip(0, 2)  # a checkpoint without any state of the stream
+    assert [found([batch]) for batch in again] == whole[2:]
+
+
+def test_validation_keeps_order_and_the_last_samples(tmp_path):
+    cfg = config(parquet(tmp_path / "data"), streaming=True)
+    loader = build_image_dataloader(cfg, "train", batch_size=4, train=False, seed=0)
+    assert found(loader) == found(loader) == list(range(ROWS))
+
+
+@pytest.mark.slow
+def test_a_first_look_leaves_no_workers_behind_and_changes_nothing(tmp_path):
+    loader = loader_of(parquet(tmp_path / "data"), num_workers=2)
+    first = first_batch(loader)["pixel_values"]
+    assert not multiprocessing.active_children()
+    assert torch.equal(next(iter(loader))["pixel_values"], first)
+
+
+def test_few_files_are_read_by_row_groups(tmp_path):
+    assert loader_of(parquet(tmp_path / "data")).dataset.source.num_shards == 7  # 10 and 13 by 4
