@@ -163,7 +163,7 @@ def check_communication(sent: dict) -> None:
 
 
 def check_samples(ranks: list[dict], folder: Path) -> None:
-    """Ranks get the batches of one process in turn, of a stream rows of their own; each row is validated once."""
+    """Ranks get the batches of one process in turn, of a stream rows of their own; each is validated once."""
     rows = {"table": PICTURES, "shards": 12, "five": 15}
     for name, (source, *how) in two_ranks.SOURCES.items():
         if how[0]:  # streamed
