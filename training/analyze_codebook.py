@@ -31,7 +31,7 @@ from modeling_simvq.nearest_code import nearest_code
 from training.codebook.figures import CodebookFindings, write_results
 from training.codebook.spectra import spectra, spectrum
 from training.codebook.usage import CodeCounter, latent_statistics
-from training.data.images import build_image_dataloader
+from training.data.images import build_image_dataloader, to_values
 from training.data.loader import sample_counts
 from training.data.recordings import AudioDataConfig, build_audio_dataloader
 from training.data.source import DataSettings
@@ -133,7 +133,7 @@ def encode_all(
     sample = TokenSample(SAMPLED_TOKENS, model.config.codebook_dim)
 
     def measure(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        encoded = model.encode(batch[model.main_input_name], return_dict=True)
+        encoded = model.encode(to_values(batch[model.main_input_name]), return_dict=True)
         return {"latents": encoded.latents}, encoded[
             0
         ]  # the codes, whatever the modality calls them

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from training.data.images import ImageDataConfig, build_image_dataloader
+from training.data.images import ImageDataConfig, build_image_dataloader, to_values
 from training.data.loader import sample_counts
 from training.runtime.console import command
 from training.runtime.settings import SettingsError, at_least, setting
@@ -122,7 +122,8 @@ def collect(
     found, count = [], 0
     with tqdm(total=size, desc="features", unit="patch") as bar:
         for batch in loader:
-            patches = features(batch["pixel_values"][batch["valid"]].to(device)).float().cpu()
+            values = to_values(batch["pixel_values"][batch["valid"]].to(device))
+            patches = features(values).float().cpu()
             for one in patches:
                 chosen = torch.randperm(len(one), generator=generator)[:PATCHES_PER_PICTURE]
                 found.append(one[chosen])

@@ -44,7 +44,11 @@ def batches(count: int = 10, size: int = 4) -> list[dict]:
     coarse = torch.rand(count, 3, 8, 8, generator=generator) * 1.2 - 0.6
     pixels = nn.functional.interpolate(coarse, size=32, mode="bilinear")
     return [
-        {"pixel_values": some, "valid": torch.ones(len(some), dtype=torch.bool)}
+        {
+            "pixel_values": some,
+            "valid": torch.ones(len(some), dtype=torch.bool),
+            "unreadable": torch.zeros(len(some), dtype=torch.int64),
+        }
         for some in pixels.split(size)
     ]
 

@@ -20,9 +20,6 @@ from training.data.reader import Decoder, UnreadableSample, open_cell
 from training.data.source import DataSettings, Kind, open_split
 from training.runtime.settings import at_least, setting
 
-# x / 127.5 - 1 of every byte, rounded to float32 once, as the original's numpy does it.
-LEVELS = torch.from_numpy((np.arange(256) / 127.5 - 1.0).astype(np.float32))
-
 # Only these parsers see a file: Pillow would hand PostScript to Ghostscript, for one.
 Image.init()
 PICTURE_FORMATS = {
@@ -116,7 +113,7 @@ def _picture(file: BinaryIO) -> Image.Image:
 def decode_pixels(
     cell: dict | None, name: str, generator: torch.Generator | None, resolution: int
 ) -> Tensor:
-    """A cell of an image column to (3, R, R): decode_image and image_to_pixels, errors named."""
+    """A cell of an image column to (3, R, R) uint8: decode_image and a crop as of image_to_pixels."""
     return decode_crops(cell, name, [generator], resolution)[0]
 
 
@@ -140,7 +137,16 @@ def image_to_pixels(
     Raises:
         UnreadableImage: if the image is so elongated that resizing it would exceed Pillow's pixel limit.
     """
-    return _cropped(_resized(image, resolution), resolution, generator)
+    return to_values(_cropped(_resized(image, resolution), resolution, generator))
+
+
+def to_values(pixels: Tensor) -> Tensor:
+    """Bytes to what models take, x / 127.5 - 1 in float32, on whatever device they are; other values stay.
+
+    Images travel as bytes, in a quarter of the memory. The value of each is what the original's numpy makes of
+    it in float64, rounded to float32 once: 2 x - 255 is whole.
+    """
+    return (pixels.float() * 2 - 255) / 255 if pixels.dtype == torch.uint8 else pixels
 
 
 def _resized(image: Image.Image, resolution: int) -> Image.Image:
@@ -159,19 +165,24 @@ def _cropped(image: Image.Image, resolution: int, generator: torch.Generator | N
             for side in (image.height, image.width)
         )
         image = transforms.crop(image, top, left, resolution, resolution)
-    return LEVELS[torch.from_numpy(np.array(image)).permute(2, 0, 1).long()].contiguous()
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def build_image_dataloader(
     config: ImageDataConfig, split: str, *, batch_size: int, train: bool, seed: int
 ) -> DataLoader:
-    """Open a split and batch it: {"pixel_values": (B, 3, R, R) in [-1, 1], "valid": (B,), "unreadable": (B,)}.
+    """Open a split and batch it: {"pixel_values": (B, 3, R, R) uint8, "valid": (B,), "unreadable": (B,)}.
 
-    See build_dataloader: random crops in training, centre crops in validation.
+    `to_values` makes of them what models take. See build_dataloader: random crops in training, centre crops in
+    validation.
     """
     side = config.resolution
     decoder = Decoder(
-        config.column, "pixel_values", (3, side, side), partial(decode_pixels, resolution=side)
+        config.column,
+        "pixel_values",
+        (3, side, side),
+        partial(decode_pixels, resolution=side),
+        torch.uint8,
     )
     source = open_split(config, split)
     return build_dataloader(

@@ -40,12 +40,14 @@ class Decoder:
         shape: their shape; all are alike.
         decode: cell, name of the cell and generator of the random crop (None takes the middle) to a sample;
             raises UnreadableSample. It must be picklable.
+        dtype: of the samples.
     """
 
     column: str
     key: str
     shape: tuple[int, ...]
     decode: Callable[[dict | None, str, torch.Generator | None], Tensor]
+    dtype: torch.dtype = torch.float32
 
     def read(self, row: dict, name: str, generator: torch.Generator | None) -> dict[str, Tensor]:
         """Return what a row gives to a batch."""
@@ -53,7 +55,7 @@ class Decoder:
 
     def blank(self) -> dict[str, Tensor]:
         """Return what stands in the place of an unreadable row."""
-        return {self.key: torch.zeros(self.shape)}
+        return {self.key: torch.zeros(self.shape, dtype=self.dtype)}
 
 
 @contextmanager

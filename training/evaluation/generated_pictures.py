@@ -18,6 +18,7 @@ from training.data.images import (
     build_image_dataloader,
     decode_image,
     image_to_pixels,
+    to_values,
 )
 from training.data.source import open_split
 from training.runtime.settings import SettingsError
@@ -48,7 +49,8 @@ class _Indices(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"index": torch.tensor(index), "valid": torch.tensor(index < self.count)}
+        counts = torch.tensor(index < self.count)
+        return {"index": torch.tensor(index), "valid": counts, "unreadable": torch.tensor(0)}
 
 
 class _Labelled(Dataset):
@@ -146,7 +148,7 @@ def from_files(
 
     def pixels(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         none = torch.full_like(batch["unreadable"], -1)
-        return batch["pixel_values"], batch.get("label", none)
+        return to_values(batch["pixel_values"]), batch.get("label", none)
 
     if len(loader.dataset) < count:
         logging.info(f"{source} has {len(loader.dataset):,} images, {count:,} are asked for")

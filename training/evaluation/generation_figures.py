@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from training.data.images import to_values
 from training.evaluation.generated_pictures import Generated
 from training.evaluation.report import (
     Findings,
@@ -126,7 +127,7 @@ def evaluate(
         taken.keep(figures, neighbours)
 
     def plain(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return batch["pixel_values"], batch["unreadable"]
+        return to_values(batch["pixel_values"]), batch["unreadable"]
 
     held_out, train = _Taken(), _Taken()
     if real.held_out is not None:

@@ -12,7 +12,7 @@ from hub_cards.evaluation import Evaluation
 from hub_cards.tokenizer_card import is_hub_id
 from training.codebook.usage import CodeCounter
 from training.data.image_sizes import LPIPS, SSIM, check_resolution
-from training.data.images import ImageDataConfig, build_image_dataloader
+from training.data.images import ImageDataConfig, build_image_dataloader, to_values
 from training.data.loader import sample_counts
 from training.evaluation.evaluated_data import (
     at_trained_resolution,
@@ -119,7 +119,7 @@ def evaluate(
     fid = frechet_distance(accelerator.device) if inception is not None else None
 
     def measure(batch: dict[str, Tensor]):
-        pixels = batch["pixel_values"]
+        pixels = to_values(batch["pixel_values"])
         output = model(pixels)
         decoded = output.pixel_values.clamp(-1, 1)
         figures = image_figures(pixels, decoded)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from sklearn.cluster import MiniBatchKMeans
 
 from modeling_simvq import SimVQImageModel
-from training.data.images import build_image_dataloader
+from training.data.images import build_image_dataloader, to_values
 from training.experiments.bars import draw_bars
 from training.experiments.report import table, write
 from training.experiments.runs import Plan, parse_plan, run_all
@@ -41,7 +41,7 @@ def save_kmeans(plan: Plan, size: int) -> str:
     data = groups["data"]
     data.max_validation_samples = 4096
     loader = build_image_dataloader(data, data.train_split, batch_size=64, train=False, seed=0)
-    latents = torch.cat([model.encoder(batch["pixel_values"]) for batch in loader])
+    latents = torch.cat([model.encoder(to_values(batch["pixel_values"])) for batch in loader])
     rows = latents.movedim(1, -1).flatten(0, 2)
     means = MiniBatchKMeans(
         size, init="random", n_init=1, batch_size=8192, max_iter=3, random_state=plan.seeds[0]

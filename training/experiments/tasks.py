@@ -50,7 +50,7 @@ def _train(settings: dict, task: str, build_recipe: Callable):
 
 
 def _images(settings: dict) -> dict[str, float]:
-    from training.data.images import build_image_dataloader
+    from training.data.images import build_image_dataloader, to_values
     from training.evaluation.image import evaluate
     from training.losses.perceptual import load_lpips
     from training.recipes.image import build_image_recipe
@@ -74,7 +74,8 @@ def _images(settings: dict) -> dict[str, float]:
         counter = CodeCounter(model.config.codebook_size, accelerator.device)
         for batch in pictures(data.train_split, enough):
             if batch["valid"].any():
-                counter.update(model.encode(batch["pixel_values"][batch["valid"]]).image_codes)
+                values = to_values(batch["pixel_values"][batch["valid"]])
+                counter.update(model.encode(values).image_codes)
     return metrics | _training_usage(counter.read(accelerator))
 
 

@@ -76,7 +76,7 @@ def each_once(
         # gather_for_metrics drops the samples that fill up the last batch of all ranks.
         real = torch.isin(own, accelerator.gather_for_metrics(own))
         kept = real & batch["valid"]
-        unreadable += batch["unreadable"][real].sum()
+        unreadable += (batch["unreadable"] * real).sum()
         counts = bool(kept.any())
         if not counts:
             kept = torch.arange(size, device=kept.device) == 0

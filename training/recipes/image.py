@@ -18,7 +18,7 @@ from training.data.image_sizes import (
     smallest_for_discriminator,
     trained_resolution,
 )
-from training.data.images import ImageDataConfig, build_image_dataloader
+from training.data.images import ImageDataConfig, build_image_dataloader, to_values
 from training.loop.recipe import Validation
 from training.loop.validation import run_validation
 from training.losses.image import ImageLoss
@@ -152,7 +152,7 @@ class ImageRecipe(TokenizerRecipe):
         self.resolution = resolution
 
     def inputs(self, batch: dict[str, Tensor]) -> Tensor:
-        return fast_math.laid_out(batch["pixel_values"])
+        return fast_math.laid_out(to_values(batch["pixel_values"]))
 
     def reconstruction(self, output) -> Tensor:
         return output.pixel_values

@@ -88,7 +88,7 @@ def make_accelerator(settings: LoopSettings, may_shard: bool = False) -> Acceler
         project_config=ProjectConfiguration(settings.output_dir, settings.output_dir),
         # Resuming gives the same order of samples only with this sampler.
         dataloader_config=DataLoaderConfiguration(
-            use_seedable_sampler=True, data_seed=settings.seed
+            use_seedable_sampler=True, data_seed=settings.seed, non_blocking=True
         ),
         step_scheduler_with_optimizer=False,
         # The discriminator runs twice before its backward pass, and a broadcast of its batch-norm

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hub_cards.dataset_card import code_type
-from training.data.images import ImageDataConfig, decode_crops
+from training.data.images import ImageDataConfig, decode_crops, to_values
 from training.data.recordings import AudioDataConfig, decode_audio
 from training.runtime.settings import SettingsError
 
@@ -54,7 +54,7 @@ class ImageTokens:
         self.feature = datasets.List(datasets.List(value, length=side), length=side)
 
     def decode(self, cell: dict, row: int, variants: list[Variant]) -> list[Tensor]:
-        """A cell to pixels (3, R, R) of each variant; the file is decoded once. Raises UnreadableSample."""
+        """A cell to (3, R, R) uint8 of each variant; the file is decoded once. Raises UnreadableSample."""
         crops = {variant.crop: self._generator(row, variant.crop) for variant in variants}
         decoded = decode_crops(cell, f"row {row}", list(crops.values()), self.resolution)
         pixels = dict(zip(crops, decoded, strict=True))
@@ -69,7 +69,7 @@ class ImageTokens:
     @torch.inference_mode()
     def encode(self, samples: list[Tensor]) -> list[np.ndarray]:
         """Codes (h, w) of each image."""
-        pixels = torch.stack(samples).to(self.model.device)
+        pixels = to_values(torch.stack(samples).to(self.model.device))
         return list(self.model.encode(pixels).image_codes.cpu().numpy())
 
 

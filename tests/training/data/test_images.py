@@ -16,6 +16,7 @@ from training.data.images import (
     build_image_dataloader,
     decode_image,
     image_to_pixels,
+    to_values,
 )
 from training.data.source import open_split
 from training.runtime.settings import SettingsError
@@ -202,3 +203,11 @@ def test_training_order_follows_the_seed(folder):
 
     assert torch.equal(first(3), first(3))
     assert not torch.equal(first(3), first(4))
+
+
+def test_values_of_bytes_are_those_of_the_original():
+    levels = torch.arange(256, dtype=torch.uint8)
+    wanted = (np.arange(256) / 127.5 - 1.0).astype(np.float32)
+    assert torch.equal(to_values(levels), torch.from_numpy(wanted))
+    values = torch.rand(3)
+    assert to_values(values) is values  # they are no bytes any more

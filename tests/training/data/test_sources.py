@@ -60,7 +60,7 @@ def shades(count: int, broken: tuple[int, ...] = ()) -> dict[str, bytes]:
 
 def found(batches) -> list[int]:
     """The greys in batches."""
-    return [round((float(p.mean()) + 1) * 127.5) for b in batches for p in b["pixel_values"]]
+    return [round(float(p.float().mean())) for b in batches for p in b["pixel_values"]]
 
 
 def write_folder(folder: Path, files: dict[str, bytes]) -> Path:

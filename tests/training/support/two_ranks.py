@@ -221,7 +221,7 @@ def samples(folder: Path, streaming: bool, workers: int, train: bool, epoch: int
     loader.set_epoch(epoch)
 
     def level(batch: dict) -> Tensor:
-        return ((batch["pixel_values"].mean(dim=(1, 2, 3)) + 1) * 127.5).round()
+        return batch["pixel_values"].float().mean(dim=(1, 2, 3)).round()
 
     if train:
         return [level(batch).tolist() for batch in loader]
