@@ -76,7 +76,9 @@ class DataSettings:
     streaming: bool = setting(
         False, "read tables and archives while training instead of storing them first"
     )
-    shuffle_buffer: int = setting(10_000, "samples to shuffle among when streaming")
+    shuffle_buffer: int = setting(
+        10_000, "samples to shuffle among when streaming, of all workers of a process"
+    )
     num_workers: int = setting(2, "processes that decode, per training process")
     max_train_samples: int | None = setting(None, "use only the first so many samples")
     max_validation_samples: int | None = setting(None, "validate on only the first so many")

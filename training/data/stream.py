@@ -112,7 +112,7 @@ class BlockShuffle:
 
 @dataclass(frozen=True)
 class Start:
-    """Where in an epoch a stream begins, if not at its beginning.
+    """Place in an epoch at which a stream begins, if not at its beginning.
 
     Attributes:
         epoch: that it is about.
