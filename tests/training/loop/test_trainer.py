@@ -149,7 +149,10 @@ def test_validation_counts_no_picture_twice_and_no_broken_one(make_trainer):
     class WithBroken(type(broken)):
         def __getitem__(self, index):
             sample = original(self, index)
-            return sample | {"valid": torch.tensor(index != 1)}
+            return sample | {
+                "valid": torch.tensor(index != 1),
+                "unreadable": torch.tensor(int(index == 1)),
+            }
 
     broken.__class__ = WithBroken
     kept = [0, 2, 3, 4, 5]

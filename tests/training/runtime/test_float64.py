@@ -111,6 +111,7 @@ def test_the_validation_of_a_generator(accelerator):
     def figures(on):
         recipe = GeneratorRecipe(None, None, None, None, None, SampleSettings())
         batch = {"audio_codes": mask, "audio_codes_mask": mask, "valid": torch.ones(2) > 0}
+        batch["unreadable"] = torch.zeros(2, dtype=torch.int64)
         loss = on(torch.tensor(1.25))
         here = SimpleNamespace(
             device=loss.device,
