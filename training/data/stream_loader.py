@@ -26,10 +26,10 @@ class StreamLoader(DataLoaderStateMixin):
 
     In training all ranks end an epoch when the first of them has no full batch left; what others still have is
     left out of this epoch. In validation they go on until all are done, and those that are done before get
-    blanks, marked invalid. Batches are on Accelerate's device, if there is one.
+    blanks, marked invalid. Batches are on Accelerate's device then, as those of a loader that it prepares.
 
     Args:
-        together: whether ranks end together; otherwise each gets what it has.
+        together: whether ranks go through batches together; otherwise each gets what it has, on the CPU.
     """
 
     def __init__(self, dataset: SampleStream, together: bool):
@@ -79,7 +79,7 @@ class StreamLoader(DataLoaderStateMixin):
             more = self._agreed(current is not None)
             while more:
                 batch, state = current or (self._filler(), self._state)
-                if is_initialized():
+                if self.together and is_initialized():
                     batch = send_to_device(batch, AcceleratorState().device, non_blocking=True)
                 # Whether this is the last one has to be known with it: gradients are not accumulated beyond.
                 current = next(batches, None)
