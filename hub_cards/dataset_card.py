@@ -6,14 +6,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
 from huggingface_hub import DatasetCard, DatasetCardData
+from tqdm.auto import tqdm
 
 from hub_cards.hub_commit import commit_files, full_name
 from hub_cards.tokenizer_card import HUB_ID, PROJECT_TAGS, in_code, load_templates
 
 CODE_COLUMNS = ("image_codes", "audio_codes")
 SHARD_BYTES = 500_000_000
+CHECKED_ROWS = 10_000  # at a time
 
 
 def code_type(codebook_size: int) -> str:
@@ -120,18 +125,87 @@ def push_tokens(
     first = next(iter(splits.values()))
     sizes = {name: rows.num_rows for name, rows in splits.items()}
     repo_id = full_name(repo_id)
-    options = {"codebook_size": codebook_size, "source": source, "license": license}
     with tempfile.TemporaryDirectory(prefix="simvq-tokens-") as made:
         shards = {
             name: _write_shards(_narrowed(rows, codebook_size), name, Path(made))
             for name, rows in splits.items()
         }
-        # Each file by its name: others in the folder, which may be anyone's, are not among the rows.
-        options["files"] = {name: list(paths) for name, paths in shards.items()}
-        options["digest"] = content_digest(p for paths in shards.values() for p in paths.values())
-        card = make_dataset_card(repo_id, tokenizer, sizes, first.column_names, **options)
-        (Path(made) / "README.md").write_text(str(card))
+        return _commit(
+            shards,
+            repo_id,
+            tokenizer,
+            sizes,
+            first.column_names,
+            private,
+            codebook_size=codebook_size,
+            source=source,
+            license=license,
+        )
+
+
+def push_code_files(
+    files: dict[str, list[Path]],
+    repo_id: str,
+    tokenizer: str,
+    *,
+    codebook_size: int,
+    source: str | None = None,
+    license: str | None = None,
+    private: bool | None = None,
+) -> str:
+    """Publish files of codes that tokenize_dataset wrote, as they are, in one commit: nothing is copied.
+
+    Args:
+        files: split to its Parquet files, whose codes have the type code_type.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        ValueError: as of push_tokens, or if there is no file.
+        HubError: as of commit_files.
+    """
+    names: list[str] = []
+    sizes = dict.fromkeys(files, 0)
+    paths = [(split, path) for split, some in files.items() for path in some]
+    for split, path in tqdm(paths, desc="checking the codes", unit="file", leave=False):
+        with pq.ParquetFile(path) as table:
+            names = table.schema_arrow.names
+            columns = [name for name in CODE_COLUMNS if name in names]
+            for batch in table.iter_batches(CHECKED_ROWS, columns=columns):
+                sizes[split] += batch.num_rows
+                for name in columns:
+                    _check_codes(batch.column(name), name, codebook_size)
+    shards = {split: {f"data/{path.name}": path for path in some} for split, some in files.items()}
+    return _commit(
+        shards,
+        full_name(repo_id),
+        tokenizer,
+        sizes,
+        names,
+        private,
+        codebook_size=codebook_size,
+        source=source,
+        license=license,
+    )
+
+
+def _commit(
+    shards: dict[str, dict[str, Path]],
+    repo_id: str,
+    tokenizer: str,
+    sizes: dict[str, int],
+    columns: list[str],
+    private: bool | None,
+    **options,
+) -> str:
+    """Commit a card, which names each file: others there, which may be anyone's, are not among the rows."""
+    options["files"] = {name: list(paths) for name, paths in shards.items()}
+    options["digest"] = content_digest(p for paths in shards.values() for p in paths.values())
+    card = make_dataset_card(repo_id, tokenizer, sizes, columns, **options)
+    with tempfile.TemporaryDirectory(prefix="simvq-card-") as made:
         files = {"README.md": Path(made) / "README.md"}
+        files["README.md"].write_text(str(card))
         for paths in shards.values():
             files |= paths
         return commit_files(
@@ -144,18 +218,27 @@ def push_tokens(
         )
 
 
+def _check_codes(codes: pa.Array, name: str, codebook_size: int) -> None:
+    """Raise ValueError if a code, in lists of any depth, is none of the tokenizer's."""
+    while not pa.types.is_integer(codes.type):
+        if not hasattr(codes, "flatten"):
+            raise ValueError(f"{name} holds {codes.type}; codes are whole numbers")
+        codes = codes.flatten()
+    found = pc.min_max(codes).as_py()
+    if len(codes) and not 0 <= (found["min"] or 0) <= (found["max"] or 0) < codebook_size:
+        wrong = found["min"] if found["min"] < 0 else found["max"]
+        raise ValueError(
+            f"{name} holds {wrong}; codes of this tokenizer are 0 to {codebook_size - 1}"
+        )
+
+
 def _narrowed(rows: Dataset, codebook_size: int) -> Dataset:
     """The same rows with codes of the smallest type, each checked."""
     columns = [name for name in CODE_COLUMNS if name in rows.column_names]
-    for batch in rows.select_columns(columns).with_format("numpy").iter(1000):
+    for batch in rows.select_columns(columns).with_format("arrow").iter(CHECKED_ROWS):
         for name in columns:
-            for codes in batch[name]:
-                codes = np.asarray(codes)
-                if codes.size and not 0 <= codes.min() <= codes.max() < codebook_size:
-                    wrong = codes.min() if codes.min() < 0 else codes.max()
-                    raise ValueError(
-                        f"{name} holds {wrong}; codes of this tokenizer are 0 to {codebook_size - 1}"
-                    )
+            for chunk in batch.column(name).chunks:
+                _check_codes(chunk, name, codebook_size)
 
     def narrow(feature):
         if isinstance(feature, List):

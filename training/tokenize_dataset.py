@@ -10,11 +10,12 @@ rows too that were added at the end of the dataset since, and classes behind the
 done or their classes have changed, it refuses.
 """
 
+import itertools
 import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +30,11 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel
 
 import modeling_simvq  # noqa: F401  (registers the models)
-from hub_cards.dataset_card import content_digest, make_dataset_card, push_tokens
+from hub_cards.dataset_card import content_digest, make_dataset_card, push_code_files
 from hub_cards.tokenizer_card import is_hub_id
 from training.data.images import ImageDataConfig
 from training.data.recordings import AudioDataConfig
 from training.data.source import DataSettings, Source, open_splits
-from training.data.tables import data_files_of
 from training.evaluation.evaluated_data import EvaluatedImages, at_trained_resolution
 from training.runtime.console import command
 from training.runtime.folder_lock import hold_folder
@@ -133,14 +133,21 @@ def tokenize_split(
         check_length(total, there, size, folder, split)
     count = 0
     with tqdm(total=total, desc=split, unit="row", disable=hidden) as bar:
-        for index, number, rows in _portions(source, size):
-            count += number
-            if index % accelerator.num_processes == accelerator.process_index:
-                taken = [relative_texts(row, dataset) for row in rows()]
-                if index not in there or has_grown(taken, there[index], split, writer.digests):
-                    writer.write(taken, index * size, code_path(folder, split, index), features)
+        for portion in _portions(source, size, dataset):
+            index = portion.index
+            if index % accelerator.num_processes != accelerator.process_index:
+                number = portion.count()
+            elif index not in there:
+                path = code_path(folder, split, index)
+                number = writer.write(portion.open(), index * size, path, features)
+            else:
+                portion.keep()
+                number, path = portion.count(), there[index]
+                if has_grown(portion.open, number, path, split, writer.digests):
+                    writer.write(portion.open(), index * size, path, features)
                 else:
-                    name_classes(there[index], writer.schema(features))
+                    name_classes(path, writer.schema(features))
+            count += number
             bar.update(number)
     check_length(count, there, size, folder, split)
     return count
@@ -161,22 +168,46 @@ def _still_encoded(source: Source) -> Source:
     return source
 
 
-def _portions(source: Source, size: int) -> Iterator[tuple[int, int, Callable]]:
-    """Numbers of the files, how many rows each is made of, and functions that give these."""
+@dataclass
+class Portion:
+    """Rows of the source that make one file, still encoded.
+
+    Attributes:
+        index: number of the file.
+        rows: of a dataset, to be read as often as one likes; or of a stream, to be read once.
+    """
+
+    index: int
+    rows: Source | Iterator[dict] | list[dict]
+    dataset: str
+
+    def open(self) -> Iterator[dict]:
+        """Read the rows."""
+        return (relative_texts(row, self.dataset) for row in self.rows)
+
+    def keep(self) -> None:
+        """Hold the rows of a stream, so that they can be read again."""
+        if isinstance(self.rows, Iterator):
+            self.rows = list(self.rows)
+
+    def count(self) -> int:
+        """Return the number of rows; a stream is read for it, which is cheap: nothing is decoded."""
+        return sum(1 for _ in self.rows) if isinstance(self.rows, Iterator) else len(self.rows)
+
+
+def _portions(source: Source, size: int, dataset: str) -> Iterator[Portion]:
+    """Yield what makes the files, one after the other; of a stream each is to be read before the next."""
     if not isinstance(source, datasets.IterableDataset):
         for index in range(-(-len(source) // size)):
             chosen = range(index * size, min(len(source), (index + 1) * size))
-            yield index, len(chosen), lambda chosen=chosen: source.select(chosen)
+            yield Portion(index, source.select(chosen), dataset)
         return
-    # A stream has to be read to know where it ends; its samples are still encoded, which is cheap.
-    portion, index = [], 0
-    for row in source:
-        portion.append(row)
-        if len(portion) == size:
-            yield index, size, lambda rows=portion: rows
-            portion, index = [], index + 1
-    if portion:
-        yield index, len(portion), lambda: portion
+    stream = iter(source)
+    for index in itertools.count():
+        first = next(stream, None)
+        if first is None:
+            return
+        yield Portion(index, itertools.chain([first], itertools.islice(stream, size - 1)), dataset)
 
 
 def run(settings: TokenizeSettings, data: DataSettings, accelerator: Accelerator) -> None:
@@ -271,12 +302,7 @@ def _finish(settings, data, model, tokens, folder: Path, plan: dict, counts: dic
     if unreadable:
         print(f"{unreadable:,} {tokens.plural} could not be read and were left out")
     if settings.push_to_hub:
-        loaded = {}
-        for split, paths in files.items():
-            names = [f"data/{path.name}" for path in paths]
-            there = data_files_of(folder.absolute(), names)
-            loaded[split] = datasets.load_dataset("parquet", data_files=there, split="train")
-        print(push_tokens(loaded, settings.push_to_hub, tokenizer, **options))
+        print(push_code_files(files, settings.push_to_hub, tokenizer, **options))
 
 
 def main() -> None:

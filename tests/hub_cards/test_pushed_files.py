@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from hub_cards import hub_commit
-from hub_cards.dataset_card import push_tokens
+from hub_cards.dataset_card import push_code_files, push_tokens
 from hub_cards.hub_commit import commit_files
 from hub_cards.push_to_hub import PushError, push_to_hub
 from hub_cards.pushed_files import LIST_FILE, read_list
@@ -219,3 +219,25 @@ def test_no_licence_is_named_unasked(hub, image_folder, tmp_path):
     folder = push_to_hub(image_folder, REPO, dry_run=True, **named)
     card = Path(folder, "README.md").read_text()
     assert "license: cc-by-4.0" in card and "No licence" not in card
+
+
+def test_files_of_codes_are_pushed_as_they_lie(hub, tmp_path):
+    features = Features({"image_codes": List(List(Value("uint8"), length=2), length=2)})
+    files = {}
+    for split, count in (("train", 2), ("validation", 1)):
+        files[split] = [tmp_path / f"{split}-{number:05}.parquet" for number in range(count)]
+        for path in files[split]:
+            codes = np.random.default_rng(0).integers(0, 64, (5, 2, 2)).tolist()
+            Dataset.from_dict({"image_codes": codes}, features=features).to_parquet(path)
+    push_code_files(files, "org/lying", "org/tok", codebook_size=64)
+    pushed = hub.files("org/lying", repo_type="dataset")
+    for path in sum(files.values(), []):
+        assert pushed[f"data/{path.name}"] == path.read_bytes()
+    card = pushed["README.md"].decode()
+    assert "data/train-00001.parquet" in card and "10" in card and "*" not in card.split("---")[1]
+    with pytest.raises(
+        ValueError, match="image_codes holds .*; codes of this tokenizer are 0 to 7"
+    ):
+        push_code_files(files, "org/other", "org/tok", codebook_size=8)
+    with pytest.raises(ValueError, match="a tokenised dataset has a column"):
+        push_code_files({"train": []}, "org/other", "org/tok", codebook_size=64)

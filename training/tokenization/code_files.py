@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -60,25 +60,34 @@ class RowDigests:
     def __init__(self, column: str, dataset: str):
         self.column, self.folder = column, Path(dataset).expanduser().absolute()
 
-    def names(self, rows: Iterable[dict]) -> str:
+    def names(self) -> "RunningDigest":
         """Digest that opens no file: of a file beside the dataset its name and its size."""
-        return self._digest(rows, lambda path: str(path.stat().st_size).encode())
+        return RunningDigest(self, lambda path: str(path.stat().st_size).encode())
 
-    def contents(self, rows: Iterable[dict]) -> str:
+    def contents(self) -> "RunningDigest":
         """Digest of everything, files beside the dataset included."""
-        return self._digest(rows, _digest_file)
+        return RunningDigest(self, _digest_file)
 
-    def still_hold(self, rows: list[dict], record: Record, codes: Path) -> bool:
-        """Tell whether a file of codes was made of these rows."""
-        if len(rows) != record.rows:
+    def still_hold(
+        self, open_rows: Callable[[], Iterable[dict]], record: Record, codes: Path
+    ) -> bool:
+        """Tell whether a file of codes was made of the rows that open_rows gives, each time anew."""
+        names, newest = self.names(), 0.0
+        for row in open_rows():
+            names.add(row)
+            if (path := self.file_of(row)) is not None:
+                stat = path.stat()
+                newest = max(newest, stat.st_mtime, stat.st_ctime)
+        if names.rows != record.rows:
             return False
-        changed = [path.stat() for row in rows if (path := self._file(row)) is not None]
-        newest = max((max(stat.st_mtime, stat.st_ctime) for stat in changed), default=0.0)
         if newest + SECONDS_OF_DOUBT < codes.stat().st_mtime:
-            return self.names(rows) == record.names
-        return self.contents(rows) == record.contents
+            return names.value == record.names
+        contents = self.contents()
+        for row in open_rows():
+            contents.add(row)
+        return contents.value == record.contents
 
-    def _file(self, row: dict) -> Path | None:
+    def file_of(self, row: dict) -> Path | None:
         """The file beside the dataset that a row's cell names; None if the cell holds the bytes itself."""
         cell = row.get(self.column)
         if isinstance(cell, dict) and cell.get("bytes") is None and cell.get("path"):
@@ -86,20 +95,33 @@ class RowDigests:
             return path if path.is_file() else None
         return None
 
-    def _digest(self, rows: Iterable[dict], of_file) -> str:
-        digest = hashlib.blake2b(digest_size=16)
-        for row in rows:
-            path = self._file(row)
-            if path is not None:
-                name = os.path.relpath(path.absolute(), self.folder)
-                row = row | {self.column: {"name": name, "file": of_file(path)}}
-            elif isinstance(cell := row.get(self.column), dict) and cell.get("bytes") is not None:
-                # The same shard may be opened from anywhere: the folder in front of a name says nothing.
-                row = row | {
-                    self.column: {**cell, "path": os.path.basename(str(cell.get("path") or ""))}
-                }
-            _add(digest, row)
-        return digest.hexdigest()
+
+class RunningDigest:
+    """Digest of rows that come one by one.
+
+    Args:
+        of_file: what counts of a file beside the dataset.
+    """
+
+    def __init__(self, digests: RowDigests, of_file: Callable[[Path], bytes]):
+        self.digests, self.of_file = digests, of_file
+        self.rows, self._digest = 0, hashlib.blake2b(digest_size=16)
+
+    def add(self, row: dict) -> None:
+        """Take the next row."""
+        column, path = self.digests.column, self.digests.file_of(row)
+        if path is not None:
+            name = os.path.relpath(path.absolute(), self.digests.folder)
+            row = row | {column: {"name": name, "file": self.of_file(path)}}
+        elif isinstance(cell := row.get(column), dict) and cell.get("bytes") is not None:
+            # The same shard may be opened from anywhere: the folder in front of a name says nothing.
+            row = row | {column: {**cell, "path": os.path.basename(str(cell.get("path") or ""))}}
+        _add(self._digest, row)
+        self.rows += 1
+
+    @property
+    def value(self) -> str:
+        return self._digest.hexdigest()
 
 
 def _digest_file(path: Path) -> bytes:

@@ -1,5 +1,7 @@
 """Files of codes that an earlier run wrote: whether they fit the dataset as it is now, and what they lack."""
 
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -26,8 +28,18 @@ def check_length(count: int, there: dict[int, Path], size: int, folder: Path, sp
         raise _other_state(folder, split, f"{split} has {count:,} rows, too few for {beyond[0]}")
 
 
-def has_grown(rows: list[dict], path: Path, split: str, digests: RowDigests) -> bool:
+def has_grown(
+    open_rows: Callable[[], Iterator[dict]],
+    number: int,
+    path: Path,
+    split: str,
+    digests: RowDigests,
+) -> bool:
     """Tell whether a file lacks rows of its portion that the source has gained since.
+
+    Args:
+        open_rows: gives the portion's rows, each time anew.
+        number: of these rows.
 
     Raises:
         SettingsError: if the rows that the file was made of are not the first ones of the portion.
@@ -37,9 +49,9 @@ def has_grown(rows: list[dict], path: Path, split: str, digests: RowDigests) -> 
         record = read_record(path)
     except ValueError as error:
         raise _other_state(folder, split, str(error)) from error
-    if not digests.still_hold(rows[: record.rows], record, path):
+    if not digests.still_hold(lambda: islice(open_rows(), record.rows), record, path):
         raise _other_state(folder, split, f"the rows of {path.name} are no longer those of {split}")
-    return len(rows) > record.rows
+    return number > record.rows
 
 
 def check_columns(folder: Path, split: str, features: datasets.Features | None) -> None:

@@ -1,15 +1,21 @@
 """Rows of a dataset to files of codes."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import datasets
 from torch import Tensor
 
 from training.data.reader import MOST_UNREADABLE_IN_A_ROW, UnreadableSample
-from training.tokenization.code_files import Record, RowDigests, write_code_file
+from training.tokenization.code_files import (
+    Record,
+    RowDigests,
+    RunningDigest,
+    write_code_file,
+)
 from training.tokenization.encoders import AudioTokens, ImageTokens, Variant
 
 
@@ -38,16 +44,22 @@ class FileWriter:
         self.pool = ThreadPoolExecutor(max(1, workers))
 
     def write(
-        self, rows: list[dict], first: int, path: Path, features: datasets.Features | None
-    ) -> None:
+        self, rows: Iterable[dict], first: int, path: Path, features: datasets.Features | None
+    ) -> int:
         """Encode rows of the source and write them as one file; rows that cannot be read are left out.
+
+        Of the samples no more than two batches are in memory; the codes of all rows are.
 
         Args:
             first: number of the first row in its split.
             features: of the other columns; None if the source does not know them.
+
+        Returns:
+            Rows of the source.
         """
         found, unreadable = [], 0
-        for group in self._decoded(rows, first):
+        names, contents = self.digests.names(), self.digests.contents()
+        for group in self._decoded(_added(rows, names, contents), first):
             unreadable += sum(samples is None for *_, samples in group)
             made = [
                 (row, number, variant, sample)
@@ -68,16 +80,17 @@ class FileWriter:
                         | {self.tokens.column: one}
                     )
         # A few rows at the end of a dataset may all be broken; a whole dataset, or very many, may not.
-        if not found and (first == 0 or len(rows) >= MOST_UNREADABLE_IN_A_ROW):
+        if not found and (first == 0 or names.rows >= MOST_UNREADABLE_IN_A_ROW):
             raise UnreadableSample(
-                f"none of {len(rows)} rows can be read: does column {self.tokens.source_column!r} hold "
+                f"none of {names.rows} rows can be read: does column {self.tokens.source_column!r} hold "
                 f"{self.tokens.plural}?"
             )
-        digests = self.digests.names(rows), self.digests.contents(rows)
-        self._save(found, path, features, Record(len(rows), unreadable, *digests))
+        record = Record(names.rows, unreadable, names.value, contents.value)
+        self._save(found, path, features, record)
+        return names.rows
 
     def _decoded(
-        self, rows: list[dict], first: int
+        self, rows: Iterator[dict], first: int
     ) -> Iterator[list[tuple[dict, int, list | None]]]:
         """Rows with their number and the samples of all variants, None if unreadable: about a batch at a time.
 
@@ -85,13 +98,15 @@ class FileWriter:
         """
         size = max(1, self.batch_size // len(self.variants))
 
-        def begin(start: int) -> list[tuple[dict, int, Future]]:
-            group = enumerate(rows[start : start + size], start=first + start)
+        numbered = enumerate(rows, start=first)
+
+        def begin() -> list[tuple[dict, int, Future]]:
+            group = islice(numbered, size)
             return [(row, n, self.pool.submit(self._decode, row, n)) for n, row in group]
 
-        ahead = begin(0)
-        for start in range(size, len(rows) + size, size):
-            group, ahead = [(row, n, future.result()) for row, n, future in ahead], begin(start)
+        ahead = begin()
+        while ahead:
+            group, ahead = [(row, n, future.result()) for row, n, future in ahead], begin()
             yield group
 
     def _decode(self, row: dict, number: int) -> list[Tensor] | None:
@@ -127,3 +142,11 @@ class FileWriter:
         columns = {name: [row[name] for row in rows] for name in schema}
         table = datasets.Dataset.from_dict(columns, features=schema)
         write_code_file(table, path, record)
+
+
+def _added(rows: Iterable[dict], *digests: RunningDigest) -> Iterator[dict]:
+    """Pass rows on, and add each to the digests."""
+    for row in rows:
+        for digest in digests:
+            digest.add(row)
+        yield row
