@@ -21,6 +21,7 @@ from training import tokenize_dataset
 from training.data.codes import TokenDataConfig, open_codes
 from training.runtime.folder_lock import hold_folder
 from training.tokenization.code_files import Record, RowDigests
+from training.tokenization.file_writer import FileWriter
 
 
 @pytest.fixture(scope="module")
@@ -340,14 +341,14 @@ def test_codes_without_a_record_are_refused(tokenize, tmp_path):
 
 def test_rows_that_vanish_meanwhile_are_an_error(tokenize, tmp_path, monkeypatch):
     source = write_folder(tmp_path / "source", list(range(20)))
-    write = tokenize_dataset.FileWriter.write
+    write = FileWriter.write
 
     def lossy(self, rows, first, path, features):
         rows = list(rows)
         write(self, rows[:-1] if first == 8 else rows, first, path, features)
         return len(rows)
 
-    monkeypatch.setattr(tokenize_dataset.FileWriter, "write", lossy)
+    monkeypatch.setattr(FileWriter, "write", lossy)
     with pytest.raises(SystemExit, match="account for 19 rows of the source, which has 20"):
         tokenize(source)
 
