@@ -83,6 +83,7 @@ def show_shipped(output_dir: Path) -> dict:
     size = json.loads((SHIPPED / "config.json").read_text())["codebook_size"]
     target = LogMelSpectrogram(rate)(original[None])
     seconds = len(original) / rate
+    scores = [stoi(before.numpy(), after.numpy(), rate) for before, after, _ in found]
     everything = np.concatenate([each.ravel() for *_, each in found])
     return {
         "seconds": seconds,
@@ -92,7 +93,8 @@ def show_shipped(output_dir: Path) -> dict:
         "mel_distance_mean_spectrum": float(
             (target.mean(dim=2, keepdim=True) - target).abs().mean()
         ),
-        "stoi": float(stoi(original.numpy(), decoded.numpy(), rate)),
+        "stoi": float(scores[clips.index(SENTENCE)]),
+        "stoi_mean": float(np.mean(scores)),
         "codebook_size": size,
         "clips": len(clips),
         "tokens": everything.size,
@@ -143,7 +145,8 @@ def show(output_dir: Path, tuned: bool) -> None:
             f"\nA sentence of a speaker whom training never heard ({figures['seconds']:.1f} seconds):"
         )
         print(
-            f"  {figures['kilobits_per_second']:.2f} kbit/s; STOI {figures['stoi']:.3f}; log-mel distance "
+            f"  {figures['kilobits_per_second']:.2f} kbit/s; STOI {figures['stoi']:.3f}, of {figures['clips']} "
+            f"clips {figures['stoi_mean']:.3f} on average; log-mel distance "
             f"{figures['mel_distance']:.3f}, that of the sentence's mean spectrum "
             f"{figures['mel_distance_mean_spectrum']:.3f}"
         )
