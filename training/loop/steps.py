@@ -112,36 +112,66 @@ class Stepper:
         total = self.accelerator.reduce(torch.stack(weights).sum(), reduction="sum")
         return passes * self.accelerator.num_processes / total
 
-    def _update(self, name: str, module: nn.Module, optimizer, figures: dict, step: int) -> bool:
-        """Clip and step if gradients are due; True if the step was skipped for not being finite."""
-        accelerator = self.accelerator
-        if not accelerator.sync_gradients:
-            return False
+    def _due(self, name: str, module: nn.Module, figures: dict[str, Tensor]) -> "Update":
+        """Return the update of a module whose gradients are due; nothing waits for the device."""
+        optimizer = self.optimizers[name]
         # Only this optimiser: Accelerate's own clipping would unscale both, and the other one may hold
         # gradients of earlier forward passes that are still scaled.
-        accelerator.unscale_gradients(optimizer)
+        self.accelerator.unscale_gradients(optimizer)
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         factor = self._mean_of_batches()
         if not isinstance(factor, float) or factor != 1:
             torch._foreach_mul_([sharding.own_part(g) for g in gradients], factor)
         total = torch.nn.utils.get_total_norm(gradients)
-        norm = sharding.whole(total)
-        if torch.isfinite(norm):  # on all ranks or on none, for they have the same gradients
-            if self.settings.max_grad_norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(
-                    module.parameters(), self.settings.max_grad_norm, total
-                )
-            # Gradients are unscaled and finite: the scaler has no more say in it.
-            (optimizer if accelerator.scaler is None else optimizer.optimizer).step()
-            optimizer.zero_grad(set_to_none=True)
-            figures[f"{name}/gradient_norm"] = norm.detach()
-            return False
-        # The scaler has seen it when the gradients were unscaled, and lowers its scale when the step is over.
-        skipped = not self.guard.overflowed(gradients)
-        if skipped:
-            self.guard.bad(figures, unwrapped(accelerator, module), step)
-        optimizer.zero_grad(set_to_none=True)
-        return skipped
+        return Update(name, module, optimizer, figures, gradients, total, sharding.whole(total))
+
+    def _apply(self, updates: list["Update"], step: int) -> int | None:
+        """Clip and step. A module whose gradients are not finite is left as it is, and so are those behind it.
+
+        Returns:
+            Index of the first of these; None if there is none. One that fp16 overflowed is none.
+        """
+        # The step's only wait: on all ranks or on none, for they have the same gradients.
+        finite = torch.stack([update.norm.isfinite() for update in updates]).tolist()
+        for index, (update, is_finite) in enumerate(zip(updates, finite, strict=True)):
+            if is_finite:
+                self._step(update)
+            # The scaler has seen it when they were unscaled, and lowers its scale when the step is over.
+            elif not self.guard.overflowed(update.gradients):
+                module = unwrapped(self.accelerator, update.module)
+                self.guard.bad(update.figures, module, step)
+                for left in updates[index:]:
+                    left.optimizer.zero_grad(set_to_none=True)
+                return index
+            update.optimizer.zero_grad(set_to_none=True)
+        return None
+
+    def _step(self, update: "Update") -> None:
+        most, optimizer = self.settings.max_grad_norm, update.optimizer
+        if most is not None:
+            parameters = update.module.parameters()
+            torch.nn.utils.clip_grads_with_norm_(parameters, most, update.total)
+        # Gradients are unscaled and finite: the scaler has no more say in it.
+        (optimizer if self.accelerator.scaler is None else optimizer.optimizer).step()
+        update.figures[f"{update.name}/gradient_norm"] = update.norm.detach()
+
+
+@dataclass
+class Update:
+    """Optimiser step that is due.
+
+    Attributes:
+        figures: of the module; its gradient norm is added when it steps.
+        total, norm: of the gradients; of a sharded module this rank's view of it, and the number itself.
+    """
+
+    name: str
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    figures: dict[str, Tensor]
+    gradients: list[Tensor]
+    total: Tensor
+    norm: Tensor
 
 
 class LossStepper(Stepper):
@@ -154,5 +184,7 @@ class LossStepper(Stepper):
         *_, weight = self._weights
         weights = {} if weight is None else dict.fromkeys(figures, weight)
         self._backward(loss)
-        skipped = self._update(name, model, self.optimizers[name], figures, step)
+        skipped = False
+        if self.accelerator.sync_gradients:
+            skipped = self._apply([self._due(name, model, figures)], step) is not None
         return StepResult(figures, int(skipped), weights)

@@ -95,13 +95,20 @@ class Adversaries(Stepper):
             )
         figures = {f"generator/{name}": value for name, value in terms.items()}
         self._backward(total)
-        skipped = self._update("generator", self.model, self.optimizers["generator"], figures, step)
-        if skipped:  # then neither of the two moves
-            self.optimizers["discriminator"].zero_grad(set_to_none=True)
-        elif step >= recipe.loss.discriminator_start:
+        due, updates = accelerator.sync_gradients, []
+        if due:
+            updates.append(self._due("generator", self.model, figures))
+        if judged := step >= recipe.loss.discriminator_start:
+            terms = self._judge(inputs, reconstruction.detach(), plain_discriminator, step)
+            if due:
+                updates.append(self._due("discriminator", self.discriminator, terms))
+        # Both at the end of the step, which then waits for the device once. Neither depends on the other's, but
+        # where the tokenizer does not move the discriminator does not either.
+        bad = self._apply(updates, step) if due else None
+        if judged and bad != 0:
             recipe.discriminator_trained = True
-            terms, skipped = self._judge(inputs, reconstruction.detach(), plain_discriminator, step)
             figures |= terms
+        skipped = bad is not None
         self.watch.note(recipe.codes(output), output.latents.detach())
         if self._sample is not None and not quantize:
             self._sampled.note(output.latents.detach())
@@ -132,23 +139,15 @@ class Adversaries(Stepper):
 
     def _judge(
         self, inputs: Tensor, reconstruction: Tensor, plain_discriminator: nn.Module, step: int
-    ) -> tuple[dict[str, Tensor], bool]:
-        """The discriminator's turn: its figures, and whether its step was skipped."""
+    ) -> dict[str, Tensor]:
+        """The discriminator's turn: its gradients, and its figures."""
         plain_discriminator.requires_grad_(True)
         with self.accelerator.autocast():
             total, terms = self.recipe.loss.discriminator(
                 inputs, reconstruction, self.discriminator, step
             )
-        figures = {f"discriminator/{name}": value for name, value in terms.items()}
         self._backward(total)
-        skipped = self._update(
-            "discriminator",
-            self.discriminator,
-            self.optimizers["discriminator"],
-            figures,
-            step,
-        )
-        return figures, skipped
+        return {f"discriminator/{name}": value for name, value in terms.items()}
 
 
 def _no_loss(quantizer: nn.Module, like: Tensor) -> Tensor:

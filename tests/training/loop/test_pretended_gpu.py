@@ -6,20 +6,20 @@ import torch
 from tests.support.pretended_gpu import CUDA, pretended_gpu, search, waits_of
 from tests.training.support.pretended_runs import RECIPES, trainer_of
 
-# Waits of a training step by function. `_update` asks once for each module whether its gradients are finite,
+# Waits of a training step by function. `_apply` asks once whether the gradients of all modules are finite,
 # because a step with others must not be taken. In `_learn` transformers looks for packed sequences.
 STEP = {
-    "image": {"training/loop/steps.py:_update": 2},
-    "audio": {"training/loop/steps.py:_update": 2},
-    "image, all terms": {"training/loop/steps.py:_update": 2},
+    "image": {"training/loop/steps.py:_apply": 1},
+    "audio": {"training/loop/steps.py:_apply": 1},
+    "image, all terms": {"training/loop/steps.py:_apply": 1},
     # Whether the mask is right, and how many codes it leaves.
     "audio generator": {
-        "training/loop/steps.py:_update": 1,
+        "training/loop/steps.py:_apply": 1,
         "modeling_simvq/clip_lengths.py:clip_lengths": 1,
         "modeling_simvq/modeling_simvq_generation.py:_learn": 2,
     },
     "generator": {
-        "training/loop/steps.py:_update": 1,
+        "training/loop/steps.py:_apply": 1,
         "modeling_simvq/modeling_simvq_generation.py:_learn": 1,
     },
 }

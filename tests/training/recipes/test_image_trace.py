@@ -80,20 +80,20 @@ def record(trainer: Trainer, monkeypatch) -> tuple[list[dict], list[dict]]:
     """Train to the end; figures of every step, and the discriminator's gradients as they are applied."""
     figures, gradients = [], []
     adversaries = trainer.stepper
-    original_step, original_update = adversaries.step, adversaries._update
+    original_step, original_due = adversaries.step, adversaries._due
 
     def step(*args, **kwargs):
         result = original_step(*args, **kwargs)
         figures.append({k: float(v) for k, v in result.figures.items()})
         return result
 
-    def update(name, module, *args):
+    def due(name, module, *args):
         if name == "discriminator":
             gradients.append({n: p.grad.clone() for n, p in module.named_parameters()})
-        return original_update(name, module, *args)
+        return original_due(name, module, *args)
 
     monkeypatch.setattr(adversaries, "step", step)
-    monkeypatch.setattr(adversaries, "_update", update)
+    monkeypatch.setattr(adversaries, "_due", due)
     for batch in trainer.batches:
         trainer._train_batch(batch)
     return figures, gradients
