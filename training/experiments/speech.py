@@ -43,7 +43,8 @@ def main() -> None:
         "differs is how quantization begins. Ablations were run with the first seed alone."
     )
     columns = ["train_utilisation", "train_perplexity", "utilisation", "mel_distance", "stoi"]
-    write(plan, runs, "Speech", text, table(runs, columns, "system"), figure)
+    rows = table(runs, columns, "system").replace("training pictures", "training recordings")
+    write(plan, runs, "Speech", text, rows, figure)
 
 
 if __name__ == "__main__":
