@@ -43,7 +43,10 @@ def main() -> None:
         "differs is how quantization begins. Ablations were run with the first seed alone."
     )
     columns = ["train_utilisation", "train_perplexity", "utilisation", "mel_distance", "stoi"]
-    rows = table(runs, columns, "system").replace("training pictures", "training recordings")
+    rows = [
+        line.replace("training pictures", "training recordings")
+        for line in table(runs, columns, "system")
+    ]
     write(plan, runs, "Speech", text, rows, figure)
 
 
