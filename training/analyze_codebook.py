@@ -33,9 +33,10 @@ from training.codebook.spectra import spectra, spectrum
 from training.codebook.usage import CodeCounter, latent_statistics
 from training.data.images import build_image_dataloader, to_values
 from training.data.loader import sample_counts
+from training.data.model_images import EvaluatedImages, at_trained_resolution
 from training.data.recordings import AudioDataConfig, build_audio_dataloader
 from training.data.source import DataSettings
-from training.evaluation.evaluated_data import EvaluatedImages, at_trained_resolution, evaluated_on
+from training.evaluation.evaluated_data import evaluated_on
 from training.loop.validation import measured_batches
 from training.runtime.console import command
 from training.runtime.setting_values import convert

@@ -13,7 +13,7 @@ from pathlib import Path
 # `accelerate launch` puts this file's folder on the path, but training is imported from the one above.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.evaluation.evaluated_data import EvaluatedImages
+from training.data.model_images import EvaluatedImages
 from training.evaluation.image import ImageEvaluationSettings, run
 from training.runtime.console import command
 

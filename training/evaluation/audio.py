@@ -22,11 +22,7 @@ from training.data.loader import build_dataloader, sample_counts
 from training.data.reader import Decoder
 from training.data.recordings import AudioDataConfig, decode_audio
 from training.data.source import open_split
-from training.evaluation.evaluated_data import (
-    evaluated_on,
-    join_sentences,
-    measured_on,
-)
+from training.evaluation.evaluated_data import evaluated_on, join_sentences, measured_on
 from training.evaluation.report import (
     Findings,
     Fingerprint,

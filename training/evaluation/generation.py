@@ -15,12 +15,8 @@ from hub_cards.tokenizer_card import is_hub_id
 from training.data.image_sizes import trained_resolution
 from training.data.images import ImageDataConfig, build_image_dataloader
 from training.data.loader import sample_counts
-from training.evaluation.evaluated_data import (
-    evaluated_on,
-    join_sentences,
-    resolution_note,
-    set_resolution,
-)
+from training.data.model_images import resolution_note, set_resolution
+from training.evaluation.evaluated_data import evaluated_on, join_sentences
 from training.evaluation.generated_pictures import Generated, first_side, from_files, from_pipeline
 from training.evaluation.generation_figures import RealPictures, evaluate
 from training.evaluation.report import (

@@ -14,13 +14,8 @@ from training.codebook.usage import CodeCounter
 from training.data.image_sizes import LPIPS, SSIM, check_resolution
 from training.data.images import ImageDataConfig, build_image_dataloader, to_values
 from training.data.loader import sample_counts
-from training.evaluation.evaluated_data import (
-    at_trained_resolution,
-    evaluated_on,
-    join_sentences,
-    measured_on,
-    resolution_note,
-)
+from training.data.model_images import at_trained_resolution, resolution_note
+from training.evaluation.evaluated_data import evaluated_on, join_sentences, measured_on
 from training.evaluation.report import (
     Findings,
     Fingerprint,

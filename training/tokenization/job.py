@@ -12,9 +12,9 @@ from transformers import AutoConfig, AutoModel
 
 import modeling_simvq  # noqa: F401  (registers the models)
 from training.data.images import ImageDataConfig
+from training.data.model_images import EvaluatedImages, at_trained_resolution
 from training.data.recordings import AudioDataConfig
 from training.data.source import DataSettings, Source, open_splits
-from training.evaluation.evaluated_data import EvaluatedImages, at_trained_resolution
 from training.runtime.settings import SettingsError, at_least, parse_overrides, setting
 from training.tokenization.code_files import (
     RowDigests,

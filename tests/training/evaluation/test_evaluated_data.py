@@ -15,14 +15,10 @@ from hub_cards.evaluation import read_evaluations
 from modeling_simvq import SimVQImageConfig, SimVQImageModel, SimVQImageProcessor
 from tests.training.support.recordings import encoded, noise
 from training import analyze_codebook, tokenize_dataset
+from training.data.model_images import EvaluatedImages, at_trained_resolution
 from training.evaluation import image as evaluate_image
 from training.evaluation.audio import EvaluatedAudio
-from training.evaluation.evaluated_data import (
-    EvaluatedImages,
-    at_trained_resolution,
-    evaluated_on,
-    measured_on,
-)
+from training.evaluation.evaluated_data import evaluated_on, measured_on
 from training.evaluation.generated_pictures import first_side
 from training.runtime.settings import SettingsError
 
