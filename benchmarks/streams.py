@@ -6,7 +6,7 @@
 
 `share` writes shards of small JPEG files, and lets ranks, joined by gloo, go through one epoch of the image
 trainer's own loader. Rows are counted where Datasets gives them out, decodings where files are decoded, in all
-processes; memory is what ranks and workers come to hold for themselves (USS). `resume` compares the batches.
+processes; memory is what ranks and workers come to hold (PSS). `resume` compares the batches.
 """
 
 import argparse
@@ -85,12 +85,12 @@ class Counts:
 
 
 def own_memory() -> float:
-    """Memory of this process and its workers in MiB, without what they share."""
+    """Memory of this process and its workers in MiB; what they share counts once."""
     process = psutil.Process()
     total = 0
     for one in (process, *process.children(recursive=True)):
         try:
-            total += one.memory_full_info().uss
+            total += one.memory_full_info().pss
         except psutil.NoSuchProcess:
             continue
     return total / 2**20

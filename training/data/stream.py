@@ -8,7 +8,10 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from datasets.utils.file_utils import xopen
 from torch import Tensor
 from torch.utils.data import default_collate, get_worker_info
 
@@ -21,18 +24,21 @@ logger = logging.getLogger(__name__)
 # With fewer shards for each part than this, Parquet files are read by row groups, as shards of their own: they
 # are dealt out more evenly then, and found again faster. Of more files the footers would take long to read.
 FEWEST_SHARDS = 8
+NO_END = 2**62  # rows, more than there are
 
 
 class PartRows:
     """Rows of one part of a stream, in order, from any place.
 
-    Shards are dealt out as far as they go round; of those left over, and of all if there are fewer shards than
-    parts, every part reads all rows and keeps its share. Nothing is decoded here.
+    Where the lengths of the shards are known, each part has as many rows, one part behind the other; a shard at
+    a border belongs to both. Otherwise shards are dealt out as far as they go round; of those left over, and of
+    all if there are fewer shards than parts, every part reads all rows and keeps its share. Nothing is decoded.
 
     Args:
         order: numbers of the source's shards.
         part, parts: which of how many.
         limit: rows of the whole stream that there are to share; then the source counts as a single shard.
+        lengths: rows of each shard, by its number.
     """
 
     def __init__(
@@ -42,12 +48,26 @@ class PartRows:
         part: int,
         parts: int,
         limit: int | None = None,
+        lengths: list[int] | None = None,
     ):
-        self.source, self.part, self.parts, self.limit = source, part, parts, limit
-        whole = 0 if limit is not None else len(order) - len(order) % parts
-        shared: list[int | None] = [None] if limit is not None else list(order[whole:])
-        self.shards = [(shard, False) for shard in order[:whole][part::parts]]
-        self.shards += [(shard, True) for shard in shared]
+        self.source = source
+        # Numbers of shards, None for the whole source, and which of their rows are this part's.
+        self.shards: list[tuple[int | None, range]] = []
+        share = range(part, NO_END, parts)
+        if limit is not None:
+            self.shards = [(None, range(part, limit, parts))]
+        elif lengths is not None:
+            total, before = sum(lengths), 0
+            first, end = part * total // parts, (part + 1) * total // parts
+            for shard in order:
+                rows = range(max(first - before, 0), min(end - before, lengths[shard]))
+                before += lengths[shard]
+                if rows:
+                    self.shards.append((shard, rows))
+        else:
+            whole = len(order) - len(order) % parts
+            self.shards = [(shard, range(NO_END)) for shard in order[:whole][part::parts]]
+            self.shards += [(shard, share) for shard in order[whole:]]
         self._shard, self._rows, self._seen = 0, None, 0
 
     def read(self, mark: dict | None = None) -> Iterator[dict[str, Any]]:
@@ -55,7 +75,7 @@ class PartRows:
         mark = mark or {"shard": 0, "state": None, "seen": 0}
         self._shard, self._rows = mark["shard"], None
         for number in range(mark["shard"], len(self.shards)):
-            shard, shared = self.shards[number]
+            shard, own = self.shards[number]
             rows = self.source
             if shard is not None:
                 rows = rows.shard(rows.num_shards, shard)
@@ -64,18 +84,49 @@ class PartRows:
                 rows.load_state_dict(mark["state"])
                 self._seen = mark["seen"]
             # Plain iteration in a worker would share a shard out once more.
-            for batch in rows.iter(batch_size=1):
-                if self._seen == self.limit:
-                    break
+            for batch in rows.iter(batch_size=1) if self._seen < own.stop else ():
                 self._seen += 1
-                if not shared or (self._seen - 1) % self.parts == self.part:
+                if self._seen - 1 in own:
                     yield {name: values[0] for name, values in batch.items()}
+                if self._seen == own.stop:
+                    break
         self._shard, self._rows = len(self.shards), None
 
     def mark(self) -> dict:
         """Return the place behind the row that came last: numbers, texts, lists and dicts."""
         state = None if self._rows is None else self._rows.state_dict()
         return {"shard": self._shard, "state": state, "seen": 0 if state is None else self._seen}
+
+
+def shard_lengths(source: datasets.IterableDataset) -> list[int] | None:
+    """Return the rows of each shard, of Parquet files from their footers and of saved datasets; None of others.
+
+    Datasets has no public way to ask. Where it keeps its files otherwise than expected, nothing is known.
+    """
+    try:
+        lengths = _lengths(source._ex_iterable)
+    except (AttributeError, KeyError, TypeError, OSError, ValueError, pa.ArrowException) as error:
+        logger.debug(f"lengths of the shards are not known: {error!r}")
+        return None
+    return lengths if len(lengths) == source.num_shards else None
+
+
+def _lengths(iterable: Any) -> list[int]:
+    if hasattr(iterable, "ex_iterables"):  # several behind each other
+        return [length for one in iterable.ex_iterables for length in _lengths(one)]
+    if not hasattr(iterable, "kwargs"):
+        return _lengths(iterable.ex_iterable)
+    kwargs, lengths, footers = iterable.kwargs, [], {}
+    if saved := [one for one in kwargs.get("shards", ()) if isinstance(one, datasets.Dataset)]:
+        return list(map(len, saved))
+    for file, groups in zip(kwargs["files"], kwargs["row_groups_list"], strict=True):
+        if file not in footers:
+            with xopen(file, "rb") as opened:
+                footers[file] = pq.read_metadata(opened)
+        footer = footers[file]
+        chosen = range(footer.num_row_groups) if groups is None else groups
+        lengths.append(sum(footer.row_group(group).num_rows for group in chosen))
+    return lengths
 
 
 class BlockShuffle:
@@ -160,6 +211,8 @@ class SampleStream(torch.utils.data.IterableDataset):
         self.num_workers, self.workers = config.num_workers, max(1, config.num_workers)
         self.limit = config.max_train_samples if train else config.max_validation_samples
         self.source = source if self.limit is not None else self._finer(source)
+        few = source.num_shards < FEWEST_SHARDS * self.parts
+        self.lengths = shard_lengths(self.source) if few and self.limit is None else None
         self.block = max(1, config.shuffle_buffer // self.workers)
         self.name, self.reader = config.dataset, RowReader(config, decoder)
         # Shared memory reaches workers that persist.
@@ -216,7 +269,7 @@ class SampleStream(torch.utils.data.IterableDataset):
         order = np.arange(shards)
         if self.train:
             order = Permutation(shards, key_of(self.seed, epoch))(order)
-        return PartRows(self.source, order.tolist(), part, self.parts, self.limit)
+        return PartRows(self.source, order.tolist(), part, self.parts, self.limit, self.lengths)
 
     def _samples(self, rows: Iterator[tuple[int, dict]], key: int, part: int) -> Iterator[dict]:
         where = "of the stream" if self.parts == 1 else f"of part {part} of the stream"

@@ -17,7 +17,7 @@ from tests.training.data.test_sources import config, found, own_datasets, shade,
 from training.data.images import build_image_dataloader
 from training.data.loader import first_batch
 from training.data.source import open_split
-from training.data.stream import BlockShuffle, PartRows
+from training.data.stream import BlockShuffle, PartRows, shard_lengths
 from training.data.stream_loader import StreamLoader
 
 ROWS = 23
@@ -82,30 +82,33 @@ SOURCES = (parquet, saved, lines, csv, tars)
     st.lists(st.integers(0, 5), min_size=1, max_size=9),
     st.integers(1, 7),
     st.none() | st.integers(1, 20),
+    st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
-def test_parts_share_out_every_row_once(sizes, parts, limit):
+def test_parts_share_out_every_row_once(sizes, parts, limit, known):
     source = stream_of(sizes)
     order = list(range(len(sizes)))[::-1]
+    options = {"limit": limit, "lengths": sizes if known else None}
     shares = [
-        [row["number"] for row in PartRows(source, order, part, parts, limit).read()]
+        [row["number"] for row in PartRows(source, order, part, parts, **options).read()]
         for part in range(parts)
     ]
     total = min(sum(sizes), limit or sum(sizes))
     assert sorted(sum(shares, [])) == list(range(total))
-    if limit is not None or len(sizes) < parts:  # shared out by rows
-        bound = 1 if limit is not None else len(sizes)
+    if known or limit is not None or len(sizes) < parts:  # shared out by rows
+        bound = 1 if known or limit is not None else len(sizes)
         assert max(map(len, shares)) - min(map(len, shares)) <= bound
 
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("parts", [1, 2])
 def test_rows_go_on_from_any_mark(source, parts, tmp_path):
+    """Of Parquet the second part begins and ends within a row group."""
     stream = open_split(config(source(tmp_path / "data"), streaming=True), "train").reshard()
     order = list(range(stream.num_shards))
 
     def rows() -> PartRows:
-        return PartRows(stream, order, 0, parts)
+        return PartRows(stream, order, parts - 1, parts, lengths=shard_lengths(stream))
 
     reader, marks, whole = rows(), [], []
     for row in reader.read():
@@ -232,5 +235,11 @@ def test_a_first_look_leaves_no_workers_behind_and_changes_nothing(tmp_path):
     assert torch.equal(next(iter(loader))["pixel_values"], first)
 
 
-def test_few_files_are_read_by_row_groups(tmp_path):
-    assert loader_of(parquet(tmp_path / "data")).dataset.source.num_shards == 7  # 10 and 13 by 4
+def test_few_files_are_read_by_row_groups_whose_lengths_are_known(tmp_path):
+    stream = loader_of(parquet(tmp_path / "data")).dataset
+    assert stream.source.num_shards == 7 and stream.lengths == [4, 4, 2, 4, 4, 4, 1]
+    both = datasets.concatenate_datasets([stream.source, stream.source])
+    assert shard_lengths(both) == stream.lengths * 2
+    of_two_workers = loader_of(saved(tmp_path / "saved"), num_workers=2)
+    assert of_two_workers.dataset.lengths == [12, 11]
+    assert loader_of(lines(tmp_path / "lines")).dataset.lengths is None
