@@ -9,6 +9,7 @@ stored weights, which the evaluation between the two steps measures.
 """
 
 import argparse
+import re
 import shutil
 import sys
 import tempfile
@@ -93,6 +94,8 @@ def main() -> None:
     options = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    if not re.fullmatch(r"\w[\w.-]*", options.name):
+        parser.error(f"name: {options.name!r} is no name of a folder in {CHECKPOINTS}")
     folder = CHECKPOINTS / options.name
     with one_line_errors():
         if options.card:

@@ -20,8 +20,18 @@ class DamagedCheckpoint(UserError):
     """A checkpoint's files are not those that were written. The message names the first that is not."""
 
 
+def let_others_read(folder: Path) -> None:
+    """Give all files of a folder the permissions of new ones: safetensors writes for their owner alone."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o666 & ~mask)
+
+
 def seal(folder: Path) -> None:
     """Write the manifest of a folder and force all of it to the disk, so that a rename makes it final."""
+    let_others_read(folder)
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     with ThreadPoolExecutor(4) as pool:  # hashing leaves the interpreter free
         digests = list(pool.map(_digest, files))

@@ -10,7 +10,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
-from training.loop.checkpoint_files import flush_to_disk
+from training.loop.checkpoint_files import flush_to_disk, let_others_read
 from training.loop.publishing import write_records
 from training.loop.recipe import Recipe
 from training.loop.records import naming
@@ -143,6 +143,7 @@ class ModelFolders:
                 figure, _ = self.recipe.headline
                 saved = {"step": step} | {k: v for k, v in (figures or {}).items() if k == figure}
                 write_json(folder / SAVED_AT, saved)
+                let_others_read(folder)
                 for path in [*folder.rglob("*"), folder]:
                     flush_to_disk(path)
             renamed = {MODEL: BEST, PIPELINE: BEST_PIPELINE} if name == BEST else {}

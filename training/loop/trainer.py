@@ -107,6 +107,11 @@ class Trainer:
                 if self.store.last is not None:
                     advice = f"The last good checkpoint is {self.store.last}: resume from it"
                 raise DivergedError(f"{error}. {advice}") from None
+            if 0 < self.progress.step <= self.progress.bad_steps:
+                raise DivergedError(
+                    "no step of this run was finite, so nothing was trained: look at the losses' weights, the "
+                    "learning rate and the data"
+                )
             # A signal that comes now changes nothing any more.
             if self.models.step_of(MODEL) != self.progress.step:
                 self._save_model(last=True)

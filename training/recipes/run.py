@@ -147,6 +147,12 @@ def _train(settings: dict, build_recipe: Callable[..., Recipe], accelerator: Acc
         f"{loop.batch_size * accelerator.num_processes * loop.gradient_accumulation_steps} "
         "samples per step"
     )
+    phase = getattr(loop, "autoencoder_steps", 0)
+    if phase >= trainer.total_steps:
+        logger.warning(
+            f"autoencoder_steps={phase}: the run ends with step {trainer.total_steps}, before anything is "
+            "quantized; the codes of its model have not been trained"
+        )
     # Ranks differ from here on, so that each draws its own crops.
     set_seed(loop.seed, device_specific=True)
     stopped = None

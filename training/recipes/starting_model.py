@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
@@ -9,6 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hub_cards.tokenizer_card import is_hub_id
 from modeling_simvq import SimVQ
 from training.losses.discriminator_files import load_discriminator
 from training.runtime.settings import SettingsError, one_of, setting
@@ -111,7 +113,13 @@ def load_source(
     """
     if recorded is not None:
         return model_class(model_class.config_class.from_dict(recorded.config))
-    wanted = model_class.config_class.model_type
+    wanted, path = model_class.config_class.model_type, Path(name)
+    if path.is_file():
+        raise SettingsError(f"init_from: {name} is a file: name the folder that holds it")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise SettingsError(f"init_from: the folder {name} holds no model: it has no config.json")
+    if not path.exists() and not is_hub_id(name):
+        raise SettingsError(f"init_from: there is no folder {name}")
     try:
         found = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
         if found != wanted:
@@ -148,6 +156,11 @@ def begin_from(source: PreTrainedModel, settings: StartSettings, **more) -> PreT
             setattr(config, name, value)
     weights = source.state_dict()
     if config.codebook_size != source.config.codebook_size:
+        if getattr(settings, "train", "all") in ("decoder", "encoder"):
+            raise SettingsError(
+                f"train={settings.train} leaves the codes as they are, but with more of them many would be "
+                "nearer: grow the codebook with train=all or train=quantizer, or leave codebook_size out"
+            )
         weights["quantizer.basis"] = _grown(source, config.codebook_size)
     model = type(source)(config)
     model.load_state_dict(weights)

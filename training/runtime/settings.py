@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import functools
+import math
 import operator
 import re
 import types
@@ -56,10 +57,12 @@ def one_of(settings, name: str, values: tuple[str, ...]) -> None:
 
 
 def at_least(settings, low: float, *names: str) -> None:
-    """Raise SettingsError unless every named setting is at least `low`."""
+    """Raise SettingsError unless every named setting is at least `low`, and finite."""
     for name in names:
-        if not getattr(settings, name) >= low:
-            raise SettingsError(f"{name} must be at least {low}, got {getattr(settings, name)}")
+        if not low <= getattr(settings, name) < math.inf:
+            raise SettingsError(
+                f"{name} must be at least {low} and finite, got {getattr(settings, name)}"
+            )
 
 
 def parse_settings(

@@ -249,3 +249,11 @@ def test_gradients_that_no_scale_saves_are_a_fault(make_trainer):
     with pytest.raises(DivergedError, match="2 steps in a row.*gradient: decoder.conv_in"):
         trainer.train()
     assert trainer.stepper.guard.overflows == 3  # at scales 4, 2 and 1
+
+
+def test_a_run_of_bad_steps_alone_is_no_finished_run(make_trainer, tmp_path):
+    trainer = make_trainer(max_steps=3)
+    LossOf(trainer, steps=(0, 1, 2))
+    with pytest.raises(DivergedError, match="no step of this run was finite"):
+        trainer.train()
+    assert not (tmp_path / "finished.json").exists()

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import PartialState
+from safetensors.torch import save_file
 
 from modeling_simvq import SimVQImageModel
 from training.export_checkpoint import export_checkpoint
 from training.loop import saved_models
-from training.loop.checkpoint_files import DamagedCheckpoint
+from training.loop.checkpoint_files import DamagedCheckpoint, let_others_read
 from training.loop.checkpoints import list_checkpoints
 from training.loop.saved_models import BEST, MODEL, PIPELINE, ModelFolders
 from training.runtime import stop_signals
@@ -241,3 +242,13 @@ def test_a_log_that_is_no_terminal_has_the_losses(make_trainer, caplog):
     assert len(lines) == 2 and lines[0].startswith("step 1 of 2: loss ")
     for word in ("reconstruction", "commitment", "discriminator", "hinge", "learning rate 0.0001"):
         assert word in lines[0]
+
+
+def test_others_may_read_what_a_run_saves(tmp_path):
+    """safetensors writes files that their owner alone can read."""
+    (tmp_path / "below").mkdir()
+    save_file({"a": torch.zeros(1)}, tmp_path / "below/model.safetensors")
+    (tmp_path / "ordinary").write_text("")
+    let_others_read(tmp_path)
+    modes = {path.stat().st_mode for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "ordinary").stat().st_mode}

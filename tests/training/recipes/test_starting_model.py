@@ -220,8 +220,18 @@ def test_a_discriminator_that_does_not_fit_is_told_in_one_line(tmp_path, caplog,
 
 
 def test_sources_that_cannot_be_begun_from(source, tmp_path):
-    with pytest.raises(SettingsError, match="init_from: cannot load .*nowhere"):
-        chosen(init_from=str(tmp_path / "nowhere")).build(data())
+    (tmp_path / "empty").mkdir()
+    for place, message in (
+        (tmp_path / "nowhere", "there is no folder .*nowhere"),
+        (tmp_path / "empty", "holds no model: it has no config.json"),
+        (source / "config.json", "is a file: name the folder that holds it"),
+        (source / "model.safetensors", "is a file: name the folder that holds it"),
+    ):
+        with pytest.raises(SettingsError, match=f"init_from: .*{message}"):
+            chosen(init_from=str(place)).build(data())
+    for part in ("decoder", "encoder"):
+        with pytest.raises(SettingsError, match=f"train={part} leaves the codes as they are"):
+            chosen(init_from=str(source), codebook_size=2000, train=part).build(data())
     with pytest.raises(
         SettingsError, match="is of type simvq_image, this command trains simvq_audio"
     ):

@@ -8,7 +8,7 @@ from modeling_simvq.configuration_checks import own_fields
 from training.loop.settings import LoopSettings
 from training.recipes.audio import AudioModelSettings
 from training.recipes.generator import GeneratorModelSettings
-from training.recipes.image import ImageModelSettings
+from training.recipes.image import ImageLossSettings, ImageModelSettings
 from training.runtime.settings import SettingsError, parse_settings, setting
 
 
@@ -211,3 +211,9 @@ def test_settings_of_a_model_are_fields_of_its_configuration(settings, config):
         default = getattr(chosen, name)
         if default is not None:
             assert type(default) is type(getattr(built, name)) and default == getattr(built, name)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_weights_are_finite_and_not_negative(value):
+    with pytest.raises(SettingsError, match="colour_weight must be at least 0 and finite"):
+        ImageLossSettings(colour_weight=value)
