@@ -20,6 +20,7 @@ from training.demo.launcher import (
     clear_run,
     launch_trainer,
     run_demo,
+    steps_of_a_minute,
 )
 
 SHIPPED = CHECKPOINTS / "simvq-speech-small"
@@ -118,9 +119,10 @@ def train(output_dir: Path) -> None:
         (voice / split).mkdir(parents=True)
         for clip in chosen:
             shutil.copy(clip, voice / split)
-    print(f"\nfine-tuning on {len(clips['train'])} clips, {voice}")
-    begin, run = f"init_from={SHIPPED}", f"output_dir={run}"
-    launch_trainer("train_audio.py", "demo_audio.yaml", begin, f"dataset={voice}", run)
+    steps = steps_of_a_minute(SHIPPED, (8, 1, 12_800))
+    print(f"\nfine-tuning on {len(clips['train'])} clips, {voice}: {steps} steps, about a minute")
+    words = [f"init_from={SHIPPED}", f"output_dir={run}", f"dataset={voice}", f"max_steps={steps}"]
+    launch_trainer("train_audio.py", "demo_audio.yaml", *words)
 
 
 def show_tuned(output_dir: Path) -> dict:

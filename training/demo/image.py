@@ -15,7 +15,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.demo.launcher import CHECKPOINTS, clear, clear_run, launch_trainer, run_demo
+from training.demo.launcher import (
+    CHECKPOINTS,
+    clear,
+    clear_run,
+    launch_trainer,
+    run_demo,
+    steps_of_a_minute,
+)
 
 SHIPPED = CHECKPOINTS / "simvq-image-small"
 # Of the wheels of scikit-image and scikit-learn; none was seen in training.
@@ -146,9 +153,12 @@ def train(output_dir: Path) -> None:
     tiles, run = output_dir / "tissue", output_dir / "run"
     clear_run(run)  # first, for it refuses while another demo trains there
     count = write_training_folder(tiles)
-    print(f"\nfine-tuning on {count} tiles of stained tissue, {tiles}")
-    begin, run = f"init_from={SHIPPED}", f"output_dir={run}"
-    launch_trainer("train_image.py", "demo_image.yaml", begin, f"dataset={tiles}", run)
+    steps = steps_of_a_minute(SHIPPED, (4, 3, 128, 128))
+    print(
+        f"\nfine-tuning on {count} tiles of stained tissue, {tiles}: {steps} steps, about a minute"
+    )
+    words = [f"init_from={SHIPPED}", f"output_dir={run}", f"dataset={tiles}", f"max_steps={steps}"]
+    launch_trainer("train_image.py", "demo_image.yaml", *words)
 
 
 def show_tuned(output_dir: Path) -> dict:

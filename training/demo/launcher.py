@@ -4,6 +4,7 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,32 @@ from training.runtime.folder_lock import clear_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHECKPOINTS = REPOSITORY / "hub_cards" / "checkpoints"
+# Time of a training step over that of the model's forward and backward pass: losses, optimiser, average.
+AROUND_IT = 1.3
+
+
+def steps_of_a_minute(model_dir: Path, shape: tuple[int, ...]) -> int:
+    """Return how many steps of fine-tuning this machine makes in about a minute: 20 to 150.
+
+    Args:
+        shape: of a batch of the model's inputs.
+    """
+    import torch
+    from transformers import AutoModel
+
+    import modeling_simvq  # noqa: F401  (registers the Auto classes)
+
+    model, inputs = AutoModel.from_pretrained(model_dir).train(), torch.rand(shape) - 0.5
+
+    def step() -> float:
+        start = time.perf_counter()
+        output = model(inputs)
+        (output[0].square().mean() + output.commitment_loss).backward()
+        return time.perf_counter() - start
+
+    step()  # warms up
+    # Starting the trainer takes the rest of the minute.
+    return max(20, min(150, int(45 / (AROUND_IT * step()))))
 
 
 def launch_trainer(script: str, config: str, *overrides: str) -> None:
