@@ -125,22 +125,13 @@ def push_tokens(
     first = next(iter(splits.values()))
     sizes = {name: rows.num_rows for name, rows in splits.items()}
     repo_id = full_name(repo_id)
+    options = {"codebook_size": codebook_size, "source": source, "license": license}
     with tempfile.TemporaryDirectory(prefix="simvq-tokens-") as made:
         shards = {
             name: _write_shards(_narrowed(rows, codebook_size), name, Path(made))
             for name, rows in splits.items()
         }
-        return _commit(
-            shards,
-            repo_id,
-            tokenizer,
-            sizes,
-            first.column_names,
-            private,
-            codebook_size=codebook_size,
-            source=source,
-            license=license,
-        )
+        return _commit(shards, repo_id, tokenizer, sizes, first.column_names, private, options)
 
 
 def push_code_files(
@@ -165,6 +156,7 @@ def push_code_files(
         ValueError: as of push_tokens, or if there is no file.
         HubError: as of commit_files.
     """
+    repo_id = full_name(repo_id)
     names: list[str] = []
     sizes = dict.fromkeys(files, 0)
     paths = [(split, path) for split, some in files.items() for path in some]
@@ -177,17 +169,8 @@ def push_code_files(
                 for name in columns:
                     _check_codes(batch.column(name), name, codebook_size)
     shards = {split: {f"data/{path.name}": path for path in some} for split, some in files.items()}
-    return _commit(
-        shards,
-        full_name(repo_id),
-        tokenizer,
-        sizes,
-        names,
-        private,
-        codebook_size=codebook_size,
-        source=source,
-        license=license,
-    )
+    options = {"codebook_size": codebook_size, "source": source, "license": license}
+    return _commit(shards, repo_id, tokenizer, sizes, names, private, options)
 
 
 def _commit(
@@ -197,12 +180,14 @@ def _commit(
     sizes: dict[str, int],
     columns: list[str],
     private: bool | None,
-    **options,
+    options: dict,
 ) -> str:
     """Commit a card, which names each file: others there, which may be anyone's, are not among the rows."""
-    options["files"] = {name: list(paths) for name, paths in shards.items()}
-    options["digest"] = content_digest(p for paths in shards.values() for p in paths.values())
-    card = make_dataset_card(repo_id, tokenizer, sizes, columns, **options)
+    names = {name: list(paths) for name, paths in shards.items()}
+    digest = content_digest(p for paths in shards.values() for p in paths.values())
+    card = make_dataset_card(
+        repo_id, tokenizer, sizes, columns, files=names, digest=digest, **options
+    )
     with tempfile.TemporaryDirectory(prefix="simvq-card-") as made:
         files = {"README.md": Path(made) / "README.md"}
         files["README.md"].write_text(str(card))

@@ -55,7 +55,7 @@ def tokenize_split(job: Job, split: str, accelerator: Accelerator) -> int:
     with tqdm(total=total, desc=split, unit="row", disable=hidden) as bar:
         for portion in job.portions(split):
             own = portion.index % accelerator.num_processes == accelerator.process_index
-            number = job.write(split, portion, there) if own else portion.count()
+            number = job.write(split, portion) if own else portion.count()
             count += number
             bar.update(number)
     check_length(count, there, size, job.folder, split)

@@ -98,6 +98,14 @@ class PartRows:
         return {"shard": self._shard, "state": state, "seen": 0 if state is None else self._seen}
 
 
+def _finer(source: datasets.IterableDataset) -> datasets.IterableDataset:
+    try:
+        return source.reshard()
+    except Exception as error:  # a damaged file; it is named when its turn comes
+        logger.debug(f"not read by row groups: {error}")
+        return source
+
+
 def shard_lengths(source: datasets.IterableDataset) -> list[int] | None:
     """Return the rows of each shard, of Parquet files from their footers and of saved datasets; None of others.
 
@@ -210,9 +218,10 @@ class SampleStream(torch.utils.data.IterableDataset):
         self.rank, self.ranks = rank, ranks
         self.num_workers, self.workers = config.num_workers, max(1, config.num_workers)
         self.limit = config.max_train_samples if train else config.max_validation_samples
-        self.source = source if self.limit is not None else self._finer(source)
-        few = source.num_shards < FEWEST_SHARDS * self.parts
-        self.lengths = shard_lengths(self.source) if few and self.limit is None else None
+        self.source, self.lengths = source, None
+        if self.limit is None and source.num_shards < FEWEST_SHARDS * self.parts:
+            self.source = _finer(source)
+            self.lengths = shard_lengths(self.source)
         self.block = max(1, config.shuffle_buffer // self.workers)
         self.name, self.reader = config.dataset, RowReader(config, decoder)
         # Shared memory reaches workers that persist.
@@ -254,15 +263,6 @@ class SampleStream(torch.utils.data.IterableDataset):
                 batch = []
         if batch:
             yield worker, shuffle and shuffle.place, default_collate(batch)
-
-    def _finer(self, source: datasets.IterableDataset) -> datasets.IterableDataset:
-        if source.num_shards >= FEWEST_SHARDS * self.parts:
-            return source
-        try:
-            return source.reshard()
-        except Exception as error:  # a damaged file; it is named when its turn comes
-            logger.debug(f"not read by row groups: {error}")
-            return source
 
     def _rows(self, epoch: int, part: int) -> PartRows:
         shards = self.source.num_shards

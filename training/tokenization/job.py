@@ -16,12 +16,7 @@ from training.data.model_images import EvaluatedImages, at_trained_resolution
 from training.data.recordings import AudioDataConfig
 from training.data.source import DataSettings, Source, open_splits
 from training.runtime.settings import SettingsError, at_least, parse_overrides, setting
-from training.tokenization.code_files import (
-    RowDigests,
-    code_path,
-    list_code_files,
-    relative_texts,
-)
+from training.tokenization.code_files import RowDigests, code_path, relative_texts
 from training.tokenization.earlier_files import check_columns, has_grown, name_classes
 from training.tokenization.encoders import AudioTokens, ImageTokens, Variant, weights_hash
 from training.tokenization.file_writer import FileWriter
@@ -128,11 +123,8 @@ class Job:
         source = still_encoded(self.sources[split])
         return portion_of(source, index, self.settings.rows_per_file, self.data.dataset)
 
-    def write(self, split: str, portion: "Portion", there: dict[int, Path] | None = None) -> int:
+    def write(self, split: str, portion: "Portion") -> int:
         """Write a portion's file, if it is not there yet or the portion has grown since.
-
-        Args:
-            there: list_code_files, if it has been asked.
 
         Returns:
             Rows of the portion.
@@ -140,11 +132,10 @@ class Job:
         Raises:
             SettingsError: if the file that is there was made of other rows.
         """
-        there = list_code_files(self.folder, split) if there is None else there
         features = other_columns(self.sources[split], self.tokens.source_column)
-        index, first = portion.index, portion.index * self.settings.rows_per_file
-        path = code_path(self.folder, split, index)
-        if index not in there:
+        first = portion.index * self.settings.rows_per_file
+        path = code_path(self.folder, split, portion.index)
+        if not path.exists():
             return self.writer.write(portion.open(), first, path, features)
         portion.keep()
         number = portion.count()
