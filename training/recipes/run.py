@@ -27,6 +27,7 @@ from training.recipes.starting_model import Recorded
 from training.runtime import fast_math, sharding
 from training.runtime.console import command
 from training.runtime.folder_lock import hold_folder
+from training.runtime.kept_memory import keep_freed_memory
 from training.runtime.launch_options import follow_launch, refuse_compiler
 from training.runtime.processes import PATIENT, check_processes, end_processes, refuse_sharding
 from training.runtime.shared_folder import check_shared
@@ -97,6 +98,7 @@ def make_accelerator(settings: LoopSettings, may_shard: bool = False) -> Acceler
     )
     check_processes(accelerator)
     fast_math.allow(accelerator.device)
+    keep_freed_memory(accelerator.device)
     if not may_shard:
         refuse_sharding(accelerator)
     elif sharding.is_sharding(accelerator):

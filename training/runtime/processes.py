@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
+from training.runtime.kept_memory import keep_freed_memory
 from training.runtime.launch_options import refuse_half_precision
 from training.runtime.settings import SettingsError
 from training.runtime.sharding import is_sharding
@@ -37,6 +38,7 @@ def join_processes() -> Accelerator:
     accelerator = Accelerator(kwargs_handlers=[PATIENT])
     check_processes(accelerator)
     refuse_sharding(accelerator)
+    keep_freed_memory(accelerator.device)
     return accelerator
 
 
