@@ -165,6 +165,35 @@ def test_other_settings_do_not_mix_with_what_is_there(whole, image_model, pictur
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("way", ["dtype=bfloat16", "compile=true"])
+def test_faster_encoders_are_the_models_own(
+    way, whole, image_model, pictures, tmp_path, monkeypatch
+):
+    """Compiled codes are those of the plain model, but for ties; in bfloat16 those of autocast."""
+    folder, cache = tmp_path / "codes", str(tmp_path / "cache")
+    words = arguments(image_model, pictures, folder, "max_train_samples=4", way)
+    tokenize(words, monkeypatch)
+    files = [str(folder / "data/train-00000.parquet"), str(whole / "data/train-00000.parquet")]
+    codes, plain = (
+        torch.tensor(datasets.Dataset.from_parquet(file, cache_dir=cache)["image_codes"])
+        for file in files
+    )
+    plain = plain[::2]  # without those that are mirrored
+    if way == "compile=true":
+        assert (codes == plain).float().mean() > 0.98
+    else:
+        source = datasets.Dataset.from_parquet(str(pictures), cache_dir=cache)
+        pixels = torch.stack(
+            [image_to_pixels(source[n]["image"].convert("RGB"), 32) for n in range(4)]
+        )
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            live = AutoModel.from_pretrained(image_model).eval().encode(pixels).image_codes
+        assert torch.equal(codes, live) and not torch.equal(codes, plain)
+    with pytest.raises(SystemExit, match="compile was|dtype was"):
+        tokenize(words[:-1], monkeypatch)
+
+
+@pytest.mark.slow
 def test_a_file_of_broken_rows_alone_is_empty(image_model, pictures, tmp_path, monkeypatch):
     words = arguments(image_model, pictures, tmp_path / "codes", "rows_per_file=5")
     tokenize([*words, "max_train_samples=6"], monkeypatch)
@@ -238,6 +267,7 @@ def test_sound_becomes_codes_of_its_own_length(tmp_path, monkeypatch):
         ({"splits": ["train[:10]"]}, "splits: name whole splits"),
         ({"rows_per_file": 0}, "rows_per_file"),
         ({"output": ""}, "output: must be given"),
+        ({"dtype": "int8"}, "dtype: 'int8' is not one of float32, bfloat16, float16"),
     ],
 )
 def test_mistakes_in_settings(changes, message):

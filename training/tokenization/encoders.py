@@ -1,6 +1,7 @@
 """Samples of a dataset to codes, for both modalities: what tokenize_dataset makes of a row."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import datasets
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from hub_cards.dataset_card import code_type
 from training.data.images import ImageDataConfig, decode_crops, to_values
 from training.data.recordings import AudioDataConfig, decode_audio
+from training.runtime import fast_math
 from training.runtime.settings import SettingsError
 
 MANIFEST = "tokenization.json"  # beside the codes: how they were made
@@ -29,11 +31,26 @@ class Variant:
     flipped: bool = False
 
 
+def encoder_of(model: nn.Module, dtype: str = "float32", compile: bool = False) -> Callable:
+    """Return the model's `encode`, with convolutions of this type, compiled or not.
+
+    The quantizer computes in float32 in any case: codes are those nearest to latents that are rounded.
+    """
+    encode = torch.compile(model.encode) if compile else model.encode
+
+    def run(*inputs: Tensor):
+        with torch.autocast(model.device.type, getattr(torch, dtype), enabled=dtype != "float32"):
+            return encode(*inputs)
+
+    return run
+
+
 class ImageTokens:
     """Images to codes (h, w).
 
     Args:
         model: an image tokenizer in evaluation mode.
+        options: of encoder_of.
         seed: of the random crops: each follows from it, the row and the number of the crop alone.
 
     Raises:
@@ -42,13 +59,15 @@ class ImageTokens:
 
     column, plural = "image_codes", "images"
 
-    def __init__(self, model: nn.Module, data: ImageDataConfig, seed: int):
+    def __init__(self, model: nn.Module, data: ImageDataConfig, seed: int, **options):
         if model.config.model_type != "simvq_image":
             raise SettingsError(f"model: {model.config.model_type} is no tokenizer of images")
         factor = model.config.downsample_factor
         if data.resolution % factor:
             raise SettingsError(f"resolution: {data.resolution} is no multiple of {factor}")
         self.model, self.seed, self.resolution = model, seed, data.resolution
+        fast_math.lay_out(model, model.device)
+        self._encode = encoder_of(model, **options)
         self.source_column, side = data.column, data.resolution // factor
         value = datasets.Value(code_type(model.config.codebook_size))
         self.feature = datasets.List(datasets.List(value, length=side), length=side)
@@ -70,7 +89,7 @@ class ImageTokens:
     def encode(self, samples: list[Tensor]) -> list[np.ndarray]:
         """Codes (h, w) of each image."""
         pixels = to_values(torch.stack(samples).to(self.model.device))
-        return list(self.model.encode(pixels).image_codes.cpu().numpy())
+        return list(self._encode(fast_math.laid_out(pixels)).image_codes.cpu().numpy())
 
 
 class AudioTokens:
@@ -82,10 +101,11 @@ class AudioTokens:
 
     column, plural = "audio_codes", "recordings"
 
-    def __init__(self, model: nn.Module, data: AudioDataConfig, seed: int):
+    def __init__(self, model: nn.Module, data: AudioDataConfig, seed: int, **options):
         if model.config.model_type != "simvq_audio":
             raise SettingsError(f"model: {model.config.model_type} is no tokenizer of audio")
         self.model, self.source_column = model, data.column
+        self._encode = encoder_of(model, **options)
         self.rate = model.config.sampling_rate
         self.feature = datasets.List(datasets.Value(code_type(model.config.codebook_size)))
 
@@ -104,7 +124,7 @@ class AudioTokens:
         for index, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
             waveforms[index, :, :length], mask[index, :length] = sample, 1
         device = self.model.device
-        encoded = self.model.encode(waveforms.to(device), mask.to(device))
+        encoded = self._encode(waveforms.to(device), mask.to(device))
         codes, real = encoded.audio_codes[:, 0].cpu(), encoded.audio_codes_mask.cpu()
         real = real.reshape(codes.shape).bool()
         return [row[kept].numpy() for row, kept in zip(codes, real, strict=True)]

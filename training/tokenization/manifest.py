@@ -14,6 +14,9 @@ from training.runtime.settings import SettingsError
 from training.tokenization.code_files import list_code_files, read_record
 from training.tokenization.encoders import MANIFEST
 
+# Settings that older manifests do not have, and what they meant.
+NEWER = {"dtype": "float32", "compile": False}
+
 
 def make_plan(settings, data: DataSettings, weights: str) -> dict:
     """Plan of a tokenization: what must be the same for two runs to write the same files.
@@ -23,7 +26,8 @@ def make_plan(settings, data: DataSettings, weights: str) -> dict:
         weights: weights_hash of the model.
     """
     own = dataclasses.asdict(settings)
-    kept = {k: own[k] for k in ("splits", "batch_size", "rows_per_file", "flips", "crops", "seed")}
+    names = ("splits", "batch_size", "rows_per_file", "flips", "crops", "seed", *NEWER)
+    kept = {name: own[name] for name in names}
     kept |= {"dataset": data.dataset if is_hub_id(data.dataset) else Path(data.dataset).name}
     names = (
         "config_name",
@@ -46,7 +50,7 @@ def check_manifest(folder: Path, plan: dict) -> None:
     path = folder / MANIFEST
     if path.is_file():
         try:
-            before = dict(json.loads(path.read_text()))
+            before = NEWER | dict(json.loads(path.read_text()))
         except (ValueError, TypeError):
             raise SettingsError(
                 f"output: {path}, which tells how the codes there were made, is damaged: delete the "
