@@ -8,6 +8,7 @@ from transformers import (
     AutoModelForAudioTokenization,
 )
 
+from .audio_stream import SimVQAudioStream
 from .code_tokens import CodeLogitsProcessor, CodeVocabulary, add_code_tokens
 from .configuration_simvq_audio import SimVQAudioConfig
 from .configuration_simvq_generation import SimVQAudioGenerationConfig, SimVQImageGenerationConfig
@@ -30,6 +31,7 @@ __all__ = [
     "SimVQAudioFeatureExtractor",
     "SimVQAudioGenerationConfig",
     "SimVQAudioModel",
+    "SimVQAudioStream",
     "SimVQForAudioGeneration",
     "SimVQForImageGeneration",
     "SimVQImageConfig",

@@ -41,6 +41,15 @@ class SimVQAudioConfig(SimVQTokenizerConfig):
     )
     # The reflection at the clip's start still lets the first two frames see later samples.
     causal: bool = described(True, "whether the encoder's convolutions pad on the left only")
+    streaming: bool = described(
+        False,
+        "whether every layer looks at the past alone, so that speech can be coded as it comes",
+    )
+    attention_window: int = described(
+        128,
+        "frames that the decoder's attention looks back on, itself included, in a stream",
+        at_least(1),
+    )
     codebook_size: int = described(4096, "K, number of codes", at_least(1))
     codebook_dim: int = described(512, "d, width of a code", at_least(1))
     hidden_size: int = described(
@@ -70,6 +79,8 @@ class SimVQAudioConfig(SimVQTokenizerConfig):
         """Refuse sizes that would make too large a model or do not fit each other."""
         in_groups("hidden_size", self.hidden_size, self.norm_groups)
         check_parameters(self._about_parameters())
+        if self.streaming and not self.causal:
+            raise ValueError("streaming=True needs causal=True: its encoder sees no later sample")
         if self.n_fft < self.hop_length or (self.n_fft - self.hop_length) % 2:
             raise ValueError(
                 f"n_fft must be at least the hop length {self.hop_length} (the product of "

@@ -7,7 +7,6 @@ tested against outputs of their code, tests/fixtures/audio_*).
 import copy
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +15,17 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import can_return_tuple
 
 from .attention_in_pieces import attend
+from .audio_input_checks import check_codes, check_latents, check_waveforms
+from .audio_outputs import (
+    AudioPast,
+    SimVQAudioDecoderOutput,
+    SimVQAudioEncoderOutput,
+    SimVQAudioOutput,
+)
+from .audio_stream import TakesChunks
 from .clip_lengths import clip_lengths, mask_of_clips
 from .configuration_simvq_audio import SimVQAudioConfig
 from .foldable_codebook import FoldableCodebook
@@ -27,6 +34,15 @@ from .integer_codes import integers
 from .latent_whitening import Whitening
 from .quantization_baselines import make_quantizer
 from .quantization_simvq import SimVQ
+from .streaming_layers import (
+    State,
+    add_to_waveform,
+    attend_to_past,
+    name_layers,
+    overlap_add,
+    recur,
+    with_past,
+)
 from .tiling import CrossFade
 from .verified_download import VerifiedDownload
 from .weight_norm_conv1d import (
@@ -40,47 +56,8 @@ from .weight_norm_conv1d import (
 # Without gradients the encoder's convolutions run on so many seconds at a time, with the same result.
 ENCODER_CHUNK_SECONDS = 10
 
-
-@dataclass
-class SimVQAudioEncoderOutput(ModelOutput):
-    """Output of encode; T is the padded length over config.hop_length, rounded up.
-
-    Attributes:
-        audio_codes: (B, 1, T) int64, in [0, codebook_size). Behind a clip's end they mean nothing.
-        audio_codes_mask: (B, 1, T) bool, true where a code belongs to its clip.
-        quantized_latents: (B, d, T), the codes' vectors.
-        commitment_loss: float32 scalar, ``beta |z - sg[q]|^2 + |q - sg[z]|^2``, over the real frames.
-        latents: (B, d, T), the encoder's output before quantization.
-    """
-
-    audio_codes: torch.LongTensor | None = None
-    audio_codes_mask: torch.BoolTensor | None = None
-    quantized_latents: torch.FloatTensor | None = None
-    commitment_loss: torch.FloatTensor | None = None
-    latents: torch.FloatTensor | None = None
-
-
-@dataclass
-class SimVQAudioDecoderOutput(ModelOutput):
-    """Output of decode.
-
-    Attributes:
-        audio_values: (B, 1, T * hop_length), trained towards [-1, 1] and not clamped. Zero behind a
-            clip's last real frame.
-    """
-
-    audio_values: torch.FloatTensor | None = None
-
-
-@dataclass
-class SimVQAudioOutput(ModelOutput):
-    """Output of the model's forward: reconstruction, codes, their mask, loss and latents."""
-
-    audio_values: torch.FloatTensor | None = None
-    audio_codes: torch.LongTensor | None = None
-    audio_codes_mask: torch.BoolTensor | None = None
-    commitment_loss: torch.FloatTensor | None = None
-    latents: torch.FloatTensor | None = None
+# What layers know besides their input: the lengths or the mask of a batch of clips, or a stream's state.
+Context = Tensor | State | None
 
 
 # Encoder of the audio tokenizer: SEANet (strided convolutions, then an LSTM), from waveform to latents.
@@ -140,13 +117,15 @@ class PaddedConv1d(nn.Module):
         super().__init__()
         kind = WeightNormConv1d if config.weight_norm else nn.Conv1d
         self.conv = kind(in_channels, out_channels, kernel_size, stride=stride, dilation=dilation)
-        self.stride = stride
+        self.stride, self.streaming = stride, config.streaming
         padding = dilation * (kernel_size - 1) + 1 - stride
         self.right = 0 if config.causal else padding // 2
         self.left = padding - self.right
 
-    def forward(self, hidden: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(B, C, T) to (B, C', ceil(T / stride)), and the clips' new lengths."""
+    def forward(self, hidden: Tensor, lengths: Context) -> tuple[Tensor, Context]:
+        """(B, C, T) to (B, C', ceil(T / stride)), and the clips' new lengths, or a stream's state."""
+        if self.streaming:
+            return self.conv(with_past(self, hidden, self.left, lengths)), lengths
         width = hidden.shape[-1]
         extra = -width % self.stride
         if lengths is None and width > max(self.left, self.right + extra):
@@ -177,7 +156,7 @@ class SEANetBlock(nn.Module):
         self.conv2 = PaddedConv1d(inner, channels, 1, config=config)
         self.shortcut = PaddedConv1d(channels, channels, 1, config=config)
 
-    def forward(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, lengths: Context) -> Tensor:
         inner, _ = self.conv1(F.elu(hidden), lengths)
         inner, _ = self.conv2(F.elu(inner), lengths)
         shortcut, _ = self.shortcut(hidden, lengths)
@@ -194,7 +173,7 @@ class Downsampling(nn.Module):
         )
         self.conv = PaddedConv1d(channels, 2 * channels, 2 * stride, stride=stride, config=config)
 
-    def forward(self, hidden: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, hidden: Tensor, lengths: Context) -> tuple[Tensor, Context]:
         for block in self.blocks:
             hidden = block(hidden, lengths)
         return self.conv(F.elu(hidden), lengths)
@@ -205,7 +184,7 @@ class AudioEncoder(nn.Module):
 
     def __init__(self, config: SimVQAudioConfig):
         super().__init__()
-        self.hop_length = config.hop_length
+        self.hop_length, self.streaming = config.hop_length, config.streaming
         channels = config.num_filters
         self.conv_in = PaddedConv1d(1, channels, 7, config=config)
         self.levels = nn.ModuleList()
@@ -228,6 +207,11 @@ class AudioEncoder(nn.Module):
             chunk_frames: run the convolutions on so many frames at a time. The result is the same up to
                 rounding: every chunk sees the samples that it depends on, and the LSTM's state is carried.
         """
+        if self.streaming:
+            whole = F.pad(waveform, (0, -waveform.shape[-1] % self.hop_length))
+            return self.step(whole, None), None if lengths is None else -(
+                -lengths // self.hop_length
+            )
         if chunk_frames is None:
             hidden, frames = self._convolve(waveform, lengths)
             hidden, _ = self._recur(hidden, None)
@@ -237,7 +221,15 @@ class AudioEncoder(nn.Module):
         latents, _ = self.conv_out(F.elu(hidden), frames)
         return latents, frames
 
-    def _convolve(self, waveform: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def step(self, waveform: Tensor, state: State | None) -> Tensor:
+        """Latents (B, d, t) of the next t * hop samples of a stream; None as state: of a whole clip."""
+        hidden, _ = self._convolve(waveform, state)
+        if self.lstm is not None:
+            hidden = recur(self.lstm, hidden, state)
+        latents, _ = self.conv_out(F.elu(hidden), state)
+        return latents
+
+    def _convolve(self, waveform: Tensor, lengths: Context) -> tuple[Tensor, Context]:
         hidden, lengths = self.conv_in(waveform, lengths)
         for level in self.levels:
             hidden, lengths = level(hidden, lengths)
@@ -299,13 +291,20 @@ LARGEST_MAGNITUDE = 100.0
 
 
 class Norm(nn.GroupNorm):
-    """GroupNorm over the real frames; it accepts one value per group, as one frame gives."""
+    """GroupNorm over the real frames, which accepts one value per group; in a stream LayerNorm of each frame.
+
+    A group has too few channels for the moments of a single frame: two of them would become 1 and -1.
+    """
 
     def __init__(self, config: SimVQAudioConfig):
         super().__init__(config.norm_groups, config.hidden_size, eps=1e-6)
+        self.streaming = config.streaming
 
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Context) -> Tensor:
         """hidden (B, C, T), mask (B, 1, T) of ones and zeros."""
+        if self.streaming:
+            shape = self.weight.shape
+            return F.layer_norm(hidden.mT, shape, self.weight, self.bias, self.eps).mT
         if mask is None:
             return torch.group_norm(hidden, self.num_groups, self.weight, self.bias, self.eps)
         dtype = hidden.dtype
@@ -318,9 +317,21 @@ class Norm(nn.GroupNorm):
         return (normed * self.weight[:, None] + self.bias[:, None]).to(dtype)
 
 
-def _masked(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """Zero what lies behind the end of a clip: a convolution's zero padding, in a batch."""
-    return hidden if mask is None else hidden * mask.to(hidden.dtype)
+class FrameConv1d(nn.Conv1d):
+    """Convolution over frames that keeps their number: centred, or over the past in a stream."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, config, groups: int = 1
+    ):
+        padding = 0 if config.streaming else kernel_size // 2
+        super().__init__(in_channels, out_channels, kernel_size, padding=padding, groups=groups)
+        self.streaming = config.streaming
+
+    def forward(self, hidden: Tensor, mask: Context) -> Tensor:
+        """(B, C, T) to (B, C', T); mask (B, 1, T): what lies behind a clip's end counts as zeros."""
+        if self.streaming:
+            return super().forward(with_past(self, hidden, self.kernel_size[0] - 1, mask))
+        return super().forward(hidden if mask is None else hidden * mask.to(hidden.dtype))
 
 
 class ResNetBlock(nn.Module):
@@ -330,19 +341,19 @@ class ResNetBlock(nn.Module):
         super().__init__()
         channels = config.hidden_size
         self.norm1 = Norm(config)
-        self.conv1 = nn.Conv1d(channels, channels, kernel_size=3, padding=1)
+        self.conv1 = FrameConv1d(channels, channels, 3, config)
         self.norm2 = Norm(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.conv2 = nn.Conv1d(channels, channels, kernel_size=3, padding=1)
+        self.conv2 = FrameConv1d(channels, channels, 3, config)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        inner = self.conv1(_masked(F.silu(self.norm1(hidden, mask)), mask))
+    def forward(self, hidden: Tensor, mask: Context) -> Tensor:
+        inner = self.conv1(F.silu(self.norm1(hidden, mask)), mask)
         inner = self.dropout(F.silu(self.norm2(inner, mask)))
-        return hidden + self.conv2(_masked(inner, mask))
+        return hidden + self.conv2(inner, mask)
 
 
 class Attention(nn.Module):
-    """Single-head self-attention over the frames of a clip."""
+    """Single-head self-attention over the frames of a clip, or the last ones of a stream."""
 
     def __init__(self, config: SimVQAudioConfig):
         super().__init__()
@@ -352,10 +363,13 @@ class Attention(nn.Module):
         self.key = nn.Conv1d(channels, channels, kernel_size=1)
         self.value = nn.Conv1d(channels, channels, kernel_size=1)
         self.out = nn.Conv1d(channels, channels, kernel_size=1)
+        self.window = config.attention_window if config.streaming else None
 
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Context) -> Tensor:
         normed = self.norm(hidden, mask)
         query, key, value = (layer(normed) for layer in (self.query, self.key, self.value))
+        if self.window is not None:
+            return hidden + self.out(attend_to_past(self, query, key, value, self.window, mask))
         allowed = None if mask is None else mask.bool()
         return hidden + self.out(attend(query, key, value, allowed))
 
@@ -366,14 +380,14 @@ class ConvNeXtBlock(GradientCheckpointingLayer):
     def __init__(self, config: SimVQAudioConfig):
         super().__init__()
         channels = config.hidden_size
-        self.depthwise = nn.Conv1d(channels, channels, kernel_size=7, padding=3, groups=channels)
+        self.depthwise = FrameConv1d(channels, channels, 7, config, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.expand = nn.Linear(channels, config.intermediate_size)
         self.contract = nn.Linear(config.intermediate_size, channels)
         self.layer_scale = nn.Parameter(torch.full((channels,), 1 / config.num_decoder_layers))
 
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        inner = self.norm(self.depthwise(_masked(hidden, mask)).mT)
+    def forward(self, hidden: Tensor, mask: Context) -> Tensor:
+        inner = self.norm(self.depthwise(hidden, mask).mT)
         inner = self.contract(F.gelu(self.expand(inner)))
         return hidden + (self.layer_scale * inner).mT
 
@@ -385,10 +399,13 @@ class InverseSTFT(nn.Module):
         super().__init__()
         self.n_fft, self.hop_length = n_fft, hop_length
 
-    def forward(self, spectrum: Tensor, mask: Tensor | None) -> Tensor:
-        """Complex (B, n_fft / 2 + 1, T) to (B, T * hop); mask (B, 1, T)."""
+    def forward(self, spectrum: Tensor, mask: Context) -> Tensor:
+        """Complex (B, n_fft / 2 + 1, T) to (B, T * hop), in a stream behind by `lag`; mask (B, 1, T)."""
         # The window is made here: transformers loses buffers that a checkpoint does not hold.
         window = torch.hann_window(self.n_fft, dtype=torch.float32, device=spectrum.device)[:, None]
+        if isinstance(mask, dict):
+            frames = torch.fft.irfft(spectrum, self.n_fft, dim=1) * window
+            return add_to_waveform(self, frames, window[:, 0], self.hop_length, mask)
         real = window.new_ones(1, 1, spectrum.shape[-1]) if mask is None else mask.float()
         frames = torch.fft.irfft(spectrum, self.n_fft, dim=1) * window * real
         envelope = self._overlap_add(window.square() * real)
@@ -398,13 +415,14 @@ class InverseSTFT(nn.Module):
             return waveform
         return waveform * mask[:, 0].repeat_interleave(self.hop_length, dim=1)
 
+    @property
+    def lag(self) -> int:
+        """Samples of the next frames that a frame's own samples need."""
+        return (self.n_fft - self.hop_length) // 2
+
     def _overlap_add(self, frames: Tensor) -> Tensor:
-        length = (frames.shape[-1] - 1) * self.hop_length + self.n_fft
-        summed = F.fold(
-            frames, (1, length), kernel_size=(1, self.n_fft), stride=(1, self.hop_length)
-        )
-        trim = (self.n_fft - self.hop_length) // 2
-        return summed[:, 0, 0, trim : length - trim]
+        summed = overlap_add(frames, self.hop_length)
+        return summed[:, self.lag : summed.shape[1] - self.lag]
 
 
 class AudioDecoder(nn.Module):
@@ -413,7 +431,8 @@ class AudioDecoder(nn.Module):
     def __init__(self, config: SimVQAudioConfig):
         super().__init__()
         channels = config.hidden_size
-        self.conv_in = nn.Conv1d(config.codebook_dim, channels, kernel_size=7, padding=3)
+        self.streaming = config.streaming
+        self.conv_in = FrameConv1d(config.codebook_dim, channels, 7, config)
         self.position_net = nn.ModuleList(
             [
                 ResNetBlock(config),
@@ -430,21 +449,27 @@ class AudioDecoder(nn.Module):
         self.head = nn.Linear(channels, config.n_fft + 2)
         self.inverse_stft = InverseSTFT(config.n_fft, config.hop_length)
 
-    def forward(self, latents: Tensor, mask: Tensor | None = None) -> Tensor:
-        """mask: (B, 1, T), true where a frame belongs to a clip; None if all do."""
-        hidden = self.conv_in(_masked(latents, mask))
+    def forward(
+        self, latents: Tensor, mask: Tensor | None = None, state: State | None = None
+    ) -> Tensor:
+        """mask: (B, 1, T), true where a frame belongs to a clip; None if all do. state: of a stream."""
+        # Layers that look at the past alone see nothing behind a clip's end.
+        context = state if self.streaming else mask
+        hidden = self.conv_in(latents, context)
         for layer in self.position_net:
-            hidden = layer(hidden, mask)
+            hidden = layer(hidden, context)
         hidden = self.norm_in(hidden.mT).mT
         for block in self.blocks:
-            hidden = block(hidden, mask)
+            hidden = block(hidden, context)
         spectrum = self.head(self.norm_out(hidden.mT)).mT
         # float32 and no autocast: half precision has neither the range for exp nor an FFT on the CPU.
         with torch.autocast(device_type=spectrum.device.type, enabled=False):
             log_magnitude, phase = spectrum.float().chunk(2, dim=1)
             # Clamped before exp, whose infinity would make the gradient NaN.
             magnitude = log_magnitude.clamp(max=math.log(LARGEST_MAGNITUDE)).exp()
-            waveform = self.inverse_stft(torch.polar(magnitude, phase), mask)
+            waveform = self.inverse_stft(
+                torch.polar(magnitude, phase), mask if state is None else state
+            )
         return waveform[:, None].to(latents.dtype)
 
 
@@ -498,7 +523,7 @@ class SimVQAudioPreTrainedModel(VerifiedDownload, PreTrainedAudioTokenizerBase):
             module.reset_parameters()
 
 
-class SimVQAudioModel(FoldableCodebook, SimVQAudioPreTrainedModel):
+class SimVQAudioModel(TakesChunks, FoldableCodebook, SimVQAudioPreTrainedModel):
     """Waveforms to codes and codes to waveforms.
 
     Any length from one sample upwards works; a length that is no multiple of ``config.hop_length`` comes
@@ -514,6 +539,7 @@ class SimVQAudioModel(FoldableCodebook, SimVQAudioPreTrainedModel):
         self.quantizer = make_quantizer(config)
         self.decoder = AudioDecoder(config)
         self._decoder_chunks: tuple[int, int] | None = None
+        name_layers(self)
         self.post_init()
 
     def save_pretrained(self, *args, **kwargs) -> None:
@@ -563,18 +589,29 @@ class SimVQAudioModel(FoldableCodebook, SimVQAudioPreTrainedModel):
 
     @can_return_tuple
     def encode(
-        self, input_values: Tensor, padding_mask: Tensor | None = None
+        self,
+        input_values: Tensor,
+        padding_mask: Tensor | None = None,
+        encoder_past_key_values: AudioPast | None = None,
+        use_streaming: bool = False,
     ) -> SimVQAudioEncoderOutput:
         """Waveforms to codes.
 
         Args:
             input_values: (B, 1, L) floating point in [-1, 1] at config.sampling_rate.
             padding_mask: (B, L), 1 for samples and 0 for the padding to their right.
+            encoder_past_key_values: of the chunks before, from their output (streaming models).
+            use_streaming: the samples are a chunk of a stream, the first one if there is no past. Only full
+                frames get codes; the others wait in the past for the next chunk.
 
         Raises:
-            ValueError: if the shape, the type or a value cannot be those of waveforms.
+            ValueError: if the shape, the type or a value cannot be those of waveforms; if the model cannot
+                stream.
         """
-        self._check_waveforms(input_values)
+        # In training the loop watches the loss instead: a look at the values waits for the device.
+        check_waveforms(input_values, not (self.training or torch.compiler.is_compiling()))
+        if self._is_streamed(use_streaming, encoder_past_key_values, padding_mask):
+            return self._encode_next(input_values, encoder_past_key_values or self._no_past())
         lengths = None
         if padding_mask is not None:
             batch, _, width = input_values.shape
@@ -586,12 +623,17 @@ class SimVQAudioModel(FoldableCodebook, SimVQAudioPreTrainedModel):
         chunk = None
         if not torch.is_grad_enabled():
             chunk = max(1, round(ENCODER_CHUNK_SECONDS * self.config.frame_rate))
-        dtype = computing_type(self.decoder.conv_in)
-        latents, frames = self.encoder(input_values.to(dtype), lengths, chunk)
+        input_values = input_values.to(computing_type(self.decoder.conv_in))
+        if self.config.streaming and chunk is not None and not self.training:
+            whole = F.pad(input_values, (0, -input_values.shape[-1] % self.config.hop_length))
+            latents = self._latents_in_order(whole, {})
+            frames = None if lengths is None else -(-lengths // self.config.hop_length)
+        else:
+            latents, frames = self.encoder(input_values, lengths, chunk)
+            if self.whitening is not None:
+                real = None if frames is None else mask_of_clips(frames, latents.shape[-1])[:, 0]
+                latents = self.whitening(latents, real)
         batch, _, width = latents.shape
-        if self.whitening is not None:
-            real = None if frames is None else mask_of_clips(frames, width)[:, 0]
-            latents = self.whitening(latents, real)
         if frames is None:
             mask = torch.ones(batch, 1, width, dtype=torch.bool, device=latents.device)
             quantized, codes, commitment_loss = self.quantizer(latents)
@@ -609,6 +651,8 @@ class SimVQAudioModel(FoldableCodebook, SimVQAudioPreTrainedModel):
         audio_codes: Tensor | None = None,
         quantized_latents: Tensor | None = None,
         audio_codes_mask: Tensor | None = None,
+        decoder_past_key_values: AudioPast | None = None,
+        use_cache: bool = False,
     ) -> SimVQAudioDecoderOutput:
         """Codes, or vectors of codes, to waveforms.
 
@@ -616,22 +660,28 @@ class SimVQAudioModel(FoldableCodebook, SimVQAudioPreTrainedModel):
             audio_codes: (B, 1, T) integers of any type in [0, codebook_size); a tensor, an array or a list.
             quantized_latents: (B, d, T) floating point. Give either this or audio_codes.
             audio_codes_mask: (B, 1, T), true for real codes, as encode returns it; None if all are.
+            decoder_past_key_values: of the chunks before, from their output (streaming models).
+            use_cache: the codes are a chunk of a stream, the first one if there is no past. Only the samples
+                that no later code changes are returned; SimVQAudioStream.flush gives the last ones.
 
         Raises:
-            ValueError: if not exactly one of the two is given, or its shape, type or a value is impossible.
+            ValueError: if not exactly one of the two is given, or its shape, type or a value is impossible;
+                if the model cannot stream.
         """
+        streamed = self._is_streamed(use_cache, decoder_past_key_values, audio_codes_mask)
         if (audio_codes is None) == (quantized_latents is None):
             raise ValueError(
                 "decode takes either audio_codes or quantized_latents, exactly one of them"
             )
         if audio_codes is not None:
             audio_codes = integers("audio_codes", audio_codes, running_device(self))
-            if audio_codes.ndim != 3 or audio_codes.shape[1] != 1 or audio_codes.numel() == 0:
-                raise ValueError(
-                    f"audio_codes must be (B, 1, T) and not empty, got shape {tuple(audio_codes.shape)}"
-                )
+            check_codes(audio_codes, may_be_empty=streamed)
+            if not audio_codes.shape[-1]:
+                return self._nothing_decoded(audio_codes, decoder_past_key_values)
             quantized_latents = self.quantizer.lookup(audio_codes[:, 0])
-        self._check_latents(quantized_latents)
+        check_latents(quantized_latents, self.config.codebook_dim)
+        if streamed:
+            return self._decode_next(quantized_latents, decoder_past_key_values or self._no_past())
         mask = self._frame_mask(audio_codes_mask, quantized_latents)
         output = SimVQAudioDecoderOutput(self._decode_latents(quantized_latents, mask))
         return output
@@ -712,37 +762,3 @@ class SimVQAudioModel(FoldableCodebook, SimVQAudioPreTrainedModel):
         batch, _, frames = latents.shape
         lengths = clip_lengths("audio_codes_mask", mask, (batch, 1, frames), latents.device)
         return None if lengths is None else mask_of_clips(lengths, frames)
-
-    def _check_waveforms(self, input_values: Tensor) -> None:
-        shape = tuple(input_values.shape)
-        if input_values.ndim != 3 or shape[1] != 1:
-            raise ValueError(
-                f"input_values must be (B, 1, L), mono, got shape {shape}: "
-                "mix channels down, and let SimVQAudioFeatureExtractor prepare the clips"
-            )
-        if input_values.numel() == 0:
-            raise ValueError(f"input_values is empty: shape {shape}")
-        if not input_values.is_floating_point():
-            raise ValueError(
-                f"input_values must be floating point in [-1, 1], got {input_values.dtype}: "
-                "divide 16-bit samples by 32768"
-            )
-        # In training the loop watches the loss instead: this check waits for the device.
-        if (
-            not (self.training or torch.compiler.is_compiling())
-            and not input_values.isfinite().all()
-        ):
-            raise ValueError("input_values holds NaN or infinite values")
-
-    def _check_latents(self, latents: Tensor) -> None:
-        if (
-            latents.ndim != 3
-            or latents.shape[1] != self.config.codebook_dim
-            or latents.numel() == 0
-        ):
-            raise ValueError(
-                f"quantized_latents must be (B, {self.config.codebook_dim}, T) and not empty, "
-                f"got shape {tuple(latents.shape)}"
-            )
-        if not latents.is_floating_point():
-            raise ValueError(f"quantized_latents must be floating point, got {latents.dtype}")

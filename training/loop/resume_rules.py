@@ -52,6 +52,9 @@ FIXED: dict[str, str | Callable[..., str | None]] = {
     **dict.fromkeys(("num_filters", "downsampling_ratios", "num_residual_layers"), _SHAPE),
     **dict.fromkeys(("num_lstm_layers", "num_decoder_layers", "n_fft"), _SHAPE),
     **dict.fromkeys(("norm_groups", "norm_per_position", "attention", "whiten_latents"), _SHAPE),
+    **dict.fromkeys(
+        ("streamable", "attention_window"), "the model was trained to see so much of a clip"
+    ),
     **dict.fromkeys(("hidden_size", "intermediate_size", "num_hidden_layers"), _SHAPE),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), _SHAPE),
     **dict.fromkeys(("tie_word_embeddings", "code_factors"), _SHAPE),

@@ -29,6 +29,7 @@ SHOWN_CLIPS = 2
 MODEL_FIELDS = ("num_filters", "downsampling_ratios", "num_residual_layers", "num_lstm_layers")
 MODEL_FIELDS += ("codebook_size", "codebook_dim", "commitment_cost", "hidden_size")
 MODEL_FIELDS += ("norm_groups", "intermediate_size", "num_decoder_layers", "dropout", "n_fft")
+MODEL_FIELDS += ("attention_window",)
 
 
 @dataclass
@@ -37,6 +38,10 @@ class AudioModelSettings(
 ):
     """The tokenizer (fields of SimVQAudioConfig)."""
 
+    # `streaming` is a setting of the data.
+    streamable: bool = setting(
+        False, "every layer looks at the past alone, so that speech can be coded as it comes"
+    )
     start_from_data: bool = setting(
         False, "scale the encoder's layers by a first batch: short trainings need it"
     )
@@ -49,7 +54,7 @@ class AudioModelSettings(
     def config(self, sampling_rate: int = 24_000) -> SimVQAudioConfig:
         """The model's configuration, validated."""
         try:
-            values = self.fields_of(SimVQAudioConfig)
+            values = self.fields_of(SimVQAudioConfig) | {"streaming": self.streamable}
             return SimVQAudioConfig(sampling_rate=sampling_rate, **values)
         except ValueError as error:
             raise SettingsError(str(error)) from error
@@ -65,6 +70,12 @@ class AudioModelSettings(
             self.start(model)
             return model
         source = load_source(SimVQAudioModel, self.init_from, self.recorded)
+        if is_chosen(self, "streamable") and self.streamable != source.config.streaming:
+            raise SettingsError(
+                f"init_from: the model there {'streams' if source.config.streaming else 'sees whole clips'}, "
+                f"which streamable={str(self.streamable).lower()} would change: leave it out"
+            )
+        self.streamable = source.config.streaming
         if not is_chosen(data, "sampling_rate"):
             data.sampling_rate = source.config.sampling_rate
         return begin_from(source, self, sampling_rate=data.sampling_rate)

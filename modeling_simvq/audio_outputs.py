@@ -1,0 +1,79 @@
+"""Outputs of the audio tokenizer, and what chunks of a stream hand on."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from .streaming_layers import State
+
+
+@dataclass(frozen=True)
+class AudioPast:
+    """What a streaming model must know of the chunks before: encode and decode take one and return the next.
+
+    It is never changed, so that a chunk can be tried twice.
+
+    Attributes:
+        layers: tensors of the layers, by name; their sizes do not grow.
+        pending: (B, 1, n) samples of the encoder that do not fill a frame yet.
+        lag: samples that the decoder still has to leave out: those before the clip's first.
+    """
+
+    layers: State = field(default_factory=dict)
+    pending: Tensor | None = None
+    lag: int = 0
+
+    @property
+    def batch_size(self) -> int | None:
+        """Number of streams, None before the first chunk."""
+        if self.pending is not None:
+            return len(self.pending)
+        return next((len(t) for name, t in self.layers.items() if name.endswith(".waveform")), None)
+
+
+@dataclass
+class SimVQAudioEncoderOutput(ModelOutput):
+    """Output of encode; T is the padded length over config.hop_length, rounded up.
+
+    Attributes:
+        audio_codes: (B, 1, T) int64, in [0, codebook_size). Behind a clip's end they mean nothing.
+        audio_codes_mask: (B, 1, T) bool, true where a code belongs to its clip.
+        quantized_latents: (B, d, T), the codes' vectors.
+        commitment_loss: float32 scalar, ``beta |z - sg[q]|^2 + |q - sg[z]|^2``, over the real frames.
+        latents: (B, d, T), the encoder's output before quantization.
+        encoder_past_key_values: for the next chunk, if this was one of a stream.
+    """
+
+    audio_codes: torch.LongTensor | None = None
+    audio_codes_mask: torch.BoolTensor | None = None
+    quantized_latents: torch.FloatTensor | None = None
+    commitment_loss: torch.FloatTensor | None = None
+    latents: torch.FloatTensor | None = None
+    encoder_past_key_values: AudioPast | None = None
+
+
+@dataclass
+class SimVQAudioDecoderOutput(ModelOutput):
+    """Output of decode.
+
+    Attributes:
+        audio_values: (B, 1, T * hop_length), trained towards [-1, 1] and not clamped. Zero behind a
+            clip's last real frame.
+        decoder_past_key_values: for the next chunk, if this was one of a stream.
+    """
+
+    audio_values: torch.FloatTensor | None = None
+    decoder_past_key_values: AudioPast | None = None
+
+
+@dataclass
+class SimVQAudioOutput(ModelOutput):
+    """Output of the model's forward: reconstruction, codes, their mask, loss and latents."""
+
+    audio_values: torch.FloatTensor | None = None
+    audio_codes: torch.LongTensor | None = None
+    audio_codes_mask: torch.BoolTensor | None = None
+    commitment_loss: torch.FloatTensor | None = None
+    latents: torch.FloatTensor | None = None

@@ -1,0 +1,139 @@
+"""Layers of the streaming audio tokenizer: they look at the past alone, and a state carries it on.
+
+A state is a dict of tensors by the layers' names; an empty one is the start of a stream. Each layer takes
+what it needs and leaves what its next call needs, of a size that does not grow. With None there is no state:
+the chunk is a whole clip. Before a clip's start, and in the padding of its last frame, is silence: zeros.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+
+
+def name_layers(model: nn.Module) -> None:
+    """Tell every layer of a model the name under which it keeps its part of a state."""
+    for name, layer in model.named_modules():
+        layer.stream_name = name
+
+
+def with_past(layer: nn.Module, hidden: Tensor, left: int, state: State | None) -> Tensor:
+    """Put the positions before a chunk in front of it: those that the layer saw last, or zeros at the start.
+
+    Args:
+        hidden: (B, C, T).
+        left: positions to put in front.
+
+    Returns:
+        (B, C, left + T).
+    """
+    if state is None or layer.stream_name not in state:
+        joined = F.pad(hidden, (left, 0))
+    else:
+        joined = torch.cat([state[layer.stream_name], hidden], dim=-1)
+    if state is not None and left:
+        state[layer.stream_name] = joined[..., joined.shape[-1] - left :].clone()
+    return joined
+
+
+def recur(lstm: nn.LSTM, hidden: Tensor, state: State | None) -> Tensor:
+    """Run an LSTM over (B, C, T) from where it stopped, and add its input."""
+    before, names = None, [f"{lstm.stream_name}.{part}" for part in ("hidden", "cell")]
+    if state is not None and names[0] in state:
+        before = tuple(state[name] for name in names)
+    out, after = lstm(hidden.mT, before)
+    if state is not None:
+        state.update(zip(names, after, strict=True))
+    return hidden + out.mT
+
+
+def attend_to_past(
+    layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, window: int, state: State | None
+) -> Tensor:
+    """Attention of one head in which each frame sees itself and the `window - 1` frames before it.
+
+    Some queries at a time, with the keys that they can see: memory and time grow linearly with the clip.
+
+    Args:
+        query, key, value: (B, C, T).
+
+    Returns:
+        (B, C, T).
+    """
+    frames, name = query.shape[-1], layer.stream_name
+    left = window - 1
+    past = left
+    if state is None or name + ".key" not in state:
+        key, value = (F.pad(part, (left, 0)) for part in (key, value))
+        seen = torch.zeros(1, dtype=torch.int64, device=query.device)
+    else:
+        key = torch.cat([state[name + ".key"], key], dim=-1)
+        value = torch.cat([state[name + ".value"], value], dim=-1)
+        seen = state[name + ".seen"]
+    if state is not None:
+        state[name + ".key"] = key[..., key.shape[-1] - left :].clone()
+        state[name + ".value"] = value[..., value.shape[-1] - left :].clone()
+        state[name + ".seen"] = (seen + frames).clamp(max=left)
+    query, key, value = (part.mT[:, None] for part in (query, key, value))
+    pieces = []
+    step = frames if torch.compiler.is_exporting() else min(frames, max(window, 64))
+    for start in range(0, frames, step):
+        stop = min(start + step, frames)
+        rows = torch.arange(start, stop, device=query.device)[:, None] + past
+        columns = torch.arange(start, stop + left, device=query.device)
+        # Columns before `past - seen` are before the start of the stream: zeros, and no keys.
+        allowed = (columns <= rows) & (columns > rows - window) & (columns >= past - seen)
+        pieces.append(
+            F.scaled_dot_product_attention(
+                query[:, :, start:stop],
+                key[:, :, start : stop + left],
+                value[:, :, start : stop + left],
+                attn_mask=allowed,
+            )
+        )
+    return torch.cat(pieces, dim=2)[:, 0].mT
+
+
+def add_to_waveform(
+    layer: nn.Module, frames: Tensor, window: Tensor, hop: int, state: State
+) -> Tensor:
+    """Add windowed frames to what earlier ones left, and return the samples that no later frame can change.
+
+    They lag behind the frames: the first sample is (n_fft - hop) / 2 samples before the first frame's own.
+
+    Args:
+        frames: (B, n_fft, T), windowed.
+        window: (n_fft,).
+
+    Returns:
+        (B, T * hop), divided by the sum of squared windows.
+    """
+    squares = window.square()[None, :, None].expand(1, -1, frames.shape[-1])
+    added = []
+    for name, part in (("waveform", frames), ("windows", squares)):
+        summed = overlap_add(part, hop)
+        name = f"{layer.stream_name}.{name}"
+        if name in state:
+            rest = state[name]
+            summed = torch.cat(
+                [summed[:, : rest.shape[1]] + rest, summed[:, rest.shape[1] :]], dim=1
+            )
+        ready = frames.shape[-1] * hop
+        state[name] = summed[:, ready:].clone()
+        added.append(summed[:, :ready])
+    waveform, windows = added
+    return waveform / windows.clamp(min=1e-11)
+
+
+def rest_of_waveform(layer: nn.Module, state: State) -> Tensor:
+    """Return what add_to_waveform still holds, (B, n_fft - hop), as it is if no frame follows."""
+    name = layer.stream_name
+    return state[name + ".waveform"] / state[name + ".windows"].clamp(min=1e-11)
+
+
+def overlap_add(frames: Tensor, hop: int) -> Tensor:
+    """Add frames (B, n, T), each `hop` samples after the one before, to (B, (T - 1) * hop + n)."""
+    size, count = frames.shape[1:]
+    length = (count - 1) * hop + size
+    return F.fold(frames, (1, length), kernel_size=(1, size), stride=(1, hop))[:, 0, 0]
