@@ -38,6 +38,7 @@ from .streaming_layers import (
     State,
     add_to_waveform,
     attend_to_past,
+    convolve_few,
     name_layers,
     overlap_add,
     recur,
@@ -125,7 +126,10 @@ class PaddedConv1d(nn.Module):
     def forward(self, hidden: Tensor, lengths: Context) -> tuple[Tensor, Context]:
         """(B, C, T) to (B, C', ceil(T / stride)), and the clips' new lengths, or a stream's state."""
         if self.streaming:
-            return self.conv(with_past(self, hidden, self.left, lengths)), lengths
+            hidden = with_past(self, hidden, self.left, lengths)
+            return self.conv(hidden) if lengths is None else convolve_few(
+                self.conv, hidden
+            ), lengths
         width = hidden.shape[-1]
         extra = -width % self.stride
         if lengths is None and width > max(self.left, self.right + extra):
@@ -330,7 +334,9 @@ class FrameConv1d(nn.Conv1d):
     def forward(self, hidden: Tensor, mask: Context) -> Tensor:
         """(B, C, T) to (B, C', T); mask (B, 1, T): what lies behind a clip's end counts as zeros."""
         if self.streaming:
-            return super().forward(with_past(self, hidden, self.kernel_size[0] - 1, mask))
+            hidden = with_past(self, hidden, self.kernel_size[0] - 1, mask)
+            few = mask is not None and self.groups == 1
+            return convolve_few(self, hidden) if few else super().forward(hidden)
         return super().forward(hidden if mask is None else hidden * mask.to(hidden.dtype))
 
 

@@ -37,15 +37,36 @@ def with_past(layer: nn.Module, hidden: Tensor, left: int, state: State | None) 
     return joined
 
 
+def convolve_few(conv: nn.Conv1d, joined: Tensor) -> Tensor:
+    """Convolution, without padding, of so few positions that reading the weights is most of the work.
+
+    As a matrix product it reads them once; a convolution packs them first.
+    """
+    size, (dilation,), (stride,) = conv.kernel_size[0], conv.dilation, conv.stride
+    windows = joined.unfold(-1, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    rows = windows.transpose(1, 2).flatten(2)
+    return F.linear(rows, conv.weight.flatten(1), conv.bias).mT
+
+
 def recur(lstm: nn.LSTM, hidden: Tensor, state: State | None) -> Tensor:
-    """Run an LSTM over (B, C, T) from where it stopped, and add its input."""
-    before, names = None, [f"{lstm.stream_name}.{part}" for part in ("hidden", "cell")]
-    if state is not None and names[0] in state:
-        before = tuple(state[name] for name in names)
-    out, after = lstm(hidden.mT, before)
-    if state is not None:
+    """Run an LSTM over (B, C, T) from where it stopped, and add its input. With a state, T is 1."""
+    if state is None:
+        return hidden + lstm(hidden.mT)[0].mT
+    value = hidden[..., 0]
+    # nn.LSTM packs its weights anew for every call on a CPU: six times as long as the step itself.
+    for layer in range(lstm.num_layers):
+        weights = [
+            getattr(lstm, f"{name}_l{layer}")
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        ]
+        names = [f"{lstm.stream_name}.{part}.{layer}" for part in ("hidden", "cell")]
+        before = [state.get(name) for name in names]
+        if before[0] is None:
+            before = [torch.zeros_like(value)] * 2
+        after = torch.lstm_cell(value, before, *weights)
         state.update(zip(names, after, strict=True))
-    return hidden + out.mT
+        value = after[0]
+    return hidden + value[..., None]
 
 
 def attend_to_past(
