@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import signal
 import sys
 import time
@@ -191,6 +192,20 @@ def test_faster_encoders_are_the_models_own(
         assert torch.equal(codes, live) and not torch.equal(codes, plain)
     with pytest.raises(SystemExit, match="compile was|dtype was"):
         tokenize(words[:-1], monkeypatch)
+
+
+def test_a_folder_from_before_a_setting_continues(
+    whole, image_model, pictures, tmp_path, monkeypatch
+):
+    """Manifests from before dtype and compile lack them, and mean their defaults."""
+    folder = shutil.copytree(whole, tmp_path / "codes")
+    plan = json.loads((folder / "tokenization.json").read_text())
+    older = {key: value for key, value in plan.items() if key not in ("dtype", "compile")}
+    (folder / "tokenization.json").write_text(json.dumps(older))
+    with pytest.raises(SystemExit, match="dtype was 'float32', is 'bfloat16'"):
+        tokenize(arguments(image_model, pictures, folder, *OPTIONS, "dtype=bfloat16"), monkeypatch)
+    tokenize(arguments(image_model, pictures, folder, *OPTIONS), monkeypatch)
+    assert digests(folder) == digests(whole)
 
 
 @pytest.mark.slow
