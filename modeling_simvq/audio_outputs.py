@@ -11,7 +11,7 @@ from .streaming_layers import State
 
 @dataclass(frozen=True)
 class AudioPast:
-    """What a streaming model must know of the chunks before: encode and decode take one and return the next.
+    """State of a stream, of the chunks before: encode and decode take one and return the next.
 
     It is never changed, so that a chunk can be tried twice.
 
