@@ -101,13 +101,13 @@ def units(options: argparse.Namespace) -> None:
         print(f"digest of its file: {digest:.2f} us")
 
 
-def one_way(folder: Path, way: str, options: argparse.Namespace) -> dict:
-    """Run the command and return images a second and memory along the way."""
+def one_way(folder: Path, output: Path, way: str, options: argparse.Namespace) -> tuple[float, ...]:
+    """Run the command; return images a second, the most memory and its growth, in MiB."""
     program = [sys.executable, str(REPOSITORY / "training" / "tokenize_dataset.py")]
     words = [
         f"model={folder / 'model'}",
         f"dataset={folder / 'images'}",
-        f"output={folder / way.replace(' ', '-')}",
+        f"output={output}",
     ]
     words += [
         "splits=[train]",
@@ -120,7 +120,7 @@ def one_way(folder: Path, way: str, options: argparse.Namespace) -> dict:
         [*program, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         while process.poll() is None:
-            files = len(list(folder.glob(f"{way.replace(' ', '-')}/data/*.parquet")))
+            files = len(list(output.glob("data/*.parquet")))
             memory.append((psutil.Process(process.pid).memory_info().rss / 2**20, files))
             time.sleep(0.25)
         printed = process.stdout.read()
@@ -128,18 +128,14 @@ def one_way(folder: Path, way: str, options: argparse.Namespace) -> dict:
         sys.exit(f"{' '.join(words)} ended with status {process.returncode}")
     speed = float(re.search(r": ([\d.,]+) images and", printed)[1].replace(",", ""))
     late = [held for held, files in memory if files >= 0.2 * options.images / ROWS_PER_FILE]
-    tenth = len(late) // 8
-    return {
-        "way": way,
-        "images_per_second": speed,
-        "memory_mib": max(late),
-        "growth_mib": statistics.median(late[-tenth:]) - statistics.median(late[:tenth]),
-    }
+    eighth = len(late) // 8
+    growth = statistics.median(late[-eighth:]) - statistics.median(late[:eighth])
+    return speed, max(late), growth
 
 
 def command(options: argparse.Namespace) -> None:
     """Run the command each way, in turns, and print the medians."""
-    results: dict[str, list[dict]] = {way: [] for way in options.ways.split(",")}
+    results: dict[str, list[tuple[float, ...]]] = {way: [] for way in options.ways.split(",")}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         SimVQImageModel(SimVQImageConfig(**IMAGE_MODEL)).save_pretrained(folder / "model")
@@ -151,12 +147,8 @@ def command(options: argparse.Namespace) -> None:
         rows.to_parquet(folder / "images" / "train.parquet")
         turns = [(turn, way) for turn in range(options.runs) for way in results]
         for turn, way in tqdm(turns, unit="run"):
-            (folder / str(turn)).mkdir(exist_ok=True)
-            for name in ("model", "images"):
-                link = folder / str(turn) / name
-                if not link.exists():
-                    link.symlink_to(folder / name)
-            results[way].append(one_way(folder / str(turn), way, options))
+            output = folder / f"codes-{turn}-{way.replace(' ', '-')}"
+            results[way].append(one_way(folder, output, way, options))
     print(
         f"{options.images:,} images, {options.resolution} pixels, {torch.get_num_threads()} threads"
     )
@@ -164,10 +156,7 @@ def command(options: argparse.Namespace) -> None:
         "| way | images a second | most memory, MiB | growth after the first fifth, MiB |\n|---|---|---|---|"
     )
     for way, runs in results.items():
-        speed, memory, growth = (
-            statistics.median(run[name] for run in runs)
-            for name in ("images_per_second", "memory_mib", "growth_mib")
-        )
+        speed, memory, growth = map(statistics.median, zip(*runs, strict=True))
         print(f"| {way} | {speed:.1f} | {memory:,.0f} | {growth:+.0f} |")
 
 

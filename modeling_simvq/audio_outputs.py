@@ -25,13 +25,6 @@ class AudioPast:
     pending: Tensor | None = None
     lag: int = 0
 
-    @property
-    def batch_size(self) -> int | None:
-        """Number of streams, None before the first chunk."""
-        if self.pending is not None:
-            return len(self.pending)
-        return next((len(t) for name, t in self.layers.items() if name.endswith(".waveform")), None)
-
 
 @dataclass
 class SimVQAudioEncoderOutput(ModelOutput):

@@ -1,7 +1,6 @@
 """Speech as it comes: chunks of samples to codes, and codes to samples, equal to those of the whole clip."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .audio_input_checks import check_codes, check_waveforms
@@ -32,12 +31,7 @@ class SimVQAudioStream:
     """
 
     def __init__(self, model, batch_size: int = 1):
-        if not model.config.streaming:
-            raise ValueError(
-                "this model sees the whole clip: streams need one that was trained with streaming=True"
-            )
-        if model.training:
-            raise ValueError("the model is in training mode: call model.eval() first")
+        model.check_streaming()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.model, self.batch_size = model, batch_size
@@ -67,7 +61,7 @@ class SimVQAudioStream:
         """
         if samples.ndim == 3 and samples.shape[-1] == 0:
             return torch.empty(self.batch_size, 1, 0, dtype=torch.int64, device=samples.device)
-        check_waveforms(samples, look_inside=True)
+        check_waveforms(samples, look_inside=False)  # the model looks inside
         self._check_batch("samples", samples)
         output = self.model.encode(
             samples, encoder_past_key_values=self._encoder, use_streaming=True
@@ -100,10 +94,9 @@ class SimVQAudioStream:
         model, empty = self.model, torch.empty(self.batch_size, 1, 0, device=self.model.device)
         codes, samples, past = empty.long(), [empty], self._encoder
         if past is not None and past.pending.shape[-1]:
-            rest = model.config.hop_length - past.pending.shape[-1]
-            codes = model.encode(
-                F.pad(past.pending[..., :0], (0, rest)), encoder_past_key_values=past
-            ).audio_codes
+            missing = model.config.hop_length - past.pending.shape[-1]
+            silence = past.pending.new_zeros(self.batch_size, 1, missing)
+            codes = model.encode(silence, encoder_past_key_values=past).audio_codes
         if self._decoder is not None or not self._coded:
             if codes.shape[-1]:
                 samples.append(self.decode(codes))
@@ -128,18 +121,27 @@ class TakesChunks:
         """Return a stream, or a batch of streams that go in step, through this model."""
         return SimVQAudioStream(self, batch_size)
 
-    def _is_streamed(self, asked: bool, past: AudioPast | None, mask: Tensor | None) -> bool:
-        streamed = bool(asked) or past is not None
-        if streamed and not self.config.streaming:
+    def check_streaming(self) -> None:
+        """Refuse streams through a model that cannot have them.
+
+        Raises:
+            ValueError: if it was not made with streaming=True, or is in training mode.
+        """
+        if not self.config.streaming:
             raise ValueError(
                 "this model sees the whole clip and has no state: streams need streaming=True in its "
                 "configuration, and a training with it"
             )
-        if streamed and self.training:
+        if self.training:
             raise ValueError("streams need evaluation mode: call model.eval() first")
-        if streamed and mask is not None:
+
+    def _is_streamed(self, asked: bool, past: AudioPast | None, mask: Tensor | None) -> bool:
+        if not asked and past is None:
+            return False
+        self.check_streaming()
+        if mask is not None:
             raise ValueError("chunks of a stream take no mask: streams of a batch go in step")
-        return streamed
+        return True
 
     def _no_past(self) -> AudioPast:
         return AudioPast(lag=self.decoder.inverse_stft.lag)

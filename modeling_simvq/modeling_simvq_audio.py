@@ -41,7 +41,7 @@ from .streaming_layers import (
     convolve_few,
     name_layers,
     overlap_add,
-    recur,
+    recur_once,
     with_past,
 )
 from .tiling import CrossFade
@@ -212,10 +212,8 @@ class AudioEncoder(nn.Module):
                 rounding: every chunk sees the samples that it depends on, and the LSTM's state is carried.
         """
         if self.streaming:
-            whole = F.pad(waveform, (0, -waveform.shape[-1] % self.hop_length))
-            return self.step(whole, None), None if lengths is None else -(
-                -lengths // self.hop_length
-            )
+            waveform, frames = self.whole_frames(waveform, lengths)
+            return self.step(waveform, None), frames
         if chunk_frames is None:
             hidden, frames = self._convolve(waveform, lengths)
             hidden, _ = self._recur(hidden, None)
@@ -225,11 +223,20 @@ class AudioEncoder(nn.Module):
         latents, _ = self.conv_out(F.elu(hidden), frames)
         return latents, frames
 
+    def whole_frames(
+        self, waveform: Tensor, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Fill the last frame with silence; count the frames of each clip."""
+        filled = F.pad(waveform, (0, -waveform.shape[-1] % self.hop_length))
+        return filled, None if lengths is None else -(-lengths // self.hop_length)
+
     def step(self, waveform: Tensor, state: State | None) -> Tensor:
         """Latents (B, d, t) of the next t * hop samples of a stream; None as state: of a whole clip."""
         hidden, _ = self._convolve(waveform, state)
-        if self.lstm is not None:
-            hidden = recur(self.lstm, hidden, state)
+        if state is None or self.lstm is None:
+            hidden, _ = self._recur(hidden, None)
+        else:
+            hidden = recur_once(self.lstm, hidden, state)
         latents, _ = self.conv_out(F.elu(hidden), state)
         return latents
 
@@ -631,9 +638,8 @@ class SimVQAudioModel(TakesChunks, FoldableCodebook, SimVQAudioPreTrainedModel):
             chunk = max(1, round(ENCODER_CHUNK_SECONDS * self.config.frame_rate))
         input_values = input_values.to(computing_type(self.decoder.conv_in))
         if self.config.streaming and chunk is not None and not self.training:
-            whole = F.pad(input_values, (0, -input_values.shape[-1] % self.config.hop_length))
-            latents = self._latents_in_order(whole, {})
-            frames = None if lengths is None else -(-lengths // self.config.hop_length)
+            waveform, frames = self.encoder.whole_frames(input_values, lengths)
+            latents = self._latents_in_order(waveform, {})
         else:
             latents, frames = self.encoder(input_values, lengths, chunk)
             if self.whitening is not None:

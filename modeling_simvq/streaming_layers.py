@@ -48,10 +48,8 @@ def convolve_few(conv: nn.Conv1d, joined: Tensor) -> Tensor:
     return F.linear(rows, conv.weight.flatten(1), conv.bias).mT
 
 
-def recur(lstm: nn.LSTM, hidden: Tensor, state: State | None) -> Tensor:
-    """Run an LSTM over (B, C, T) from where it stopped, and add its input. With a state, T is 1."""
-    if state is None:
-        return hidden + lstm(hidden.mT)[0].mT
+def recur_once(lstm: nn.LSTM, hidden: Tensor, state: State) -> Tensor:
+    """Run an LSTM over one position (B, C, 1) from where it stopped, and add its input."""
     value = hidden[..., 0]
     # nn.LSTM packs its weights anew for every call on a CPU: six times as long as the step itself.
     for layer in range(lstm.num_layers):
@@ -84,7 +82,6 @@ def attend_to_past(
     """
     frames, name = query.shape[-1], layer.stream_name
     left = window - 1
-    past = left
     if state is None or name + ".key" not in state:
         key, value = (F.pad(part, (left, 0)) for part in (key, value))
         seen = torch.zeros(1, dtype=torch.int64, device=query.device)
@@ -101,10 +98,10 @@ def attend_to_past(
     step = frames if torch.compiler.is_exporting() else min(frames, max(window, 64))
     for start in range(0, frames, step):
         stop = min(start + step, frames)
-        rows = torch.arange(start, stop, device=query.device)[:, None] + past
+        rows = torch.arange(start, stop, device=query.device)[:, None] + left
         columns = torch.arange(start, stop + left, device=query.device)
-        # Columns before `past - seen` are before the start of the stream: zeros, and no keys.
-        allowed = (columns <= rows) & (columns > rows - window) & (columns >= past - seen)
+        # Columns before `left - seen` are before the start of the stream: zeros, and no keys.
+        allowed = (columns <= rows) & (columns > rows - window) & (columns >= left - seen)
         pieces.append(
             F.scaled_dot_product_attention(
                 query[:, :, start:stop],
