@@ -8,15 +8,13 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from datasets.utils.file_utils import xopen
 from torch import Tensor
 from torch.utils.data import default_collate, get_worker_info
 
 from training.data.order import Permutation, key_of, seeds_of
 from training.data.reader import Decoder, RowReader
+from training.data.shards import shard_bytes, shard_lengths, whole_shards
 from training.data.source import DataSettings
 
 logger = logging.getLogger(__name__)
@@ -31,14 +29,15 @@ class PartRows:
     """Rows of one part of a stream, in order, from any place.
 
     Where the lengths of the shards are known, each part has as many rows, one part behind the other; a shard at
-    a border belongs to both. Otherwise shards are dealt out as far as they go round; of those left over, and of
-    all if there are fewer shards than parts, every part reads all rows and keeps its share. Nothing is decoded.
+    a border belongs to both. Otherwise `whole_shards` are dealt out; of all others every part reads all rows
+    and keeps its share, each one in turn. Nothing is decoded.
 
     Args:
         order: numbers of the source's shards.
         part, parts: which of how many.
         limit: rows of the whole stream that there are to share; then the source counts as a single shard.
         lengths: rows of each shard, by its number.
+        sizes: of each shard in bytes, where the lengths are not known.
     """
 
     def __init__(
@@ -49,11 +48,12 @@ class PartRows:
         parts: int,
         limit: int | None = None,
         lengths: list[int] | None = None,
+        sizes: list[int] | None = None,
     ):
-        self.source = source
-        # Numbers of shards, None for the whole source, and which of their rows are this part's.
-        self.shards: list[tuple[int | None, range]] = []
-        share = range(part, NO_END, parts)
+        self.source, self.part, self.parts = source, part, parts
+        # Numbers of shards, None for the whole source, and which of their rows are this part's: None for its
+        # share of the rows of all such shards together.
+        self.shards: list[tuple[int | None, range | None]] = []
         if limit is not None:
             self.shards = [(None, range(part, limit, parts))]
         elif lengths is not None:
@@ -65,15 +65,19 @@ class PartRows:
                 if rows:
                     self.shards.append((shard, rows))
         else:
-            whole = len(order) - len(order) % parts
-            self.shards = [(shard, range(NO_END)) for shard in order[:whole][part::parts]]
-            self.shards += [(shard, share) for shard in order[whole:]]
-        self._shard, self._rows, self._seen = 0, None, 0
+            whole = whole_shards(order, parts, sizes)
+            own, shared = set(whole[part::parts]), set(order) - set(whole)
+            self.shards += [
+                (shard, range(NO_END)) if shard in own else (shard, None)
+                for shard in order
+                if shard in own or shard in shared
+            ]
+        self._shard, self._rows, self._seen, self._shared = 0, None, 0, 0
 
     def read(self, mark: dict | None = None) -> Iterator[dict[str, Any]]:
         """Yield the rows behind a mark, or all of them."""
-        mark = mark or {"shard": 0, "state": None, "seen": 0}
-        self._shard, self._rows = mark["shard"], None
+        mark = mark or {"shard": 0, "state": None, "seen": 0, "shared": 0}
+        self._shard, self._rows, self._shared = mark["shard"], None, mark["shared"]
         for number in range(mark["shard"], len(self.shards)):
             shard, own = self.shards[number]
             rows = self.source
@@ -83,6 +87,9 @@ class PartRows:
             if number == mark["shard"] and mark["state"] is not None:
                 rows.load_state_dict(mark["state"])
                 self._seen = mark["seen"]
+            shared = own is None
+            if shared:  # behind the rows of such shards before
+                own = range((self.part - self._shared) % self.parts, NO_END, self.parts)
             # Plain iteration in a worker would share a shard out once more.
             for batch in rows.iter(batch_size=1) if self._seen < own.stop else ():
                 self._seen += 1
@@ -90,12 +97,15 @@ class PartRows:
                     yield {name: values[0] for name, values in batch.items()}
                 if self._seen == own.stop:
                     break
+            if shared:
+                self._shared += self._seen
         self._shard, self._rows = len(self.shards), None
 
     def mark(self) -> dict:
         """Return the place behind the row that came last: numbers, texts, lists and dicts."""
         state = None if self._rows is None else self._rows.state_dict()
-        return {"shard": self._shard, "state": state, "seen": 0 if state is None else self._seen}
+        seen = 0 if state is None else self._seen
+        return {"shard": self._shard, "state": state, "seen": seen, "shared": self._shared}
 
 
 def _finer(source: datasets.IterableDataset) -> datasets.IterableDataset:
@@ -104,37 +114,6 @@ def _finer(source: datasets.IterableDataset) -> datasets.IterableDataset:
     except Exception as error:  # a damaged file; it is named when its turn comes
         logger.debug(f"not read by row groups: {error}")
         return source
-
-
-def shard_lengths(source: datasets.IterableDataset) -> list[int] | None:
-    """Return the rows of each shard, of Parquet files from their footers and of saved datasets; None of others.
-
-    Datasets has no public way to ask. Where it keeps its files otherwise than expected, nothing is known.
-    """
-    try:
-        lengths = _lengths(source._ex_iterable)
-    except (AttributeError, KeyError, TypeError, OSError, ValueError, pa.ArrowException) as error:
-        logger.debug(f"lengths of the shards are not known: {error!r}")
-        return None
-    return lengths if len(lengths) == source.num_shards else None
-
-
-def _lengths(iterable: Any) -> list[int]:
-    if hasattr(iterable, "ex_iterables"):  # several behind each other
-        return [length for one in iterable.ex_iterables for length in _lengths(one)]
-    if not hasattr(iterable, "kwargs"):
-        return _lengths(iterable.ex_iterable)
-    kwargs, lengths, footers = iterable.kwargs, [], {}
-    if saved := [one for one in kwargs.get("shards", ()) if isinstance(one, datasets.Dataset)]:
-        return list(map(len, saved))
-    for file, groups in zip(kwargs["files"], kwargs["row_groups_list"], strict=True):
-        if file not in footers:
-            with xopen(file, "rb") as opened:
-                footers[file] = pq.read_metadata(opened)
-        footer = footers[file]
-        chosen = range(footer.num_row_groups) if groups is None else groups
-        lengths.append(sum(footer.row_group(group).num_rows for group in chosen))
-    return lengths
 
 
 class BlockShuffle:
@@ -218,12 +197,15 @@ class SampleStream(torch.utils.data.IterableDataset):
         self.rank, self.ranks = rank, ranks
         self.num_workers, self.workers = config.num_workers, max(1, config.num_workers)
         self.limit = config.max_train_samples if train else config.max_validation_samples
-        self.source, self.lengths = source, None
+        self.name, self.reader = config.dataset, RowReader(config, decoder)
+        self.source, self.lengths, self.sizes = source, None, None
         if self.limit is None and source.num_shards < FEWEST_SHARDS * self.parts:
             self.source = _finer(source)
             self.lengths = shard_lengths(self.source)
+        if self.limit is None and self.lengths is None and self.parts > 1:
+            self.sizes = shard_bytes(self.source)
+            self._say_what_is_shared()
         self.block = max(1, config.shuffle_buffer // self.workers)
-        self.name, self.reader = config.dataset, RowReader(config, decoder)
         # Shared memory reaches workers that persist.
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.start = Start()
@@ -269,7 +251,19 @@ class SampleStream(torch.utils.data.IterableDataset):
         order = np.arange(shards)
         if self.train:
             order = Permutation(shards, key_of(self.seed, epoch))(order)
-        return PartRows(self.source, order.tolist(), part, self.parts, self.limit, self.lengths)
+        return PartRows(
+            self.source, order.tolist(), part, self.parts, self.limit, self.lengths, self.sizes
+        )
+
+    def _say_what_is_shared(self) -> None:
+        shards = self.source.num_shards
+        shared = shards - len(whole_shards(list(range(shards)), self.parts, self.sizes))
+        if shared and self.rank == 0:
+            logger.info(
+                f"{self.name}: {shared} of {shards} shards are read by each of {self.parts} workers, which "
+                "keeps its share of their rows (two shards or more for each, of about equal size, would be "
+                "dealt out)"
+            )
 
     def _samples(self, rows: Iterator[tuple[int, dict]], key: int, part: int) -> Iterator[dict]:
         where = "of the stream" if self.parts == 1 else f"of part {part} of the stream"

@@ -17,6 +17,8 @@ from training.runtime.stop_signals import shield_worker
 
 logger = logging.getLogger(__name__)
 
+DEALING = 2  # version of how PartRows shares shards out; states of the first have none
+
 # A rank waits for one whose source is slow, as for one that downloads.
 PATIENCE = timedelta(hours=3)
 
@@ -142,7 +144,8 @@ class StreamLoader(DataLoaderStateMixin):
         """Return what a state depends on."""
         names = ("seed", "batch_size", "rank", "ranks", "workers", "block", "limit")
         return {name: getattr(self.dataset, name) for name in names} | {
-            "shards": self.dataset.source.num_shards
+            "shards": self.dataset.source.num_shards,
+            "dealing": DEALING,
         }
 
 

@@ -1,9 +1,11 @@
 """Files of many samples on this machine: tables, tar archives, and what the card beside them declares."""
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import re
+import tarfile
 from glob import glob
 from itertools import groupby
 from operator import itemgetter
@@ -19,7 +21,15 @@ from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData, metadata_load
 
-from training.data.files import ARCHIVES, METADATA, TABLES, TEXT_TABLES, FolderFiles, Splits
+from training.data.files import (
+    ARCHIVES,
+    METADATA,
+    TABLES,
+    TEXT_TABLES,
+    FolderFiles,
+    Splits,
+    split_files,
+)
 from training.data.splits import take_split
 from training.data.table_paths import paths_from
 from training.runtime.settings import SettingsError
@@ -29,25 +39,41 @@ Source = datasets.Dataset | datasets.IterableDataset
 
 
 def chosen_tables(config, found: FolderFiles) -> list[str]:
-    """Files that hold the samples: tables that have the column or lie alone, then tar archives, then texts."""
+    """Files that hold the samples: tables that have the column or lie alone, then tar archives, then texts.
+
+    Texts that are named like splits and list files that are there go before these files themselves.
+    """
     tables = found.tables
     alone = not (found.media or found.archives)
     if tables and (alone or config.column in _columns(found, tables[0])):
         _same_type(config, tables)
         return tables
-    if found.media:
-        return []
-    if found.archives:
-        found.left_out += [*tables, *found.text_tables]
-        return found.archives
     texts = [
         path
         for path in found.text_tables
         if path.rpartition("/")[2] not in ("dataset_infos.json", "dataset_info.json")
     ]
+    if found.media:
+        lists = texts and split_files(texts, (), many=True, folders={})
+        if not (lists and lists.named and all(_lists_files(config, found, path) for path in texts)):
+            return []
+    elif found.archives:
+        found.left_out += [*tables, *found.text_tables]
+        return found.archives
     if texts:
         _same_type(config, texts)
     return texts
+
+
+def _lists_files(config, found: FolderFiles, path: str) -> bool:
+    """Tell whether the first row of a text table names a file of the folder."""
+    try:
+        source = _load(dataclasses.replace(config, streaming=True), Path(found.root), [path], None)
+        cell = next(iter(source), {}).get(config.column)
+    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError):
+        return False
+    folder = Path(found.root, path).parent
+    return isinstance(cell, str) and (folder / cell).is_file()
 
 
 def _same_type(config, files: list[str]) -> None:
@@ -109,9 +135,13 @@ def _with_paths(config, root: Path, files: list[str], features, source: Source) 
 
 
 def _load(config, root: Path, files: list[str], features: datasets.Features | None) -> Source:
+    if builder_of(files[0]) == "webdataset":
+        files = _full_first(config, root, files)
     arguments = {"path": builder_of(files[0]), "data_files": data_files_of(root, files)}
     if features is not None:
         arguments["features"] = features
+    if arguments["path"] == "csv":
+        arguments["index_col"] = False  # else a comma at the end of each row moves all columns
     if config.streaming:
         builder = datasets.load_dataset_builder(**arguments)
         if hasattr(builder.config, "on_bad_files"):
@@ -120,6 +150,21 @@ def _load(config, root: Path, files: list[str], features: datasets.Features | No
         return builder.as_streaming_dataset(split="train")
     # Reads all of it now: what is damaged is an error before anything has begun.
     return datasets.load_dataset(**arguments, split="train")
+
+
+def _full_first(config, root: Path, files: list[str]) -> list[str]:
+    """Put the first tar archive that has members first: of it Datasets learns the columns."""
+    for number, path in enumerate(files):
+        try:
+            with tarfile.open(root / path) as archive:
+                empty = archive.next() is None
+        except (tarfile.TarError, OSError):
+            empty = False  # Datasets tells what is wrong with it
+        if not empty:
+            return [path, *files[:number], *files[number + 1 :]]
+    raise SettingsError(
+        f"dataset: all tar archives of {config.dataset} are empty ({', '.join(files[:3])})"
+    )
 
 
 def data_files_of(root: Path, files: list[str]) -> DataFilesDict:

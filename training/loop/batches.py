@@ -127,7 +127,8 @@ class TrainingBatches:
                 batch = self._next(iterator)
             if progress.batches == 0:
                 raise SettingsError(
-                    "the training set gave no batch to some process: is batch_size too large for it?"
+                    f"the training set has too few samples for {self.accelerator.num_processes} process(es) "
+                    f"with a batch of {loader.batch_size} each: lower batch_size"
                 )
             progress.epoch += 1
             progress.batches = 0

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from tests.training.data.test_sources import config, found, own_datasets, shade, table  # noqa: F401
 from training.data.images import build_image_dataloader
 from training.data.loader import first_batch
+from training.data.shards import shard_bytes, shard_lengths, whole_shards
 from training.data.source import open_split
-from training.data.stream import BlockShuffle, PartRows, shard_lengths
+from training.data.stream import BlockShuffle, PartRows
 from training.data.stream_loader import StreamLoader
+from training.runtime.settings import SettingsError
 
 ROWS = 23
 
@@ -58,6 +60,14 @@ def lines(folder: Path) -> Path:
     return folder / "rows.jsonl"
 
 
+def tar(path: Path, numbers) -> None:
+    with tarfile.open(path, "w") as opened:
+        for i in numbers:
+            info = tarfile.TarInfo(f"{i:03}.png")
+            info.size = len(shade(i))
+            opened.addfile(info, BytesIO(shade(i)))
+
+
 def csv(folder: Path) -> Path:
     lines(folder)
     (folder / "rows.csv").write_text("\n".join(["image", *(f"{i}.png" for i in range(ROWS))]))
@@ -67,11 +77,7 @@ def csv(folder: Path) -> Path:
 def tars(folder: Path) -> Path:
     folder.mkdir()
     for shard in range(3):
-        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
-            for i in range(shard, ROWS, 3):
-                info = tarfile.TarInfo(f"{i:03}.png")
-                info.size = len(shade(i))
-                tar.addfile(info, BytesIO(shade(i)))
+        tar(folder / f"{shard}.tar", range(shard, ROWS, 3))
     return folder
 
 
@@ -82,22 +88,22 @@ SOURCES = (parquet, saved, lines, csv, tars)
     st.lists(st.integers(0, 5), min_size=1, max_size=9),
     st.integers(1, 7),
     st.none() | st.integers(1, 20),
-    st.booleans(),
+    st.sampled_from(["lengths", "sizes", ""]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_parts_share_out_every_row_once(sizes, parts, limit, known):
     source = stream_of(sizes)
     order = list(range(len(sizes)))[::-1]
-    options = {"limit": limit, "lengths": sizes if known else None}
+    options = {"limit": limit} | ({known: sizes} if known else {})
     shares = [
         [row["number"] for row in PartRows(source, order, part, parts, **options).read()]
         for part in range(parts)
     ]
     total = min(sum(sizes), limit or sum(sizes))
     assert sorted(sum(shares, [])) == list(range(total))
-    if known or limit is not None or len(sizes) < parts:  # shared out by rows
-        bound = 1 if known or limit is not None else len(sizes)
-        assert max(map(len, shares)) - min(map(len, shares)) <= bound
+    by_rows = not whole_shards(order, parts, options.get("sizes"))
+    if known == "lengths" or limit is not None or by_rows:
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -108,7 +114,8 @@ def test_rows_go_on_from_any_mark(source, parts, tmp_path):
     order = list(range(stream.num_shards))
 
     def rows() -> PartRows:
-        return PartRows(stream, order, parts - 1, parts, lengths=shard_lengths(stream))
+        sizes = {"lengths": shard_lengths(stream), "sizes": shard_bytes(stream)}
+        return PartRows(stream, order, parts - 1, parts, **sizes)
 
     reader, marks, whole = rows(), [], []
     for row in reader.read():
@@ -243,3 +250,57 @@ def test_few_files_are_read_by_row_groups_whose_lengths_are_known(tmp_path):
     of_two_workers = loader_of(saved(tmp_path / "saved"), num_workers=2)
     assert of_two_workers.dataset.lengths == [12, 11]
     assert loader_of(lines(tmp_path / "lines")).dataset.lengths is None
+
+
+def uneven_tars(folder: Path) -> Path:
+    folder.mkdir()
+    tar(folder / "a.tar", range(3))
+    tar(folder / "b.tar", range(3, ROWS))
+    return folder
+
+
+def uneven_parquet(folder: Path) -> Path:
+    """Enough files for two parts that their footers are not read."""
+    folder.mkdir()
+    for i in range(15):
+        table([shade(i)]).to_parquet(folder / f"{i:02}.parquet")
+    table([shade(i) for i in range(15, 99)]).to_parquet(folder / "15.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("rows, source", [(ROWS, uneven_tars), (99, uneven_parquet)])
+def test_all_ranks_take_a_share_of_a_shard_much_longer_than_the_others(
+    rows, source, tmp_path, caplog, monkeypatch
+):
+    cfg, seen = config(source(tmp_path / "data"), streaming=True), []
+    for rank in range(2):
+        monkeypatch.setattr("training.data.loader._ranks", lambda rank=rank: (rank, 2))
+        with caplog.at_level("INFO"):
+            loader = build_image_dataloader(cfg, "train", batch_size=1, train=True, seed=0)
+        seen.append(found(batch for _, _, batch in loader.dataset))
+    assert "shards are read by each of 2 workers" in caplog.text
+    assert sorted(sum(seen, [])) == list(range(rows))
+    assert abs(len(seen[0]) - len(seen[1])) <= 1 + rows // 20  # whole files of one row
+
+
+def test_shards_of_about_equal_size_are_dealt_out_whole():
+    assert whole_shards([3, 0, 1, 2], 2, [10, 11, 9, 10]) == [3, 0, 1, 2]
+    assert whole_shards([4, 3, 0, 1, 2], 2, [10, 11, 9, 10, 50]) == [3, 0, 1, 2]
+    assert whole_shards([4, 3, 0, 1, 2], 2, [10, 11, 9, 10, 0]) == [3, 0, 1, 2]
+    assert whole_shards([0, 1, 2], 2, None) == []
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_empty_archive_is_a_shard_without_rows(streaming, tmp_path):
+    tar(tmp_path / "0.tar", [])
+    tar(tmp_path / "1.tar", range(9))
+    loader = build_image_dataloader(
+        config(tmp_path, streaming=streaming), "train", batch_size=4, train=False, seed=0
+    )
+    assert found(loader) == list(range(9))
+
+
+def test_only_empty_archives_are_named(tmp_path):
+    tar(tmp_path / "0.tar", [])
+    with pytest.raises(SettingsError, match="empty .0.tar"):
+        open_split(config(tmp_path), "train")

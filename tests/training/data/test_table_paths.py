@@ -113,3 +113,36 @@ def test_a_stream_of_text_that_was_never_stored_is_opened(all_columns, tmp_path)
     found = list(open_split(config, "train", all_columns=all_columns))
     assert [row["image"] for row in found] == [None, {"bytes": None, "path": f"{tmp_path}/1.png"}]
     assert all(("number" in row) == all_columns for row in found)
+
+
+def split_lists(folder: Path, names=("train.csv", "validation.csv")) -> Path:
+    for number, name in enumerate(names):
+        write(folder / f"images/{number}.png", png(number))
+        write_table(folder / name, [f"images/{number}.png"])
+    return folder
+
+
+def test_tables_named_like_splits_go_before_the_files_that_they_list(tmp_path, caplog):
+    dataset = split_lists(tmp_path / "set")
+    assert [Path(cell["path"]).name for cell in cells(dataset)] == ["0.png"]
+    config = ImageDataConfig(dataset=str(dataset))
+    assert Path(open_split(config, "validation")[0]["image"]["path"]).name == "1.png"
+    assert "left out" not in caplog.text
+
+
+@pytest.mark.parametrize("names", [("boxes.csv", "points.csv"), ("train.csv", "other.csv")])
+def test_other_tables_beside_files_describe_nothing(names, tmp_path):
+    assert len(cells(split_lists(tmp_path / "set", names))) == 2
+
+
+def test_tables_named_like_splits_that_list_no_files_are_no_lists(tmp_path):
+    dataset = split_lists(tmp_path / "set")
+    write_table(dataset / "train.csv", ["nowhere.png"])
+    assert len(cells(dataset)) == 2
+
+
+@pytest.mark.parametrize("row", ["photos/1.png,7,", "photos/1.png,7,,"])
+def test_commas_at_the_end_of_rows_move_no_columns(row, tmp_path):
+    write(tmp_path / "photos/1.png", png(3))
+    (tmp_path / "list.csv").write_text(f"image,number\n{row}\n")
+    assert [Path(cell["path"]).name for cell in cells(tmp_path / "list.csv")] == ["1.png"]
