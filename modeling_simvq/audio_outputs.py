@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from .nearest_code import Book
 from .streaming_layers import State
 
 
@@ -18,11 +19,15 @@ class AudioPast:
     Attributes:
         layers: tensors of the layers, by name; their sizes do not grow.
         pending: (B, 1, n) samples of the encoder that do not fill a frame yet.
+        frames: that the encoder has had.
+        book: codebook that the stream began with; whether its weights are still the same is not looked at.
         lag: samples that the decoder still has to leave out: those before the clip's first.
     """
 
     layers: State = field(default_factory=dict)
     pending: Tensor | None = None
+    frames: int = 0
+    book: Book | None = None
     lag: int = 0
 
 

@@ -7,6 +7,7 @@ from .audio_input_checks import check_codes, check_waveforms
 from .audio_outputs import AudioPast, SimVQAudioDecoderOutput, SimVQAudioEncoderOutput
 from .hooked_weights import computing_type
 from .integer_codes import integers
+from .kept_codebook import book_of, trusting
 from .streaming_layers import State, rest_of_waveform
 
 
@@ -15,7 +16,7 @@ class SimVQAudioStream:
 
     Concatenated, the codes are those of `model.encode(whole)` and the samples those of `model.decode(codes)`
     (within 1e-6). Streams of one model do not disturb each other. Neither memory nor time of a chunk grows
-    with the stream.
+    with the stream. Weights must not change within one: it keeps the codebook that it began with.
 
         stream = SimVQAudioStream(model)
         for samples in microphone:
@@ -146,16 +147,13 @@ class TakesChunks:
     def _no_past(self) -> AudioPast:
         return AudioPast(lag=self.decoder.inverse_stft.lag)
 
-    def _latents_in_order(self, waveform: Tensor, state: State) -> Tensor:
-        """Latents of whole frames, one frame at a time, of a stream and of a clip.
-
-        Products of another length are rounded otherwise: only so are codes the same however a stream is cut.
-        """
-        found = []
-        for frame in waveform.split(self.config.hop_length, dim=-1):
-            latents = self.encoder.step(frame, state)
-            found.append(latents if self.whitening is None else self.whitening(latents))
-        return torch.cat(found, dim=-1)
+    def _latents_in_order(self, waveform: Tensor, state: State, place: int) -> Tensor:
+        """Latents of whole frames of a stream or a clip, the same ones however a stream is cut."""
+        latents = self.encoder.step(waveform, state, place)
+        if self.whitening is None:
+            return latents
+        # Products of other lengths are rounded otherwise.
+        return torch.cat([self.whitening(frame) for frame in latents.split(1, dim=-1)], dim=-1)
 
     def _encode_next(self, samples: Tensor, past: AudioPast) -> SimVQAudioEncoderOutput:
         samples = samples.to(computing_type(self.decoder.conv_in))
@@ -167,14 +165,16 @@ class TakesChunks:
             dim=-1,
         )
         if full:
-            latents = self._latents_in_order(ready, state)
-            quantized, codes, loss = self.quantizer(latents)
+            latents = self._latents_in_order(ready, state, past.frames)
+            with trusting(self.quantizer, past.book):
+                quantized, codes, loss = self.quantizer(latents)
         else:
             latents = quantized = samples.new_zeros(len(samples), self.config.codebook_dim, 0)
             codes = torch.empty(len(samples), 0, dtype=torch.int64, device=samples.device)
             loss = torch.zeros((), device=samples.device)
         mask = torch.ones_like(codes, dtype=torch.bool)[:, None]
-        past = AudioPast(state, pending.clone())
+        book = past.book or book_of(self.quantizer)
+        past = AudioPast(state, pending.clone(), past.frames + full, book)
         return SimVQAudioEncoderOutput(codes[:, None], mask, quantized, loss, latents, past)
 
     def _decode_next(self, latents: Tensor, past: AudioPast) -> SimVQAudioDecoderOutput:

@@ -39,9 +39,10 @@ from .streaming_layers import (
     add_to_waveform,
     attend_to_past,
     convolve_few,
+    map_few,
     name_layers,
     overlap_add,
-    recur_once,
+    recur,
     with_past,
 )
 from .tiling import CrossFade
@@ -125,11 +126,10 @@ class PaddedConv1d(nn.Module):
 
     def forward(self, hidden: Tensor, lengths: Context) -> tuple[Tensor, Context]:
         """(B, C, T) to (B, C', ceil(T / stride)), and the clips' new lengths, or a stream's state."""
+        if self.streaming and lengths is not None:
+            return self.step(hidden, lengths, None), lengths
         if self.streaming:
-            hidden = with_past(self, hidden, self.left, lengths)
-            return self.conv(hidden) if lengths is None else convolve_few(
-                self.conv, hidden
-            ), lengths
+            return self.conv(with_past(self, hidden, self.left, None)), None
         width = hidden.shape[-1]
         extra = -width % self.stride
         if lengths is None and width > max(self.left, self.right + extra):
@@ -143,6 +143,10 @@ class PaddedConv1d(nn.Module):
         frames = -(-width // self.stride)
         hidden = self.conv(hidden)[..., :frames]
         return hidden, None if known is None else -(-lengths // self.stride)
+
+    def step(self, hidden: Tensor, state: State, place: int | None) -> Tensor:
+        """Convolve the next positions of a stream; place as in `product`."""
+        return convolve_few(self.conv, with_past(self, hidden, self.left, state), place)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         # Weights may come folded or not, whatever this layer is.
@@ -213,7 +217,9 @@ class AudioEncoder(nn.Module):
         """
         if self.streaming:
             waveform, frames = self.whole_frames(waveform, lengths)
-            return self.step(waveform, None), frames
+            hidden, _ = self._convolve(waveform, None)
+            hidden, _ = self._recur(hidden, None)
+            return self.conv_out(F.elu(hidden), None)[0], frames
         if chunk_frames is None:
             hidden, frames = self._convolve(waveform, lengths)
             hidden, _ = self._recur(hidden, None)
@@ -230,15 +236,27 @@ class AudioEncoder(nn.Module):
         filled = F.pad(waveform, (0, -waveform.shape[-1] % self.hop_length))
         return filled, None if lengths is None else -(-lengths // self.hop_length)
 
-    def step(self, waveform: Tensor, state: State | None) -> Tensor:
-        """Latents (B, d, t) of the next t * hop samples of a stream; None as state: of a whole clip."""
-        hidden, _ = self._convolve(waveform, state)
-        if state is None or self.lstm is None:
-            hidden, _ = self._recur(hidden, None)
-        else:
-            hidden = recur_once(self.lstm, hidden, state)
-        latents, _ = self.conv_out(F.elu(hidden), state)
-        return latents
+    def step(self, waveform: Tensor, state: State, place: int = 0) -> Tensor:
+        """Latents (B, d, t) of the next t * hop samples of a stream.
+
+        They are the very same in whatever pieces a stream comes: layers of many positions a frame take one
+        frame at a time, the last ones, with most of the weights, several at fixed places.
+
+        Args:
+            place: frames of the stream before these.
+        """
+        pieces, last = [], self.levels[-1]
+        for frame in waveform.split(self.hop_length, dim=-1):
+            hidden, _ = self.conv_in(frame, state)
+            for level in self.levels[:-1]:
+                hidden, _ = level(hidden, state)
+            for block in last.blocks:
+                hidden = block(hidden, state)
+            pieces.append(F.elu(hidden))
+        hidden = last.conv.step(torch.cat(pieces, dim=-1), state, place)
+        if self.lstm is not None:
+            hidden = recur(self.lstm, hidden, state, place)
+        return self.conv_out.step(F.elu(hidden), state, place)
 
     def _convolve(self, waveform: Tensor, lengths: Context) -> tuple[Tensor, Context]:
         hidden, lengths = self.conv_in(waveform, lengths)
@@ -400,8 +418,8 @@ class ConvNeXtBlock(GradientCheckpointingLayer):
         self.layer_scale = nn.Parameter(torch.full((channels,), 1 / config.num_decoder_layers))
 
     def forward(self, hidden: Tensor, mask: Context) -> Tensor:
-        inner = self.norm(self.depthwise(hidden, mask).mT)
-        inner = self.contract(F.gelu(self.expand(inner)))
+        inner, in_stream = self.norm(self.depthwise(hidden, mask).mT), isinstance(mask, dict)
+        inner = map_few(self.contract, F.gelu(map_few(self.expand, inner, in_stream)), in_stream)
         return hidden + (self.layer_scale * inner).mT
 
 
@@ -474,7 +492,7 @@ class AudioDecoder(nn.Module):
         hidden = self.norm_in(hidden.mT).mT
         for block in self.blocks:
             hidden = block(hidden, context)
-        spectrum = self.head(self.norm_out(hidden.mT)).mT
+        spectrum = map_few(self.head, self.norm_out(hidden.mT), state is not None).mT
         # float32 and no autocast: half precision has neither the range for exp nor an FFT on the CPU.
         with torch.autocast(device_type=spectrum.device.type, enabled=False):
             log_magnitude, phase = spectrum.float().chunk(2, dim=1)
@@ -639,7 +657,7 @@ class SimVQAudioModel(TakesChunks, FoldableCodebook, SimVQAudioPreTrainedModel):
         input_values = input_values.to(computing_type(self.decoder.conv_in))
         if self.config.streaming and chunk is not None and not self.training:
             waveform, frames = self.encoder.whole_frames(input_values, lengths)
-            latents = self._latents_in_order(waveform, {})
+            latents = self._latents_in_order(waveform, {}, 0)
         else:
             latents, frames = self.encoder(input_values, lengths, chunk)
             if self.whitening is not None:
