@@ -62,7 +62,10 @@ def open_local(config, path: Path, split: str, beside: Sequence[str] = ()) -> So
     if config.config_name not in (None, "default") and Path(tables[0]).suffix in TABLES:
         raise ValueError(f"BuilderConfig {config.config_name!r} not found. Available: ['default']")
     splits = split_files(tables, asked, many=True, folders={})
-    media = () if tables[0] in found.text_tables else found.media  # which texts list
+    media = found.media
+    if media and tables[0] in found.text_tables:
+        media = []
+        say_once(f"{config.dataset}: the samples are those that {list_files(tables)} list")
     beside = [p for p in (*media, *found.metadata, *found.left_out) if not is_card(p)]
     say_left_out(config, beside, f"beside its {builder_of(tables[0])} files")
     say_left_out(config, splits.left_out, f"in none of the splits {', '.join(splits.files)}")

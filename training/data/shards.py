@@ -33,6 +33,11 @@ def shard_bytes(source: datasets.IterableDataset) -> list[int] | None:
     return _of_each_shard(source, lambda kwargs: map(xgetsize, _files(kwargs)))
 
 
+def shard_files(source: datasets.IterableDataset) -> list[str]:
+    """Return the names of the shards' files; [] where shards are no files."""
+    return _of_each_shard(source, lambda kwargs: map(str, _files(kwargs))) or []
+
+
 def whole_shards(order: list[int], parts: int, sizes: list[int] | None) -> list[int]:
     """Return the shards that are dealt out whole to the parts of a stream, as far as they go round.
 

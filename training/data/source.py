@@ -190,7 +190,7 @@ def open_table(config: DataSettings, split: str, beside: Sequence[str] = ()) -> 
         if reason.startswith("BuilderConfig"):  # not found, and those there are
             reason += " Set config_name to one of them, or to null."
         raise SettingsError(f"cannot open the dataset {config.dataset!r}: {reason}") from error
-    except (OSError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, RuntimeError, TypeError, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, datasets.exceptions.DatasetGenerationError):
             error = error.__cause__ or error  # the outer one says only that something failed
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -1,6 +1,8 @@
 """Streams: every rank and worker reads rows of its own, and can go on from any place of them."""
 
+import hashlib
 import logging
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -8,13 +10,14 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate, get_worker_info
 
 from training.data.order import Permutation, key_of, seeds_of
 from training.data.reader import Decoder, RowReader
-from training.data.shards import shard_bytes, shard_lengths, whole_shards
+from training.data.shards import shard_bytes, shard_files, shard_lengths, whole_shards
 from training.data.source import DataSettings
 
 logger = logging.getLogger(__name__)
@@ -23,6 +26,7 @@ logger = logging.getLogger(__name__)
 # are dealt out more evenly then, and found again faster. Of more files the footers would take long to read.
 FEWEST_SHARDS = 8
 NO_END = 2**62  # rows, more than there are
+DEALING = 2  # version of how rows are shared out and shuffled
 
 
 class PartRows:
@@ -90,8 +94,7 @@ class PartRows:
             shared = own is None
             if shared:  # behind the rows of such shards before
                 own = range((self.part - self._shared) % self.parts, NO_END, self.parts)
-            # Plain iteration in a worker would share a shard out once more.
-            for batch in rows.iter(batch_size=1) if self._seen < own.stop else ():
+            for batch in _batches(rows) if self._seen < own.stop else ():
                 self._seen += 1
                 if self._seen - 1 in own:
                     yield {name: values[0] for name, values in batch.items()}
@@ -108,6 +111,26 @@ class PartRows:
         return {"shard": self._shard, "state": state, "seen": seen, "shared": self._shared}
 
 
+def _batches(rows: datasets.IterableDataset) -> Iterator[dict]:
+    """Yield rows as batches of one: plain iteration in a worker would share a shard out once more.
+
+    Raises:
+        OSError: whatever is wrong with the file.
+    """
+    try:
+        yield from rows.iter(batch_size=1)
+    except (
+        tarfile.TarError,
+        pa.ArrowException,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        files = shard_files(rows)
+        raise OSError(f"{', '.join(files)}: {error}" if files else str(error)) from error
+
+
 def _finer(source: datasets.IterableDataset) -> datasets.IterableDataset:
     try:
         return source.reshard()
@@ -119,9 +142,10 @@ def _finer(source: datasets.IterableDataset) -> datasets.IterableDataset:
 class BlockShuffle:
     """Rows in random order within blocks of them, each with its number in the order.
 
-    While a block is given out, the next one is read, row for row: there are never more than `size` rows in
-    memory. Any place of the order is a mark and two numbers, and to find it again no more than two blocks are
-    read, however far it is.
+    The first block has from 1 to `size` rows, by the key, so that the last ones of a stream, which fill no
+    batch, are others in every epoch. While a block is given out, the next one is read, row for row: there are
+    never more than `size` rows in memory. Any place of the order is a mark and two numbers, and to find it
+    again no more than two blocks are read, however far it is.
 
     Args:
         key: of the order; the permutation of a block follows from it and the block's number.
@@ -134,17 +158,19 @@ class BlockShuffle:
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
         number, mark, given = (self.place[name] for name in ("block", "mark", "given"))
-        source = self.rows.read(mark)
-        block = list(islice(source, self.size))
+        source, shortest = self.rows.read(mark), 1 + key_of(self.key) % self.size
+        block = list(islice(source, self.size if number else shortest))
         while block:
             next_mark, following = self.rows.mark(), []
             permutation = Permutation(len(block), key_of(self.key, number))
+            before = 0 if not number else shortest + (number - 1) * self.size
             for place, index in enumerate(permutation(np.arange(len(block))).tolist()):
                 row, block[index] = block[index], None
                 following.extend(islice(source, 1))
                 self.place = {"block": number, "mark": mark, "given": place + 1}
                 if place >= given:
-                    yield number * self.size + place, row
+                    yield before + place, row
+            following.extend(islice(source, self.size - len(following)))
             number, mark, given, block = number + 1, next_mark, 0, following
 
 
@@ -217,6 +243,11 @@ class SampleStream(torch.utils.data.IterableDataset):
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of an epoch."""
         self.epoch.fill_(epoch)
+
+    def dealing(self) -> str:
+        """Return a digest of how shards are shared out, which a file that was replaced may change."""
+        whole = whole_shards(list(range(self.source.num_shards)), self.parts, self.sizes)
+        return hashlib.sha256(repr((DEALING, self.lengths, whole)).encode()).hexdigest()[:16]
 
     def current_start(self) -> Start:
         """Return where the epoch begins that is set."""

@@ -17,8 +17,6 @@ from training.runtime.stop_signals import shield_worker
 
 logger = logging.getLogger(__name__)
 
-DEALING = 2  # version of how PartRows shares shards out; states of the first have none
-
 # A rank waits for one whose source is slow, as for one that downloads.
 PATIENCE = timedelta(hours=3)
 
@@ -145,7 +143,7 @@ class StreamLoader(DataLoaderStateMixin):
         names = ("seed", "batch_size", "rank", "ranks", "workers", "block", "limit")
         return {name: getattr(self.dataset, name) for name in names} | {
             "shards": self.dataset.source.num_shards,
-            "dealing": DEALING,
+            "dealing": self.dataset.dealing(),
         }
 
 

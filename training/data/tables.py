@@ -1,7 +1,6 @@
 """Files of many samples on this machine: tables, tar archives, and what the card beside them declares."""
 
 import contextlib
-import dataclasses
 import hashlib
 import os
 import re
@@ -21,15 +20,9 @@ from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData, metadata_load
 
-from training.data.files import (
-    ARCHIVES,
-    METADATA,
-    TABLES,
-    TEXT_TABLES,
-    FolderFiles,
-    Splits,
-    split_files,
-)
+from training.data.files import ARCHIVES, METADATA, TABLES, TEXT_TABLES, FolderFiles, Splits
+from training.data.left_out import list_files, say_left_out
+from training.data.split_lists import lists_of_splits
 from training.data.splits import take_split
 from training.data.table_paths import paths_from
 from training.runtime.settings import SettingsError
@@ -41,7 +34,7 @@ Source = datasets.Dataset | datasets.IterableDataset
 def chosen_tables(config, found: FolderFiles) -> list[str]:
     """Files that hold the samples: tables that have the column or lie alone, then tar archives, then texts.
 
-    Texts that are named like splits and list files that are there go before these files themselves.
+    Texts that are the splits of files beside them go before these files themselves.
     """
     tables = found.tables
     alone = not (found.media or found.archives)
@@ -54,26 +47,13 @@ def chosen_tables(config, found: FolderFiles) -> list[str]:
         if path.rpartition("/")[2] not in ("dataset_infos.json", "dataset_info.json")
     ]
     if found.media:
-        lists = texts and split_files(texts, (), many=True, folders={})
-        if not (lists and lists.named and all(_lists_files(config, found, path) for path in texts)):
-            return []
-    elif found.archives:
+        return lists_of_splits(config, found, texts)
+    if found.archives:
         found.left_out += [*tables, *found.text_tables]
         return found.archives
     if texts:
         _same_type(config, texts)
     return texts
-
-
-def _lists_files(config, found: FolderFiles, path: str) -> bool:
-    """Tell whether the first row of a text table names a file of the folder."""
-    try:
-        source = _load(dataclasses.replace(config, streaming=True), Path(found.root), [path], None)
-        cell = next(iter(source), {}).get(config.column)
-    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError):
-        return False
-    folder = Path(found.root, path).parent
-    return isinstance(cell, str) and (folder / cell).is_file()
 
 
 def _same_type(config, files: list[str]) -> None:
@@ -110,6 +90,7 @@ def load_files(config, root: Path, files: list[str], features: datasets.Features
 
     A tar file's member of the kind is the column of samples; relative paths in a table count from its folder.
     """
+    files = _with_samples(config, root, files)
     source = _load(config, root, files, features)
     if builder_of(files[0]) != "webdataset":
         return _with_paths(config, root, files, features, source)
@@ -135,8 +116,6 @@ def _with_paths(config, root: Path, files: list[str], features, source: Source) 
 
 
 def _load(config, root: Path, files: list[str], features: datasets.Features | None) -> Source:
-    if builder_of(files[0]) == "webdataset":
-        files = _full_first(config, root, files)
     arguments = {"path": builder_of(files[0]), "data_files": data_files_of(root, files)}
     if features is not None:
         arguments["features"] = features
@@ -152,19 +131,28 @@ def _load(config, root: Path, files: list[str], features: datasets.Features | No
     return datasets.load_dataset(**arguments, split="train")
 
 
-def _full_first(config, root: Path, files: list[str]) -> list[str]:
-    """Put the first tar archive that has members first: of it Datasets learns the columns."""
-    for number, path in enumerate(files):
-        try:
-            with tarfile.open(root / path) as archive:
-                empty = archive.next() is None
-        except (tarfile.TarError, OSError):
-            empty = False  # Datasets tells what is wrong with it
-        if not empty:
-            return [path, *files[:number], *files[number + 1 :]]
-    raise SettingsError(
-        f"dataset: all tar archives of {config.dataset} are empty ({', '.join(files[:3])})"
-    )
+def _with_samples(config, root: Path, files: list[str]) -> list[str]:
+    """Leave out files of 0 bytes; put first a tar archive with members: of it Datasets learns the columns."""
+    empty = [path for path in files if not (root / path).stat().st_size]
+    files = [path for path in files if path not in empty]
+    if files and builder_of(files[0]) == "webdataset":
+        first = next((path for path in files if not _is_empty_tar(root / path)), None)
+        files, empty = (files, empty) if first else ([], empty + files)
+        files.sort(key=lambda path: path != first)
+    if not files:
+        raise SettingsError(
+            f"dataset: {config.dataset} holds nothing: {list_files(empty)} are empty"
+        )
+    say_left_out(config, empty, "of 0 bytes")
+    return files
+
+
+def _is_empty_tar(path: Path) -> bool:
+    try:
+        with tarfile.open(path) as archive:
+            return archive.next() is None
+    except (tarfile.TarError, OSError):
+        return False  # Datasets tells what is wrong with it
 
 
 def data_files_of(root: Path, files: list[str]) -> DataFilesDict:
@@ -224,13 +212,16 @@ def open_declared(config, path: Path, split: str) -> Source:
             splits, split, lambda name: load_files(config, path, splits.files[name], features)
         )
     builder = datasets.load_dataset_builder(str(path), config.config_name)
+    options = {}
+    if hasattr(builder.config, "index_col"):  # as in _load
+        options["index_col"] = builder.config.index_col = False
     if not config.streaming:
         # Datasets keeps the rows by the folder's last name and by what the card says, neither of which
         # tells one folder of codes from another, or from what it held before. Any argument becomes part of
         # the key; the description changes nothing else.
         state = Hasher.hash(_states_of(builder.config.data_files))
         source = datasets.load_dataset(
-            str(path), builder.config.name, split=split, description=f"files {state}"
+            str(path), builder.config.name, split=split, description=f"files {state}", **options
         )
         return paths_from(config, source, path)
     if hasattr(builder.config, "on_bad_files"):

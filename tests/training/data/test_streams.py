@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.training.data.test_sources import config, found, own_datasets, shade, table  # noqa: F401
 from training.data.images import build_image_dataloader
 from training.data.loader import first_batch
+from training.data.order import key_of
 from training.data.shards import shard_bytes, shard_lengths, whole_shards
 from training.data.source import open_split
 from training.data.stream import BlockShuffle, PartRows
@@ -140,8 +141,9 @@ def test_a_shuffle_begins_anywhere_and_reads_two_blocks_for_it(sizes, block, dat
         whole.append(row["number"])
         places.append(shuffled.place)
     assert sorted(whole) == list(range(sum(sizes)))
-    for number, row in enumerate(whole):
-        assert row // block == number // block  # a row stays in its block
+    shortest = 1 + key_of(7) % block
+    for number, row in enumerate(whole):  # a row stays in its block
+        assert (row - shortest) // block == (number - shortest) // block
     done = data.draw(st.integers(0, len(whole)))
     resumed = shuffle(places[done])
     passed = 0
@@ -302,5 +304,50 @@ def test_an_empty_archive_is_a_shard_without_rows(streaming, tmp_path):
 
 def test_only_empty_archives_are_named(tmp_path):
     tar(tmp_path / "0.tar", [])
-    with pytest.raises(SettingsError, match="empty .0.tar"):
+    with pytest.raises(SettingsError, match="holds nothing: 0.tar"):
         open_split(config(tmp_path), "train")
+
+
+def test_rows_that_fill_no_batch_are_others_in_every_epoch(tmp_path):
+    loader, left = loader_of(parquet(tmp_path / "data")), set(range(ROWS))
+    for epoch in range(12):
+        loader.set_epoch(epoch)
+        left -= set(found(loader))
+    assert not left
+
+
+def test_a_state_does_not_fit_when_a_replaced_file_changes_the_shares(tmp_path):
+    for number in range(4):
+        tar(tmp_path / f"{number}.tar", [number])
+    layout = loader_of(tmp_path, num_workers=2).state_dict()["layout"]
+    assert loader_of(tmp_path, num_workers=2).state_dict()["layout"] == layout
+    tar(tmp_path / "3.tar", range(3, 40))
+    assert loader_of(tmp_path, num_workers=2).state_dict()["layout"] != layout
+
+
+@pytest.mark.parametrize("damage", ["cut.tar", "bad.jsonl"])
+def test_a_shard_that_cannot_be_read_on_is_named(damage, tmp_path):
+    if damage == "cut.tar":
+        tar(tmp_path / "a.tar", range(4))
+        tar(tmp_path / damage, range(4, 20))
+        whole = (tmp_path / damage).read_bytes()
+        (tmp_path / damage).write_bytes(whole[:700])
+    else:
+        good = {"image": str(lines(tmp_path / "data").with_name("0.png"))}
+        for name, text in (("a.jsonl", json.dumps(good)), (damage, json.dumps(good) + '\n{"im')):
+            (tmp_path / "tables" / name).parent.mkdir(exist_ok=True)
+            (tmp_path / "tables" / name).write_text(text)
+    dataset = tmp_path if damage == "cut.tar" else tmp_path / "tables"
+    cfg = config(dataset, streaming=True)
+    with pytest.raises(OSError, match=f"cannot be read any further.*{damage}"):
+        found(build_image_dataloader(cfg, "train", batch_size=4, train=False, seed=0))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_of_no_bytes_are_left_out(streaming, tmp_path, caplog):
+    (tmp_path / "0.tar").touch()
+    tar(tmp_path / "1.tar", range(9))
+    cfg = config(tmp_path, streaming=streaming)
+    loader = build_image_dataloader(cfg, "train", batch_size=4, train=False, seed=0)
+    assert found(loader) == list(range(9))
+    assert "1 file (0.tar): of 0 bytes" in caplog.text

@@ -141,8 +141,31 @@ def test_tables_named_like_splits_that_list_no_files_are_no_lists(tmp_path):
     assert len(cells(dataset)) == 2
 
 
+@pytest.mark.parametrize(
+    "content", ["", "null", '[{"image": 3}, 1]', '{"image": "images/0.png"}', "image\nimages/0.png"]
+)
+def test_a_table_of_one_split_beside_files_changes_nothing(content, tmp_path):
+    """A train.json may be anything: annotations, no JSON at all; a lone validation.csv is no training set."""
+    dataset = split_lists(tmp_path / "set", ())
+    write(dataset / "images/0.png", png(0))
+    name = "validation.csv" if content.startswith("image") else "train.json"
+    (dataset / name).write_text(content)
+    assert len(cells(dataset)) == 1
+
+
+def test_folders_named_like_splits_go_before_tables(tmp_path):
+    for number, split in enumerate(("train", "validation")):
+        write(tmp_path / f"{split}/{number}.png", png(number))
+    write_table(tmp_path / "train.csv", ["train/0.png"])
+    assert len(cells(tmp_path)) == 1
+    assert len(open_split(ImageDataConfig(dataset=str(tmp_path)), "validation")) == 1
+
+
 @pytest.mark.parametrize("row", ["photos/1.png,7,", "photos/1.png,7,,"])
 def test_commas_at_the_end_of_rows_move_no_columns(row, tmp_path):
     write(tmp_path / "photos/1.png", png(3))
     (tmp_path / "list.csv").write_text(f"image,number\n{row}\n")
     assert [Path(cell["path"]).name for cell in cells(tmp_path / "list.csv")] == ["1.png"]
+    card = "---\nconfigs:\n- config_name: default\n  data_files: '*.csv'\n---\n"
+    (tmp_path / "README.md").write_text(card)
+    assert [Path(cell["path"]).name for cell in cells(tmp_path)] == ["1.png"]
