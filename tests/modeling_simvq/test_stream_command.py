@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 
 from modeling_simvq import SimVQAudioConfig, SimVQAudioModel, SimVQImageConfig, stream_command
 from modeling_simvq.__main__ import main
@@ -221,3 +222,19 @@ def test_the_command_in_a_process_of_its_own(folder, recording, tmp_path):
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert "codes of the whole clip:   equal" in done.stdout
     assert read_wav(tmp_path / "out.wav")[0].shape == (1, 1, 1003)
+
+
+@pytest.mark.slow
+def test_a_model_of_the_hub_by_its_revision(hub, folder, recording, tmp_path):
+    api = HfApi(endpoint=hub.url, token=hub.token)
+    api.create_repo("maker/streaming")
+    api.create_branch("maker/streaming", branch="first")
+    api.upload_folder(repo_id="maker/streaming", folder_path=folder, revision="first")
+    command = ["-m", "modeling_simvq", "stream", recording, tmp_path / "out.wav"]
+    command += ["--model", "maker/streaming"]
+    environment = hub.environment(tmp_path / "home")
+    done = run(*command, cwd=REPOSITORY, env=environment)  # main holds nothing
+    assert done.returncode == 1 and done.stderr.startswith("error: maker/streaming"), done.stderr
+    done = run(*command, "--revision", "first", cwd=REPOSITORY, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "codes of the whole clip:   equal" in done.stdout
