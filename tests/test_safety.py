@@ -228,5 +228,5 @@ def test_the_space_opens_only_uploads(tmp_path, monkeypatch):
             asyncio.run(page.preprocess_data(function, inputs, state))
     finally:
         gradio.context.LocalContext.blocks.set(None)
-        for name in ("app", "codes", "tokenizer"):
+        for name in ("app", "codes", "microphone", "microphone_tab", "tokenizer"):
             sys.modules.pop(name, None)

@@ -11,6 +11,7 @@ import argparse
 import html
 import json
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -22,10 +23,12 @@ os.environ.setdefault("GRADIO_RUN_HISTORY", "False")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import gradio as gr
+import microphone
 import numpy as np
 import tokenizer
 import transformers
 from codes import code_statistics, picture_of_codes, read_codes, write_codes
+from microphone_tab import microphone_parts
 
 CHECKPOINTS = Path(__file__).resolve().parent / "checkpoints.json"
 STYLE = CHECKPOINTS.with_name("style.css")
@@ -95,11 +98,18 @@ def select(names: list[str], name: str) -> tuple:
     else:
         each = f"{config.hop_length} samples at {config.sampling_rate:,} Hz"
         about = f"Audio: one code for {each}, {size}. Each line of codes is one second."
+    streaming = not image and getattr(config, "streaming", False)
     return (
         about,
         *(gr.Column(visible=shown) for shown in (image, image, image, not image, not image)),
         *(None, None, None, "", "", "", None),
+        *_tabs(streaming),
     )
+
+
+def _tabs(microphone_shown: bool) -> tuple:
+    """Updates of tabs, microphone's tab, its sound and line: the upload is in front."""
+    return gr.Tabs(selected="upload"), gr.Tab(visible=microphone_shown), None, ""
 
 
 def nothing_chosen() -> tuple:
@@ -109,6 +119,7 @@ def nothing_chosen() -> tuple:
         about,
         *(gr.Column(visible=False) for _ in range(5)),
         *(None, None, None, "", "", "", None),
+        *_tabs(False),
     )
 
 
@@ -147,6 +158,24 @@ def decode(names: list[str], name: str, text: str, original: tokenizer.Encoded |
             encoded = tokenizer.Encoded(codes, tokenizer.whole_size(config, codes))
             note = "Decoded from the text field."
         return *_results(name, encoded), note
+
+
+def hear(recording: microphone.Recording | None, piece: str) -> None:
+    """Take a piece of the microphone."""
+    with errors_shown():
+        if recording is None:
+            raise ValueError("Start a recording first.")
+        recording.add(piece)
+
+
+def answer(names: list[str], name: str, recording: microphone.Recording | None) -> Iterator[tuple]:
+    """Code and decode what the microphone hears, while it hears."""
+    with errors_shown():
+        _listed(names, name)
+        if recording is None or not getattr(tokenizer.load_config(name), "streaming", False):
+            raise ValueError("A microphone needs a streaming audio tokenizer, and a recording.")
+        model, _ = tokenizer.load(name)
+        yield from microphone.answers(model, recording)
 
 
 def _results(name: str, encoded: tokenizer.Encoded) -> tuple:
@@ -191,51 +220,59 @@ def build_page(names: list[str]) -> gr.Blocks:
         gr.Markdown(EXPLANATION)
         name = gr.Dropdown(names, value=names[0], label="Checkpoint", filterable=False)
         about = gr.Markdown(elem_id="about")
-        with gr.Row():
-            with gr.Column() as picture_in:
-                picture = gr.Image(
-                    label="Original image",
-                    elem_id="picture",
-                    type="filepath",
-                    image_mode=None,
-                    sources=["upload", "clipboard", "webcam"],
-                    height=HEIGHT,
-                )
-            with gr.Column(visible=False) as sound_in:
-                sound = gr.Audio(
-                    label="Original recording",
-                    elem_id="sound",
-                    type="filepath",
-                    buttons=["download"],
-                )
-            with gr.Column() as picture_out:
-                made_picture = gr.Image(label="Reconstruction", elem_id="made_picture", **RESULT)
-            with gr.Column(visible=False) as sound_out:
-                made_sound = gr.Audio(
-                    label="Reconstruction",
-                    elem_id="made_sound",
-                    interactive=False,
-                    buttons=["download"],
-                )
-        # The file itself: a damaged one is then named by read_picture, in words.
-        picture.preprocess = lambda upload: upload.path if upload else None
-        with gr.Column() as photographs:
-            if paths := example_pictures():
-                gr.Examples(paths, picture, label="Photographs to try")
-        run = gr.Button("Encode and reconstruct", variant="primary")
-        note = gr.Markdown(elem_id="note")
-        statistics = gr.HTML(elem_id="statistics", padding=False)
-        with gr.Row():
-            drawn = gr.Image(label="Codes, a colour for each", elem_id="code_picture", **RESULT)
-            with gr.Column():
-                text = gr.Textbox(
-                    label="Codes (rows of integers; change them)",
-                    lines=12,
-                    max_lines=12,
-                    elem_id="codes",
-                )
-                run_decode = gr.Button("Decode these codes")
-        original = gr.State()
+        with gr.Tabs() as tabs:
+            with gr.Tab("Upload", id="upload"):
+                with gr.Row():
+                    with gr.Column() as picture_in:
+                        picture = gr.Image(
+                            label="Original image",
+                            elem_id="picture",
+                            type="filepath",
+                            image_mode=None,
+                            sources=["upload", "clipboard", "webcam"],
+                            height=HEIGHT,
+                        )
+                    with gr.Column(visible=False) as sound_in:
+                        sound = gr.Audio(
+                            label="Original recording",
+                            elem_id="sound",
+                            type="filepath",
+                            buttons=["download"],
+                        )
+                    with gr.Column() as picture_out:
+                        made_picture = gr.Image(
+                            label="Reconstruction", elem_id="made_picture", **RESULT
+                        )
+                    with gr.Column(visible=False) as sound_out:
+                        made_sound = gr.Audio(
+                            label="Reconstruction",
+                            elem_id="made_sound",
+                            interactive=False,
+                            buttons=["download"],
+                        )
+                # The file itself: a damaged one is then named by read_picture, in words.
+                picture.preprocess = lambda upload: upload.path if upload else None
+                with gr.Column() as photographs:
+                    if paths := example_pictures():
+                        gr.Examples(paths, picture, label="Photographs to try")
+                run = gr.Button("Encode and reconstruct", variant="primary")
+                note = gr.Markdown(elem_id="note")
+                statistics = gr.HTML(elem_id="statistics", padding=False)
+                with gr.Row():
+                    drawn = gr.Image(
+                        label="Codes, a colour for each", elem_id="code_picture", **RESULT
+                    )
+                    with gr.Column():
+                        text = gr.Textbox(
+                            label="Codes (rows of integers; change them)",
+                            lines=12,
+                            max_lines=12,
+                            elem_id="codes",
+                        )
+                        run_decode = gr.Button("Decode these codes")
+                original = gr.State()
+            with gr.Tab("Microphone", id="microphone", visible=False) as microphone_tab:
+                heard, line = microphone_parts(hear, partial(answer, names), name)
 
         results = [made_picture, made_sound, drawn, statistics, note]
         # One at a time, whoever asks: a model fills the machine. Progress, and the mark of an error, cover the
@@ -246,7 +283,7 @@ def build_page(names: list[str]) -> gr.Blocks:
             "show_progress_on": [made_picture, made_sound],
         }
         parts = [picture_in, picture_out, photographs, sound_in, sound_out]
-        shown = [about, *parts, *results, text, original]
+        shown = [about, *parts, *results, text, original, tabs, microphone_tab, heard, line]
         chosen = gr.on(
             [page.load, name.change],
             partial(select, names),

@@ -28,7 +28,7 @@ def app(monkeypatch):
     import app
 
     yield app
-    for name in ("app", "codes", "tokenizer"):
+    for name in ("app", "codes", "microphone", "microphone_tab", "tokenizer"):
         sys.modules.pop(name)
 
 

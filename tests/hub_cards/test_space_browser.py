@@ -1,15 +1,8 @@
 """The whole page of the Space in a browser, with checkpoints that bring their own code."""
 
 import io
-import json
 import math
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +10,9 @@ import pytest
 import soundfile
 from PIL import Image
 
-from tests.hub_cards.artefacts import BROWSER, artefacts, browser_path
+from tests.hub_cards.artefacts import artefacts
+from tests.hub_cards.space_page import chromium, running_space
 
-SPACE = Path(__file__).parents[2] / "hub_cards" / "space"
 REMOVE = re.compile("Remove|Clear")
 
 pytest.importorskip("soxr", reason="the Space needs soxr")
@@ -29,53 +22,16 @@ from hub_cards.space import tokenizer  # noqa: E402
 
 @pytest.fixture
 def page_address(checkpoints, tmp_path):
-    """Address of the Space, running from a copy of its own files, with nothing of this repository to import."""
-    pytest.importorskip("gradio", reason="gradio is not installed")
-    copy = tmp_path / "space"
-    shutil.copytree(SPACE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    listed = [*map(str, checkpoints.values()), str(tmp_path / "gone")]
-    (copy / "checkpoints.json").write_text(json.dumps(listed))
-    blocked = tmp_path / "blocked"
-    blocked.mkdir()
-    for name in ("modeling_simvq", "hub_cards", "training"):
-        (blocked / f"{name}.py").write_text("raise ImportError('blocked in this test')")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": str(blocked),
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_OFFLINE": "1",
-        "GRADIO_TEMP_DIR": str(tmp_path / "gradio"),
-    }
-    log = tmp_path / "log.txt"
-    command = [sys.executable, "app.py", "--port", str(port)]
-    with log.open("w") as stream:
-        server = subprocess.Popen(command, cwd=copy, env=environment, stdout=stream, stderr=stream)
-    try:
-        deadline = time.monotonic() + 120
-        while "The page is at" not in log.read_text():
-            assert server.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        server.terminate()
-        server.wait(20)
-    # Bad input is told on the page: the log stays quiet.
-    assert len(log.read_text().splitlines()) == 1, log.read_text()
+    """Address of the Space, over two checkpoints and one that is not there."""
+    with running_space([*map(str, checkpoints.values()), str(tmp_path / "gone")], tmp_path) as url:
+        yield url
 
 
 @pytest.fixture
 def browser():
     """Debian's Chromium, headless."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = browser_path()
-    if program is None:
-        pytest.skip("there is no chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=BROWSER)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 def picture_shown(page, where: str) -> Image.Image:
