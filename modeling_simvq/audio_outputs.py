@@ -51,6 +51,21 @@ class SimVQAudioEncoderOutput(ModelOutput):
     latents: torch.FloatTensor | None = None
     encoder_past_key_values: AudioPast | None = None
 
+    @property
+    def quantized_representation(self) -> Tensor:
+        """The quantized latents, by DAC's name."""
+        return self.quantized_latents
+
+    @property
+    def audio_scales(self) -> list[None]:
+        """EnCodec's scales, one a chunk: none here."""
+        return [None]
+
+    @property
+    def padding_cache(self) -> None:
+        """Mimi's second cache: encoder_past_key_values holds all state here."""
+        return None
+
 
 @dataclass
 class SimVQAudioDecoderOutput(ModelOutput):

@@ -63,24 +63,31 @@ class SimVQAudioFeatureExtractor(SequenceFeatureExtractor):
 
     def __call__(
         self,
-        raw_audio: Clip | list[Clip],
+        raw_audio: Clip | list[Clip] | None = None,
         padding: bool | str | PaddingStrategy | None = None,
         truncation: bool = False,
         max_length: int | None = None,
         return_tensors: str | TensorType | None = None,
         sampling_rate: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        to_mono: bool = False,
+        audio: Clip | list[Clip] | None = None,
     ) -> BatchFeature:
         """One clip or several to model inputs.
 
         Args:
-            raw_audio: a mono clip (L,) of floating-point samples in [-1, 1], or a list of clips of any lengths;
-                numpy arrays, tensors or lists of numbers.
+            raw_audio: a mono clip (L,) or (1, L) of floating-point samples in [-1, 1], clips of one length
+                (B, L) or (B, 1, L), or a list of clips of any lengths; arrays, tensors or lists of numbers.
             padding: True or "longest" (the default) pads to the longest clip, "max_length" to `max_length`,
                 False not at all.
             truncation: cut clips longer than `max_length`.
             max_length: in samples.
             return_tensors: "pt" or "np"; None leaves lists of arrays.
             sampling_rate: of `raw_audio`, in Hz. Without it a wrong rate goes unnoticed.
+            pad_to_multiple_of: of samples.
+            to_mono: a clip with two axes holds channels, (C, L) or (L, C), of which the mean is taken; so an
+                array (C, L) is one clip.
+            audio: another name of `raw_audio`.
 
         Returns:
             input_values (B, 1, L) float32 and padding_mask (B, L) int64, which is 1 where samples are real.
@@ -89,13 +96,17 @@ class SimVQAudioFeatureExtractor(SequenceFeatureExtractor):
             ValueError: on another sampling rate, and on a clip that is empty, not mono, not floating-point or
                 not finite. It names the clip's index and says what to do.
         """
+        if (raw_audio is None) == (audio is None):
+            raise ValueError("give the clips as raw_audio or as audio, one of them")
         self._check_rate(sampling_rate)
-        clips = [_waveform(clip, index) for index, clip in enumerate(_split(raw_audio))]
+        given = _split(audio if raw_audio is None else raw_audio, to_mono)
+        clips = [_waveform(clip, index, to_mono) for index, clip in enumerate(given)]
         padded = self.pad(
             BatchFeature({"input_values": clips}),
             padding=True if padding is None else padding,
             truncation=truncation,
             max_length=max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
             return_attention_mask=True,
         )
         return BatchFeature(
@@ -119,15 +130,21 @@ class SimVQAudioFeatureExtractor(SequenceFeatureExtractor):
             )
 
 
-def _split(audio) -> list:
+def _split(audio, to_mono: bool) -> list:
     """The clips in what was given: itself, or its items."""
     if isinstance(audio, (np.ndarray, torch.Tensor)):
-        if audio.ndim > 1:
+        if audio.ndim < (3 if to_mono else 2):
+            return [audio]
+        if len(audio) == 0:
             raise ValueError(
-                f"got one array of shape {tuple(audio.shape)}: a clip has one axis. If these are clips, pass "
-                "list(audio); if they are channels, mix them down with audio.mean(axis)"
+                f"got an empty array of shape {tuple(audio.shape)}: there is no clip in it"
             )
-        return [audio]
+        if audio.ndim == 2 and audio.shape[0] > audio.shape[1]:
+            raise ValueError(
+                f"got one array of shape {tuple(audio.shape)}: are these clips of {audio.shape[1]} samples? "
+                "Pass list(audio) then; if they are channels, mix them down with to_mono=True"
+            )
+        return list(audio)
     if not isinstance(audio, (list, tuple)):
         raise ValueError(
             f"audio must be an array, a tensor or a list, got a {type(audio).__name__}: read files and "
@@ -139,7 +156,7 @@ def _split(audio) -> list:
     return [audio] if numbers else list(audio)
 
 
-def _waveform(clip: Clip, index: int) -> np.ndarray:
+def _waveform(clip: Clip, index: int, to_mono: bool) -> np.ndarray:
     """A checked clip, (L,) float32."""
     if isinstance(clip, torch.Tensor):
         clip = clip.detach().cpu()
@@ -151,14 +168,6 @@ def _waveform(clip: Clip, index: int) -> np.ndarray:
         array = np.asarray(clip)
     except (ValueError, TypeError) as error:
         raise ValueError(f"clip {index} is not a flat list of numbers: {error}") from error
-    if array.ndim == 2:
-        axis = int(np.argmin(array.shape))
-        fix = f".squeeze({axis})" if array.shape[axis] == 1 else f".mean({axis})"
-        raise ValueError(
-            f"clip {index} has shape {array.shape}, but the tokenizer is mono: mix it down with {fix}"
-        )
-    if array.ndim != 1:
-        raise ValueError(f"clip {index} must have one axis, got shape {array.shape}")
     if array.size == 0:
         raise ValueError(f"clip {index} is empty")
     if np.issubdtype(array.dtype, np.integer):
@@ -168,6 +177,17 @@ def _waveform(clip: Clip, index: int) -> np.ndarray:
         )
     if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"clip {index} holds {array.dtype}, samples must be floating-point")
+    if array.ndim == 2 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim == 2 and to_mono:
+        array = array.mean(axis=int(np.argmin(array.shape)))
+    if array.ndim == 2 and not to_mono:
+        raise ValueError(
+            f"clip {index} has shape {array.shape}, but the tokenizer is mono: pass to_mono=True to mix its "
+            "channels down"
+        )
+    if array.ndim != 1:
+        raise ValueError(f"clip {index} must have one axis, got shape {array.shape}")
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
         array = array.astype(np.float32)
     loudest = np.abs(array).max()

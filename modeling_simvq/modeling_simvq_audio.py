@@ -18,6 +18,7 @@ from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.utils import can_return_tuple
 
 from .attention_in_pieces import attend
+from .audio_decoding_in_pieces import DecodesInPieces
 from .audio_input_checks import check_codes, check_latents, check_waveforms
 from .audio_outputs import (
     AudioPast,
@@ -32,6 +33,18 @@ from .foldable_codebook import FoldableCodebook
 from .hooked_weights import computing_type, running_device
 from .integer_codes import integers
 from .latent_whitening import Whitening
+from .peer_arguments import (
+    CountsFrames,
+    check_bits,
+    check_past,
+    check_scales,
+    decoded_frames,
+    of_encodec,
+    one_mask,
+    with_channel,
+    without_channel,
+    without_chunks,
+)
 from .quantization_baselines import make_quantizer
 from .quantization_simvq import SimVQ
 from .streaming_layers import (
@@ -45,7 +58,6 @@ from .streaming_layers import (
     recur,
     with_past,
 )
-from .tiling import CrossFade
 from .verified_download import VerifiedDownload
 from .weight_norm_conv1d import (
     LengthAndDirection,
@@ -554,7 +566,9 @@ class SimVQAudioPreTrainedModel(VerifiedDownload, PreTrainedAudioTokenizerBase):
             module.reset_parameters()
 
 
-class SimVQAudioModel(TakesChunks, FoldableCodebook, SimVQAudioPreTrainedModel):
+class SimVQAudioModel(
+    TakesChunks, DecodesInPieces, CountsFrames, FoldableCodebook, SimVQAudioPreTrainedModel
+):
     """Waveforms to codes and codes to waveforms.
 
     Any length from one sample upwards works; a length that is no multiple of ``config.hop_length`` comes
@@ -569,7 +583,6 @@ class SimVQAudioModel(TakesChunks, FoldableCodebook, SimVQAudioPreTrainedModel):
         self.whitening = Whitening(config.codebook_dim) if config.whiten_latents else None
         self.quantizer = make_quantizer(config)
         self.decoder = AudioDecoder(config)
-        self._decoder_chunks: tuple[int, int] | None = None
         name_layers(self)
         self.post_init()
 
@@ -593,55 +606,49 @@ class SimVQAudioModel(TakesChunks, FoldableCodebook, SimVQAudioPreTrainedModel):
             self.config = copy.deepcopy(self.config)
             self.config.weight_norm = wanted
 
-    def enable_chunking(self, chunk_seconds: float = 20.0, overlap_seconds: float = 2.0) -> None:
-        """Decode long clips chunk by chunk (inference only), so that memory and time grow linearly.
-
-        Attention and norms of the decoder then see one chunk instead of the whole clip, so the result
-        differs a little; chunks are cross-faded over their overlap. Encoding needs no such thing: it
-        always runs in chunks and gives exactly the codes of the whole clip.
-
-        Args:
-            chunk_seconds: length of a chunk; shorter clips are not cut.
-            overlap_seconds: shared by neighbouring chunks, at most half a chunk.
-        """
-        chunk, overlap = (
-            round(seconds * self.config.frame_rate) for seconds in (chunk_seconds, overlap_seconds)
-        )
-        if not 0 < overlap <= chunk // 2:
-            raise ValueError(
-                "overlap_seconds must be at least one frame and at most half of chunk_seconds, "
-                f"got overlap_seconds={overlap_seconds} and chunk_seconds={chunk_seconds}"
-            )
-        self._decoder_chunks = (chunk, overlap)
-
-    def disable_chunking(self) -> None:
-        """Decode every clip whole again."""
-        self._decoder_chunks = None
-
     @can_return_tuple
     def encode(
         self,
         input_values: Tensor,
         padding_mask: Tensor | None = None,
+        num_quantizers: int | None = None,
         encoder_past_key_values: AudioPast | None = None,
-        use_streaming: bool = False,
+        padding_cache: None = None,
+        use_streaming: bool | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        n_quantizers: int | None = None,
+        bandwidth: float | None = None,
     ) -> SimVQAudioEncoderOutput:
         """Waveforms to codes.
 
         Args:
-            input_values: (B, 1, L) floating point in [-1, 1] at config.sampling_rate.
-            padding_mask: (B, L), 1 for samples and 0 for the padding to their right.
+            input_values: (B, 1, L) or (B, L) floating point in [-1, 1] at config.sampling_rate.
+            padding_mask: (B, L) or (B, 1, L), 1 for samples and 0 for the padding to their right.
+            num_quantizers: 1, as in Mimi: the number of codebooks.
             encoder_past_key_values: of the chunks before, from their output (streaming models).
+            padding_cache: Mimi's; None here, where encoder_past_key_values holds all of the state.
             use_streaming: the samples are a chunk of a stream, the first one if there is no past. Only full
                 frames get codes; the others wait in the past for the next chunk.
+            attention_mask: another name of padding_mask.
+            n_quantizers: 1, as in DAC.
+            bandwidth: as in EnCodec, in kbit a second; the model has but one.
 
         Raises:
             ValueError: if the shape, the type or a value cannot be those of waveforms; if the model cannot
-                stream.
+                stream, or not give so many bits.
         """
+        check_bits(self.config, num_quantizers, n_quantizers, bandwidth)
+        check_past("encoder_past_key_values", encoder_past_key_values, AudioPast)
+        if padding_cache is not None:
+            raise ValueError(
+                "padding_cache must be left out: encoder_past_key_values holds all state"
+            )
+        input_values = with_channel(input_values)
+        padding_mask = without_channel(one_mask(padding_mask, attention_mask))
         # In training the loop watches the loss instead: a look at the values waits for the device.
         check_waveforms(input_values, not (self.training or torch.compiler.is_compiling()))
-        if self._is_streamed(use_streaming, encoder_past_key_values, padding_mask):
+        if self._is_streamed(bool(use_streaming), encoder_past_key_values, padding_mask):
             return self._encode_next(input_values, encoder_past_key_values or self._no_past())
         lengths = None
         if padding_mask is not None:
@@ -679,32 +686,48 @@ class SimVQAudioModel(TakesChunks, FoldableCodebook, SimVQAudioPreTrainedModel):
     def decode(
         self,
         audio_codes: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        decoder_past_key_values: AudioPast | None = None,
+        use_cache: bool | None = None,
+        *,
         quantized_latents: Tensor | None = None,
         audio_codes_mask: Tensor | None = None,
-        decoder_past_key_values: AudioPast | None = None,
-        use_cache: bool = False,
+        quantized_representation: Tensor | None = None,
+        audio_scales: list | None = None,
     ) -> SimVQAudioDecoderOutput:
         """Codes, or vectors of codes, to waveforms.
 
         Args:
             audio_codes: (B, 1, T) integers of any type in [0, codebook_size); a tensor, an array or a list.
-            quantized_latents: (B, d, T) floating point. Give either this or audio_codes.
-            audio_codes_mask: (B, 1, T), true for real codes, as encode returns it; None if all are.
+                Also with EnCodec's axis of chunks, (1, B, 1, T).
+            padding_mask: (B, L), of the clips' samples: as audio_codes_mask, and the waveforms are cut to L.
             decoder_past_key_values: of the chunks before, from their output (streaming models).
             use_cache: the codes are a chunk of a stream, the first one if there is no past. Only the samples
                 that no later code changes are returned; SimVQAudioStream.flush gives the last ones.
+            quantized_latents: (B, d, T) floating point. Give either this or audio_codes.
+            audio_codes_mask: (B, 1, T) or (B, T), true for real codes, as encode returns it; None if all are.
+            quantized_representation: another name of quantized_latents, DAC's.
+            audio_scales: EnCodec's; None, or a list of None.
 
         Raises:
             ValueError: if not exactly one of the two is given, or its shape, type or a value is impossible;
                 if the model cannot stream.
         """
-        streamed = self._is_streamed(use_cache, decoder_past_key_values, audio_codes_mask)
+        check_scales(audio_scales)
+        padding_mask, decoder_past_key_values = of_encodec(padding_mask, decoder_past_key_values)
+        check_past("decoder_past_key_values", decoder_past_key_values, AudioPast)
+        if quantized_latents is None:
+            quantized_latents = quantized_representation
+        if padding_mask is not None and audio_codes_mask is not None:
+            raise ValueError("decode takes either padding_mask or audio_codes_mask, not both")
+        masks = audio_codes_mask if padding_mask is None else padding_mask
+        streamed = self._is_streamed(bool(use_cache), decoder_past_key_values, masks)
         if (audio_codes is None) == (quantized_latents is None):
             raise ValueError(
                 "decode takes either audio_codes or quantized_latents, exactly one of them"
             )
         if audio_codes is not None:
-            audio_codes = integers("audio_codes", audio_codes, running_device(self))
+            audio_codes = without_chunks(integers("audio_codes", audio_codes, running_device(self)))
             check_codes(audio_codes, may_be_empty=streamed)
             if not audio_codes.shape[-1]:
                 return self._nothing_decoded(audio_codes, decoder_past_key_values)
@@ -712,23 +735,47 @@ class SimVQAudioModel(TakesChunks, FoldableCodebook, SimVQAudioPreTrainedModel):
         check_latents(quantized_latents, self.config.codebook_dim)
         if streamed:
             return self._decode_next(quantized_latents, decoder_past_key_values or self._no_past())
+        width = None
+        if padding_mask is not None:
+            width = padding_mask.shape[-1]
+            frames = quantized_latents.shape[-1]
+            lengths = decoded_frames(
+                padding_mask, frames, self.config.hop_length, quantized_latents.device
+            )
+            audio_codes_mask = mask_of_clips(lengths, frames)
         mask = self._frame_mask(audio_codes_mask, quantized_latents)
-        output = SimVQAudioDecoderOutput(self._decode_latents(quantized_latents, mask))
-        return output
+        return SimVQAudioDecoderOutput(self._decode_latents(quantized_latents, mask)[..., :width])
 
     @can_return_tuple
     def forward(
-        self, input_values: Tensor, padding_mask: Tensor | None = None, quantize: bool = True
+        self,
+        input_values: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        num_quantizers: int | None = None,
+        audio_codes: Tensor | None = None,
+        *,
+        quantize: bool = True,
+        **of_encode,
     ) -> SimVQAudioOutput:
         """Encode, quantize and decode.
 
         Args:
-            input_values: (B, 1, L) floating point in [-1, 1] at config.sampling_rate.
+            input_values: (B, 1, L) or (B, L) floating point in [-1, 1] at config.sampling_rate.
             padding_mask: (B, L), 1 for samples and 0 for the padding to their right.
+            num_quantizers: as of encode.
+            audio_codes: (B, 1, T), made before: they are decoded, and nothing is encoded.
             quantize: False decodes the latents as they are (autoencoder warm-up); the codes and the loss
                 are still those of the quantizer.
+            of_encode: attention_mask, n_quantizers, bandwidth.
         """
-        encoded = self.encode(input_values, padding_mask, return_dict=True)
+        if audio_codes is not None:
+            mask = one_mask(padding_mask, of_encode.get("attention_mask"))
+            values = self.decode(audio_codes, mask, return_dict=True).audio_values
+            return SimVQAudioOutput(values, audio_codes)
+        encoded = self.encode(
+            input_values, padding_mask, num_quantizers, return_dict=True, **of_encode
+        )
+        padding_mask = one_mask(padding_mask, of_encode.get("attention_mask"))
         latents = encoded.quantized_latents if quantize else encoded.latents
         mask = None if padding_mask is None else self._frame_mask(encoded.audio_codes_mask, latents)
         output = SimVQAudioOutput(
@@ -765,30 +812,11 @@ class SimVQAudioModel(TakesChunks, FoldableCodebook, SimVQAudioPreTrainedModel):
             return self.decoder(latents, mask)
         return self._decode_in_chunks(latents, mask)
 
-    def _decode_in_chunks(self, latents: Tensor, mask: Tensor | None) -> Tensor:
-        """Cut each clip by its own length, as if it were alone; a chunk holds only clips that reach it."""
-        chunk, overlap = self._decoder_chunks
-        batch, _, frames = latents.shape
-        hop = self.config.hop_length
-        lengths = [frames] * batch if mask is None else mask.sum(dim=-1).flatten().tolist()
-        ends = torch.tensor(lengths, device=latents.device)[:, None, None] * hop
-        faded = CrossFade((batch, 1, frames * hop), overlap * hop, latents.device)
-        for start in range(0, frames - overlap, chunk - overlap):
-            # What is left of a clip after a chunk is more than the overlap, or nothing.
-            rows = [
-                row for row, length in enumerate(lengths) if length > start + overlap * (start > 0)
-            ]
-            if not rows:
-                break
-            stop = min(start + chunk, max(lengths[row] for row in rows))
-            within = None if mask is None else mask[rows, :, start:stop]
-            piece = self.decoder(latents[rows, :, start:stop].contiguous(), within)
-            faded.add(piece, [start * hop], rows, ends[rows])
-        return faded.result().to(latents.dtype)
-
     def _frame_mask(self, mask: Tensor | None, latents: Tensor) -> Tensor | None:
         if mask is None:
             return None
         batch, _, frames = latents.shape
+        mask = torch.as_tensor(mask)
+        mask = mask[:, None] if mask.ndim == 2 else mask
         lengths = clip_lengths("audio_codes_mask", mask, (batch, 1, frames), latents.device)
         return None if lengths is None else mask_of_clips(lengths, frames)

@@ -90,6 +90,11 @@ class Quantizer(Float32Module):
             # Contiguous, as in forward: convolutions round differently in different memory layouts.
             return self._vectors(codes).movedim(-1, 1).contiguous()
 
+    def from_codes(self, audio_codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the vectors (B, d, T) of codes (B, 1, T), again, and the codes: as DAC's quantizer does."""
+        vectors = self.lookup(audio_codes[:, 0])
+        return vectors, vectors, audio_codes
+
     @brings_weights
     @torch.no_grad()
     def codebook(self) -> Tensor:

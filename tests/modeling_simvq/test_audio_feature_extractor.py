@@ -124,11 +124,15 @@ GOOD = clip(20)
 NAN, INFINITE = clip(20), clip(20)
 NAN[3], INFINITE[3] = np.nan, -np.inf
 MISTAKES = {
-    "stereo, channels first": ([GOOD, clip(40).reshape(2, 20)], r"clip 1 .*\(2, 20\).*\.mean\(0\)"),
-    "stereo, channels last": ([clip(40).reshape(20, 2)], r"clip 0 .*\(20, 2\).*\.mean\(1\)"),
-    "one channel": ([torch.zeros(1, 20)], r"clip 0 .*\(1, 20\).*\.squeeze\(0\)"),
+    "stereo, channels first": (
+        [GOOD, clip(40).reshape(2, 20)],
+        r"clip 1 .*\(2, 20\).*to_mono=True",
+    ),
+    "stereo, channels last": ([clip(40).reshape(20, 2)], r"clip 0 .*\(20, 2\).*to_mono=True"),
     "nested lists": ([[[0.1, 0.2], [0.3, 0.4]]], r"clip 0 .*\(2, 2\)"),
-    "one array of two axes": (clip(40).reshape(2, 20), r"\(2, 20\).*list\(audio\).*mean"),
+    "one array, channels last": (clip(40).reshape(20, 2), r"\(20, 2\).*list\(audio\).*to_mono"),
+    "an array without clips": (np.zeros((0, 5)), r"empty array.*\(0, 5\)"),
+    "stereo of integers": (np.zeros((2, 5), np.int16), "clip 0 .*int16"),
     "three axes": ([np.zeros((1, 2, 3))], r"clip 0 .*\(1, 2, 3\)"),
     "no axis": ([np.zeros(3), np.float32(0.5)], "clip 1"),
     "int16": ([GOOD, np.zeros(5, np.int16)], r"clip 1 .*int16.*clip / 32768"),
@@ -201,3 +205,38 @@ def test_the_model_takes_what_comes_out(tiny_audio_model):
     encoded = tiny_audio_model.encode(**inputs)
     assert encoded.audio_codes.shape == (2, 1, 22)  # ceil(7001 / 320)
     assert encoded.audio_codes_mask.sum(-1).flatten().tolist() == [22, 2]
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_arrays_of_two_and_three_axes_are_clips_of_one_length(kind):
+    clips = clip(60).reshape(3, 20)
+    expected = extract(list(clips))["input_values"]
+    assert torch.equal(extract(kind(clips))["input_values"], expected)
+    assert torch.equal(extract(kind(clips[:, None]))["input_values"], expected)
+    assert torch.equal(extract(kind(clips[:1]))["input_values"], expected[:1])
+
+
+@pytest.mark.parametrize("shape", [(2, 20), (20, 2)])
+def test_channels_are_mixed_down_on_request(shape):
+    stereo = clip(40).reshape(shape)
+    mean = stereo.mean(axis=shape.index(2)).astype(np.float32)
+    for clips in (stereo, [stereo], torch.from_numpy(stereo)):
+        found = extract(clips, to_mono=True)["input_values"]
+        assert torch.equal(found, torch.from_numpy(mean)[None, None])
+    both = extract([GOOD, stereo], to_mono=True)["input_values"]
+    assert torch.equal(both[0, 0], torch.from_numpy(GOOD).float())
+
+
+def test_lengths_are_padded_to_a_multiple():
+    inputs = extract([clip(20), clip(50)], pad_to_multiple_of=32)
+    assert inputs["input_values"].shape == (2, 1, 64)
+    assert inputs["padding_mask"].sum(dim=1).tolist() == [20, 50]
+
+
+def test_clips_go_by_either_name():
+    extractor = SimVQAudioFeatureExtractor()
+    found = extractor(audio=GOOD, return_tensors="pt", **RATE)["input_values"]
+    assert torch.equal(found, extract(GOOD)["input_values"])
+    for clips in ({"raw_audio": GOOD, "audio": GOOD}, {}):
+        with pytest.raises(ValueError, match="one of them"):
+            extractor(**clips)

@@ -58,7 +58,7 @@ def test_silence(tiny_audio_model):
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        (torch.zeros(2, 100), r"\(2, 100\)"),
+        (torch.zeros(100), r"\(100,\)"),
         (torch.zeros(1, 2, 100), r"mono.*\(1, 2, 100\)"),
         (torch.zeros(1, 1, 0), "empty"),
         (torch.zeros(0, 1, 100), "empty"),
