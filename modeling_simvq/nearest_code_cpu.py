@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .float32_product import CONVOLUTION_BATCH, TILE_CODES, Product, plan
+from .float32_product import CONVOLUTION_BATCH, FEW_ROWS_CODES, TILE_CODES, Product, plan
 
 # Codes are projected and scored in blocks of this size, so that the working memory hardly grows with K.
 BLOCK_BYTES = 16 << 20
@@ -136,7 +136,7 @@ class _Best:
             self.norms.masked_fill_(~usable, 0.0)
         self.longest = float(self.norms.max()) if len(queries) else 0.0
         # Up to 15 rows of zeros make whole batches for convolution; no one reads their scores.
-        missing = -len(queries) % CONVOLUTION_BATCH
+        missing = -len(queries) % CONVOLUTION_BATCH if len(queries) > CONVOLUTION_BATCH else 0
         self.padded = (F.pad(queries, (0, 0, 0, missing)) if missing else queries).contiguous()
         self.queries = self.padded[: len(queries)]
         self.index = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
@@ -315,18 +315,19 @@ def _group_maxima(
 ) -> Tensor:
     """Return the best score of every query (N, d) in every group of `size` codes, plus `shift`: (groups, N).
 
-    A tile is `rows` queries times TILE_CODES codes of the book. `product` makes its scores.
+    A tile is `rows` queries times TILE_CODES codes of the book, or more for few. `product` makes its scores.
     """
+    width = FEW_ROWS_CODES if len(queries) <= CONVOLUTION_BATCH else TILE_CODES
     codes, half = book.codes, book.half + shift
     whole = len(codes) // size * size
     maxima = queries.new_empty(-(-len(codes) // size), len(queries))
-    scores = queries.new_empty(min(rows, len(queries)) * TILE_CODES)
-    tiles = zip(codes[:whole].split(TILE_CODES), half[:whole].split(TILE_CODES), strict=True)
+    scores = queries.new_empty(min(rows, len(queries)) * width)
+    tiles = zip(codes[:whole].split(width), half[:whole].split(width), strict=True)
     tiles = list(tiles) if whole else []
     for some, found in zip(queries.split(rows), maxima.split(rows, dim=1), strict=True):
         for number, (tile, level) in enumerate(tiles):
             out = scores[: len(some) * len(tile)].view(len(some), len(tile))
-            first, count = number * TILE_CODES // size, len(tile) // size
+            first, count = number * width // size, len(tile) // size
             groups = product(some, tile, level, out).unflatten(1, (count, size))
             _amax(groups, shift, out=found[first : first + count].T)
             del groups  # so that the next tile is made in the same memory, which is in the cache

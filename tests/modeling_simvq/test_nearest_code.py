@@ -43,6 +43,15 @@ def test_random_data(queries, codes, width, scale, seed):
     assert found.dtype == torch.int64 and torch.equal(found, exact(z, e))
 
 
+@pytest.mark.parametrize("kind", ["trained", "near ties", "far from the origin"])
+@pytest.mark.parametrize("count", [1, 5, 16, 17])
+def test_few_queries_of_many_codes(kind, count):
+    """They have tiles of their own, of more codes; 9,003 codes fill neither tiles nor groups."""
+    queries, codes = data(kind)
+    codes = torch.cat([codes, codes * 1.01, codes.flip(0) + 0.01])[:9003]
+    assert torch.equal(nearest_code(queries[:count], codes), exact(queries[:count], codes))
+
+
 def data(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     basis, z = torch.randn(3001, 32), torch.randn(500, 32)
