@@ -226,7 +226,7 @@ def test_saved_and_loaded(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_step_exports_with_fixed_shapes(model):
+def test_a_step_exports_and_compiles_with_fixed_shapes(model):
     """A frame of samples to latents, and a code's vector to samples; the state is a dict of tensors."""
 
     class Step(torch.nn.Module):
@@ -243,6 +243,11 @@ def test_a_step_exports_with_fixed_shapes(model):
         _, _, state = step(noise(HOP), torch.zeros(1, 16, 1), {})  # makes all parts of the state
         inputs = (noise(HOP, seed=2), torch.randn(1, 16, 1), state)
         exported = torch.export.export(step, inputs, strict=False).module()
-        found, expected = exported(*inputs), step(*inputs)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+        expected = step(*inputs)
+        # Without it torch.compile leaves every LSTM to Python.
+        with torch._dynamo.config.patch(allow_rnn=True):
+            found = compiled(*inputs)
+        for values in (exported(*inputs), found):
+            torch.testing.assert_close(values, expected, rtol=0, atol=1e-6)
     assert {k: v.shape for k, v in expected[2].items()} == {k: v.shape for k, v in state.items()}

@@ -134,13 +134,17 @@ def settings_of(file: Path) -> dict:
     return parse_settings(groups, "", ["--config", str(file), f"dataset={SPEECH}"])
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("libritts*.yaml")), ids=lambda f: f.stem)
+OF_24K_AND_16K = sorted([*CONFIGS.glob("libritts*.yaml"), *CONFIGS.glob("streaming*.yaml")])
+
+
+@pytest.mark.parametrize("file", OF_24K_AND_16K, ids=lambda f: f.stem)
 def test_published_configurations(file):
-    found = re.fullmatch(r"(libritts24k|libritts16k)_k(\d+)", file.stem)
+    found = re.fullmatch(r"(libritts|streaming)(24|16)k_k(\d+)", file.stem)
     settings = settings_of(file)
     config = settings["model"].config(settings["data"].sampling_rate)
-    assert config.codebook_size == int(found.group(2))
-    assert config.sampling_rate == int(found.group(1)[8:10]) * 1000
+    assert config.streaming == (found.group(1) == "streaming")
+    assert config.sampling_rate == int(found.group(2)) * 1000
+    assert config.codebook_size == int(found.group(3))
     assert settings["data"].clip_samples % config.hop_length == 0
     assert settings["loop"].warmup_steps >= 1000 and settings["loop"].max_grad_norm == 1.0
     assert settings["loss"] == AudioLossSettings()
