@@ -29,11 +29,13 @@ def with_past(layer: nn.Module, hidden: Tensor, left: int, state: State | None) 
     Returns:
         (B, C, left + T).
     """
+    if not left:
+        return hidden
     if state is None or layer.stream_name not in state:
         joined = F.pad(hidden, (left, 0))
     else:
         joined = torch.cat([state[layer.stream_name], hidden], dim=-1)
-    if state is not None and left:
+    if state is not None:
         state[layer.stream_name] = joined[..., joined.shape[-1] - left :].clone()
     return joined
 
@@ -55,21 +57,19 @@ def product(
     Returns:
         (B, O, T).
     """
-    count = columns.shape[-1]
     if place is None:
-        found = _product(weight, columns)
-    else:
-        before = place % COLUMNS
-        filled = F.pad(columns, (before, -(before + count) % COLUMNS))
-        found = torch.cat([_product(weight, part) for part in filled.split(COLUMNS, -1)], dim=-1)
-        found = found[..., before : before + count]
-    return found if bias is None else found + bias[:, None]
+        return _product(weight, columns, bias)
+    count, before = columns.shape[-1], place % COLUMNS
+    filled = F.pad(columns, (before, -(before + count) % COLUMNS))
+    found = [_product(weight, part, bias) for part in filled.split(COLUMNS, dim=-1)]
+    return torch.cat(found, dim=-1)[..., before : before + count]
 
 
-def _product(weight: Tensor, columns: Tensor) -> Tensor:
+def _product(weight: Tensor, columns: Tensor, bias: Tensor | None) -> Tensor:
     # Streams of a batch side by side: the weight is read once for all.
     flat = columns.transpose(0, 1).flatten(1).contiguous()
-    return (weight @ flat).unflatten(1, (len(columns), -1)).transpose(0, 1)
+    found = weight @ flat if bias is None else torch.addmm(bias[:, None], weight, flat)
+    return found.unflatten(1, (len(columns), -1)).transpose(0, 1)
 
 
 def convolve_few(conv: nn.Conv1d, joined: Tensor, place: int | None = None) -> Tensor:
@@ -102,7 +102,7 @@ def recur(lstm: nn.LSTM, hidden: Tensor, state: State, place: int) -> Tensor:
         output, cell = (state[name] for name in names)
         outputs = []
         for gates in product(into, inputs, sum(biases), place).unbind(-1):
-            gates = gates + _product(again, output[..., None])[..., 0]
+            gates = gates + _product(again, output[..., None], None)[..., 0]
             enter, forget, change, leave = gates.chunk(4, dim=1)
             cell = forget.sigmoid() * cell + enter.sigmoid() * change.tanh()
             output = leave.sigmoid() * cell.tanh()
