@@ -3,16 +3,17 @@
 import argparse
 import sys
 
-from . import stream_command
+from . import info_command, stream_command, tokenize_command
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command that the command line names; return its exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m modeling_simvq", description="SimVQ tokenizers at work."
+        prog="simvq", description="SimVQ tokenizers at work. Also as python -m modeling_simvq."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    stream_command.add_to(commands)
+    for command in (tokenize_command, info_command, stream_command):
+        command.add_to(commands)
     options = parser.parse_args(arguments)
     try:
         return options.run(options)

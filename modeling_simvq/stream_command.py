@@ -3,7 +3,6 @@
 import argparse
 import math
 import time
-import wave
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +15,10 @@ from transformers import logging as transformers_logging
 from .audio_stream import SimVQAudioStream
 from .configuration_simvq_audio import SimVQAudioConfig
 from .modeling_simvq_audio import SimVQAudioModel
+from .wav_file import conversion, read_wav, write_wav
 
 # Samples of a stream may differ from those of the whole clip by rounding only.
 TOLERANCE = 1e-5
-_FRAMES_AT_ONCE = 1 << 16
 
 
 @dataclass
@@ -68,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     if rate != wanted:
         raise ValueError(
             f"{options.input} has {rate:,} samples a second and the model takes {wanted:,}: "
-            f"{_conversion(options.input, wanted)}"
+            f"{conversion(options.input, wanted)}"
         )
     size = round(options.chunk_ms * rate / 1000)
     if size < 1:
@@ -164,57 +163,6 @@ def stream_recording(model: SimVQAudioModel, recording: Tensor, size: int) -> St
     return Streamed(torch.cat([*codes, last_codes], dim=-1), whole, seconds)
 
 
-def read_wav(path: Path) -> tuple[Tensor, int, int]:
-    """Read a WAV file of 8 to 32-bit PCM; return samples (1, 1, L) in [-1, 1], their rate, its channels.
-
-    Raises:
-        ValueError: if it is missing, damaged, empty or of another format.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file: name a recording, a WAV file")
-    try:
-        with wave.open(str(path), "rb") as file:
-            width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
-            content = bytearray()
-            # In pieces: what was written to a pipe declares more than there is.
-            while part := file.readframes(_FRAMES_AT_ONCE):
-                content += part
-    except (wave.Error, EOFError) as error:
-        raise ValueError(
-            f"{path} is damaged or no WAV file of PCM ({str(error) or 'it ends too early'}): "
-            f"{_conversion(path)}"
-        ) from error
-    if width not in (1, 2, 3, 4):
-        raise ValueError(f"{path} has {8 * width}-bit samples: {_conversion(path)}")
-    del content[len(content) - len(content) % (width * channels) :]
-    if not content:
-        raise ValueError(f"{path} holds no samples")
-    samples = _pcm_to_float(content, width).view(-1, channels).mean(dim=1)
-    return samples.float()[None, None], rate, channels
-
-
-def _pcm_to_float(content: bytearray, width: int) -> Tensor:
-    """PCM of `width` bytes a sample to float64 in [-1, 1)."""
-    if width == 1:  # the only one without a sign
-        return (torch.frombuffer(content, dtype=torch.uint8).double() - 128) / 128
-    if width == 3:
-        low, middle, high = torch.frombuffer(content, dtype=torch.uint8).view(-1, 3).int().unbind(1)
-        values = low + (middle << 8) + (((high ^ 128) - 128) << 16)
-    else:
-        values = torch.frombuffer(content, dtype=torch.int16 if width == 2 else torch.int32)
-    return values.double() / 2 ** (8 * width - 1)
-
-
-def write_wav(path: Path, samples: Tensor, rate: int) -> None:
-    """Write samples (L,) in [-1, 1] as 16-bit PCM, mono; louder ones are clipped."""
-    values = (samples.clamp(-1, 1) * 32767).round().to(torch.int16)
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes(values.numpy().tobytes())
-
-
 def _check_output(source: Path, output: Path) -> None:
     """Refuse a place where the output cannot go, before time is spent."""
     if output.exists() and output.samefile(source):
@@ -223,14 +171,6 @@ def _check_output(source: Path, output: Path) -> None:
         raise ValueError(f"{output} is a folder: name a file for the output")
     if not output.parent.is_dir():
         raise ValueError(f"there is no folder {output.parent} for the output: make it first")
-
-
-def _conversion(path: Path, rate: int | None = None) -> str:
-    """Name a command that makes a file that fits."""
-    rates = f" -ar {rate}" if rate else ""
-    return (
-        f'convert it first, for example with ffmpeg -i "{path}"{rates} -c:a pcm_s16le converted.wav'
-    )
 
 
 def _milliseconds(text: str) -> float:
