@@ -57,6 +57,21 @@ class SimVQAudioEncoderOutput(ModelOutput):
         return self.quantized_latents
 
     @property
+    def projected_latents(self) -> Tensor:
+        """The latents, by DAC's name."""
+        return self.latents
+
+    @property
+    def loss(self) -> Tensor:
+        """The commitment loss, by DAC's name."""
+        return self.commitment_loss
+
+    @property
+    def last_frame_pad_length(self) -> int:
+        """EnCodec's padding of the last chunk: none here."""
+        return 0
+
+    @property
     def audio_scales(self) -> list[None]:
         """EnCodec's scales, one a chunk: none here."""
         return [None]

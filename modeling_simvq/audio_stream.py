@@ -8,7 +8,8 @@ from .audio_outputs import AudioPast, SimVQAudioDecoderOutput, SimVQAudioEncoder
 from .hooked_weights import computing_type
 from .integer_codes import integers
 from .kept_codebook import book_of, trusting
-from .streaming_layers import State, rest_of_waveform
+from .peer_arguments import with_channel
+from .streaming_layers import State, rest_of_waveform, unplain_layer
 
 
 class SimVQAudioStream:
@@ -33,8 +34,8 @@ class SimVQAudioStream:
 
     def __init__(self, model, batch_size: int = 1):
         model.check_streaming()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size}")
         self.model, self.batch_size = model, batch_size
         self.reset()
 
@@ -46,7 +47,7 @@ class SimVQAudioStream:
 
     @property
     def latency(self) -> int:
-        """Samples, at most, from a sample to the first output that it changes, without computing time.
+        """Samples by which the output is behind the input, without computing time.
 
         A frame must be full before it has a code, and the inverse STFT's windows reach (n_fft - hop) / 2
         samples into the frames behind it.
@@ -55,12 +56,14 @@ class SimVQAudioStream:
 
     @torch.no_grad()
     def encode(self, samples: Tensor) -> Tensor:
-        """Take the next samples, (B, 1, n) in [-1, 1]; return the codes of full frames, (B, 1, t), t >= 0.
+        """Take the next samples, (B, 1, n) or (B, n) in [-1, 1]; return codes (B, 1, t), t >= 0, of full frames.
 
         Raises:
             ValueError: if shape, type or a value is impossible; the stream is then as before.
         """
-        if samples.ndim == 3 and samples.shape[-1] == 0:
+        samples = with_channel(samples)
+        if samples.shape[1:] == (1, 0):
+            self._check_batch("samples", samples)
             return torch.empty(self.batch_size, 1, 0, dtype=torch.int64, device=samples.device)
         check_waveforms(samples, look_inside=False)  # the model looks inside
         self._check_batch("samples", samples)
@@ -135,12 +138,20 @@ class TakesChunks:
             )
         if self.training:
             raise ValueError("streams need evaluation mode: call model.eval() first")
+        if not torch.compiler.is_compiling():
+            layers = (("encoder", self.encoder), ("decoder", self.decoder))
+            unplain = (f"{side}.{name}" for side, part in layers if (name := unplain_layer(part)))
+            if (name := next(unplain, None)) is not None:
+                raise ValueError(
+                    f"{name} has hooks, an adapter or weights elsewhere, which a stream would leave out: load "
+                    "the model whole, and merge adapters"
+                )
 
     def _is_streamed(self, asked: bool, past: AudioPast | None, mask: Tensor | None) -> bool:
         if not asked and past is None:
             return False
         self.check_streaming()
-        if mask is not None:
+        if mask is not None and not torch.as_tensor(mask).bool().all():
             raise ValueError("chunks of a stream take no mask: streams of a batch go in step")
         return True
 
@@ -157,6 +168,8 @@ class TakesChunks:
 
     def _encode_next(self, samples: Tensor, past: AudioPast) -> SimVQAudioEncoderOutput:
         samples = samples.to(computing_type(self.decoder.conv_in))
+        if not (torch.compiler.is_compiling() or samples.isfinite().all()):
+            raise ValueError(f"input_values are too large for {samples.dtype}")
         if past.pending is not None:
             samples = torch.cat([past.pending, samples], dim=-1)
         state, full = dict(past.layers), samples.shape[-1] // self.config.hop_length
@@ -173,8 +186,10 @@ class TakesChunks:
             codes = torch.empty(len(samples), 0, dtype=torch.int64, device=samples.device)
             loss = torch.zeros((), device=samples.device)
         mask = torch.ones_like(codes, dtype=torch.bool)[:, None]
-        book = past.book or book_of(self.quantizer)
-        past = AudioPast(state, pending.clone(), past.frames + full, book)
+        # What is kept may be of other weights, unless it was just used.
+        book = past.book or (book_of(self.quantizer) if full else None)
+        state = {name: value.detach() for name, value in state.items()}
+        past = AudioPast(state, pending.detach().clone(), past.frames + full, book)
         return SimVQAudioEncoderOutput(codes[:, None], mask, quantized, loss, latents, past)
 
     def _decode_next(self, latents: Tensor, past: AudioPast) -> SimVQAudioDecoderOutput:
@@ -182,6 +197,7 @@ class TakesChunks:
         latents = latents.to(computing_type(self.decoder.conv_in)).contiguous()
         samples = self.decoder(latents, state=state)
         left_out = min(past.lag, samples.shape[-1])
+        state = {name: value.detach() for name, value in state.items()}
         past = AudioPast(state, lag=past.lag - left_out)
         return SimVQAudioDecoderOutput(samples[..., left_out:], past)
 

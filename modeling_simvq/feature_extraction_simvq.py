@@ -98,6 +98,11 @@ class SimVQAudioFeatureExtractor(SequenceFeatureExtractor):
         """
         if (raw_audio is None) == (audio is None):
             raise ValueError("give the clips as raw_audio or as audio, one of them")
+        multiple = pad_to_multiple_of
+        if multiple is not None and (not isinstance(multiple, int) or multiple < 1):
+            raise ValueError(
+                f"pad_to_multiple_of must be a whole number of at least 1, got {multiple!r}"
+            )
         self._check_rate(sampling_rate)
         given = _split(audio if raw_audio is None else raw_audio, to_mono)
         clips = [_waveform(clip, index, to_mono) for index, clip in enumerate(given)]

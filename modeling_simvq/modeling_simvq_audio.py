@@ -39,6 +39,7 @@ from .peer_arguments import (
     check_past,
     check_scales,
     decoded_frames,
+    of_dac,
     of_encodec,
     one_mask,
     with_channel,
@@ -56,6 +57,7 @@ from .streaming_layers import (
     name_layers,
     overlap_add,
     recur,
+    unplain_layer,
     with_past,
 )
 from .verified_download import VerifiedDownload
@@ -268,7 +270,9 @@ class AudioEncoder(nn.Module):
         hidden = last.conv.step(torch.cat(pieces, dim=-1), state, place)
         if self.lstm is not None:
             hidden = recur(self.lstm, hidden, state, place)
-        return self.conv_out.step(F.elu(hidden), state, place)
+        # An ELU too rounds by the place in its tensor.
+        activated = [F.elu(frame.contiguous()) for frame in hidden.split(1, dim=-1)]
+        return self.conv_out.step(torch.cat(activated, dim=-1), state, place)
 
     def _convolve(self, waveform: Tensor, lengths: Context) -> tuple[Tensor, Context]:
         hidden, lengths = self.conv_in(waveform, lengths)
@@ -489,7 +493,7 @@ class AudioDecoder(nn.Module):
         self.norm_in = nn.LayerNorm(channels, eps=1e-6)
         self.blocks = nn.ModuleList(ConvNeXtBlock(config) for _ in range(config.num_decoder_layers))
         self.norm_out = nn.LayerNorm(channels, eps=1e-6)
-        self.head = nn.Linear(channels, config.n_fft + 2)
+        self.head = nn.Linear(channels, 2 * (config.n_fft // 2 + 1))
         self.inverse_stft = InverseSTFT(config.n_fft, config.hop_length)
 
     def forward(
@@ -638,13 +642,15 @@ class SimVQAudioModel(
             ValueError: if the shape, the type or a value cannot be those of waveforms; if the model cannot
                 stream, or not give so many bits.
         """
+        if isinstance(padding_mask, int):  # DAC's order
+            padding_mask, n_quantizers = None, padding_mask
         check_bits(self.config, num_quantizers, n_quantizers, bandwidth)
-        check_past("encoder_past_key_values", encoder_past_key_values, AudioPast)
         if padding_cache is not None:
             raise ValueError(
                 "padding_cache must be left out: encoder_past_key_values holds all state"
             )
         input_values = with_channel(input_values)
+        check_past("encoder", encoder_past_key_values, AudioPast, len(input_values))
         padding_mask = without_channel(one_mask(padding_mask, attention_mask))
         # In training the loop watches the loss instead: a look at the values waits for the device.
         check_waveforms(input_values, not (self.training or torch.compiler.is_compiling()))
@@ -662,7 +668,8 @@ class SimVQAudioModel(
         if not torch.is_grad_enabled():
             chunk = max(1, round(ENCODER_CHUNK_SECONDS * self.config.frame_rate))
         input_values = input_values.to(computing_type(self.decoder.conv_in))
-        if self.config.streaming and chunk is not None and not self.training:
+        exact = self.config.streaming and not (torch.is_grad_enabled() or self.training)
+        if exact and unplain_layer(self.encoder) is None:
             waveform, frames = self.encoder.whole_frames(input_values, lengths)
             latents = self._latents_in_order(waveform, {}, 0)
         else:
@@ -694,6 +701,7 @@ class SimVQAudioModel(
         audio_codes_mask: Tensor | None = None,
         quantized_representation: Tensor | None = None,
         audio_scales: list | None = None,
+        last_frame_pad_length: int = 0,
     ) -> SimVQAudioDecoderOutput:
         """Codes, or vectors of codes, to waveforms.
 
@@ -708,16 +716,22 @@ class SimVQAudioModel(
             audio_codes_mask: (B, 1, T) or (B, T), true for real codes, as encode returns it; None if all are.
             quantized_representation: another name of quantized_latents, DAC's.
             audio_scales: EnCodec's; None, or a list of None.
+            last_frame_pad_length: EnCodec's; 0.
 
         Raises:
             ValueError: if not exactly one of the two is given, or its shape, type or a value is impossible;
                 if the model cannot stream.
         """
-        check_scales(audio_scales)
-        padding_mask, decoder_past_key_values = of_encodec(padding_mask, decoder_past_key_values)
-        check_past("decoder_past_key_values", decoder_past_key_values, AudioPast)
-        if quantized_latents is None:
-            quantized_latents = quantized_representation
+        padding_mask, decoder_past_key_values, scales = of_encodec(
+            padding_mask, decoder_past_key_values
+        )
+        check_scales(scales if audio_scales is None else audio_scales, last_frame_pad_length)
+        audio_codes, quantized_latents, padding_mask = of_dac(
+            audio_codes, quantized_latents, quantized_representation, padding_mask
+        )
+        given = quantized_latents if audio_codes is None else audio_codes
+        if isinstance(given, Tensor):
+            check_past("decoder", decoder_past_key_values, AudioPast, given.shape[-3])
         if padding_mask is not None and audio_codes_mask is not None:
             raise ValueError("decode takes either padding_mask or audio_codes_mask, not both")
         masks = audio_codes_mask if padding_mask is None else padding_mask
@@ -737,11 +751,13 @@ class SimVQAudioModel(
             return self._decode_next(quantized_latents, decoder_past_key_values or self._no_past())
         width = None
         if padding_mask is not None:
-            width = padding_mask.shape[-1]
-            frames = quantized_latents.shape[-1]
-            lengths = decoded_frames(
-                padding_mask, frames, self.config.hop_length, quantized_latents.device
-            )
+            hop, frames = self.config.hop_length, quantized_latents.shape[-1]
+            lengths, width = decoded_frames(padding_mask, hop, quantized_latents.device)
+            if frames != -(-width // hop):
+                raise ValueError(
+                    f"padding_mask is of {width} samples, which have {-(-width // hop)} codes, and there are "
+                    f"{frames}: give the mask of the clips that these codes are of"
+                )
             audio_codes_mask = mask_of_clips(lengths, frames)
         mask = self._frame_mask(audio_codes_mask, quantized_latents)
         return SimVQAudioDecoderOutput(self._decode_latents(quantized_latents, mask)[..., :width])
@@ -753,9 +769,14 @@ class SimVQAudioModel(
         padding_mask: Tensor | None = None,
         num_quantizers: int | None = None,
         audio_codes: Tensor | None = None,
+        encoder_past_key_values: None = None,
+        decoder_past_key_values: None = None,
         *,
         quantize: bool = True,
-        **of_encode,
+        attention_mask: Tensor | None = None,
+        n_quantizers: int | None = None,
+        bandwidth: float | None = None,
+        audio_scales: list | None = None,
     ) -> SimVQAudioOutput:
         """Encode, quantize and decode.
 
@@ -764,18 +785,36 @@ class SimVQAudioModel(
             padding_mask: (B, L), 1 for samples and 0 for the padding to their right.
             num_quantizers: as of encode.
             audio_codes: (B, 1, T), made before: they are decoded, and nothing is encoded.
+            encoder_past_key_values, decoder_past_key_values: Mimi's; None here, streams take encode and decode.
             quantize: False decodes the latents as they are (autoencoder warm-up); the codes and the loss
                 are still those of the quantizer.
-            of_encode: attention_mask, n_quantizers, bandwidth.
+            attention_mask, n_quantizers, bandwidth: as of encode.
+            audio_scales: as of decode.
+
+        Raises:
+            ValueError: as encode and decode; if neither samples nor codes are given.
         """
+        if not (encoder_past_key_values is None and decoder_past_key_values is None):
+            raise ValueError("forward takes no past: use encode and decode for streams")
+        if isinstance(padding_mask, int):  # DAC's order
+            padding_mask, n_quantizers = None, padding_mask
+        padding_mask = one_mask(padding_mask, attention_mask)
         if audio_codes is not None:
-            mask = one_mask(padding_mask, of_encode.get("attention_mask"))
-            values = self.decode(audio_codes, mask, return_dict=True).audio_values
-            return SimVQAudioOutput(values, audio_codes)
+            check_bits(self.config, num_quantizers, n_quantizers, bandwidth)
+            decoded = self.decode(
+                audio_codes, padding_mask, audio_scales=audio_scales, return_dict=True
+            )
+            return SimVQAudioOutput(decoded.audio_values, audio_codes)
+        if input_values is None:
+            raise ValueError("give input_values or audio_codes")
         encoded = self.encode(
-            input_values, padding_mask, num_quantizers, return_dict=True, **of_encode
+            input_values,
+            padding_mask,
+            num_quantizers,
+            n_quantizers=n_quantizers,
+            bandwidth=bandwidth,
+            return_dict=True,
         )
-        padding_mask = one_mask(padding_mask, of_encode.get("attention_mask"))
         latents = encoded.quantized_latents if quantize else encoded.latents
         mask = None if padding_mask is None else self._frame_mask(encoded.audio_codes_mask, latents)
         output = SimVQAudioOutput(

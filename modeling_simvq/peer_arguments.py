@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 from .clip_lengths import clip_lengths, mask_of_clips
@@ -27,7 +28,8 @@ def check_bits(
                 f"{config.codebook_size:,} codes"
             )
     own = config.frame_rate * math.log2(config.codebook_size) / 1000
-    if bandwidth is not None and not math.isclose(bandwidth, own, rel_tol=0.01):
+    known = bandwidth is None or isinstance(bandwidth, (int, float))
+    if not known or (bandwidth is not None and not math.isclose(bandwidth, own, rel_tol=0.01)):
         raise ValueError(
             f"bandwidth must be left out, got {bandwidth}: this model has one codebook and always gives "
             f"{own:.3g} kbit a second"
@@ -45,9 +47,17 @@ def one_mask(padding_mask, attention_mask):
     return attention_mask if padding_mask is None else padding_mask
 
 
-def with_channel(input_values: Tensor) -> Tensor:
-    """Return waveforms (B, L) or (B, 1, L) as (B, 1, L)."""
-    return input_values[:, None] if input_values.ndim == 2 else input_values
+def with_channel(input_values) -> Tensor:
+    """Return waveforms (B, L) or (B, 1, L), a tensor, an array or a list, as a tensor (B, 1, L).
+
+    Raises:
+        ValueError: if they are something else.
+    """
+    try:
+        values = torch.as_tensor(input_values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"input_values must be a tensor of samples: {error}") from error
+    return values[:, None] if values.ndim == 2 else values
 
 
 def without_channel(mask):
@@ -72,45 +82,90 @@ def without_chunks(audio_codes: Tensor) -> Tensor:
 
 
 def of_encodec(padding_mask, past) -> tuple:
-    """Return mask and past of a decode whose arguments came in EnCodec's order: codes, scales, mask."""
-    if isinstance(padding_mask, (list, tuple)) and all(part is None for part in padding_mask):
-        return (past, None) if isinstance(past, Tensor) else (None, past)
-    return padding_mask, past
+    """Return mask, past and scales of a decode that may have EnCodec's order: codes, scales, mask."""
+    is_scales = isinstance(padding_mask, (list, tuple)) and not any(
+        isinstance(part, (int, float, list, tuple)) for part in padding_mask
+    )
+    if is_scales or (isinstance(past, Tensor) and padding_mask is not None):
+        return (
+            (past, None, padding_mask) if isinstance(past, Tensor) else (None, past, padding_mask)
+        )
+    return padding_mask, past, None
 
 
-def check_past(name: str, past, kind: type) -> None:
-    """Refuse a past that is none of this model's.
+def of_dac(audio_codes, latents, representation, padding_mask) -> tuple:
+    """Return codes, latents and mask of a decode, whose arguments may be in DAC's order: vectors, codes."""
+    if isinstance(audio_codes, Tensor) and audio_codes.is_floating_point():
+        audio_codes, representation = None, audio_codes
+    if (
+        latents is None
+        and padding_mask is not None
+        and audio_codes is None
+        and representation is None
+    ):
+        audio_codes, padding_mask = padding_mask, None
+    if audio_codes is not None:  # which win, as in DAC
+        return audio_codes, latents, padding_mask
+    return None, representation if latents is None else latents, padding_mask
+
+
+def check_past(side: str, past, kind: type, batch: int) -> None:
+    """Refuse a past that is none of this model's encoder or decoder, or of other streams.
+
+    Args:
+        side: "encoder" or "decoder".
+        batch: B, of the chunk.
 
     Raises:
         ValueError: naming the argument.
     """
-    if past is not None and not isinstance(past, kind):
+    if past is None:
+        return
+    name = f"{side}_past_key_values"
+    if not isinstance(past, kind):
         raise ValueError(
             f"{name} must come from this model's output for the chunk before, got a {type(past).__name__}"
             ": give masks by name (padding_mask=...)"
         )
+    if any(not layer.startswith(side) for layer in past.layers):
+        raise ValueError(f"{name} is the other side's: give it what the {side}'s own output holds")
+    sizes = [
+        len(value)
+        for layer, value in past.layers.items()
+        if layer.endswith(("conv_in", "conv_out"))
+    ]
+    if sizes and sizes[0] != batch:
+        raise ValueError(f"{name} is of {sizes[0]} streams, and the chunk of {batch}")
 
 
-def check_scales(audio_scales) -> None:
-    """Refuse EnCodec's scales, unless there are none: a list of None.
+def check_scales(audio_scales, last_frame_pad_length: int | None = 0) -> None:
+    """Refuse EnCodec's scales and its padding of chunks, unless there are none: a list of None, and 0.
 
     Raises:
         ValueError: saying what to do.
     """
-    if audio_scales is not None and any(scale is not None for scale in audio_scales):
+    some = audio_scales is not None and any(scale is not None for scale in audio_scales)
+    if some or last_frame_pad_length:
         raise ValueError(
-            "audio_scales must be left out: this model normalises no loudness and has no scales"
+            f"{'audio_scales' if some else 'last_frame_pad_length'} must be left out: this model normalises "
+            "no loudness and has no chunks"
         )
 
 
-def decoded_frames(padding_mask, count: int, hop: int, device) -> Tensor:
-    """Return the frames of each clip, (B,), of a mask of samples (B, L); at most `count`."""
-    mask = without_channel(padding_mask)
+def decoded_frames(padding_mask, hop: int, device=None) -> tuple[Tensor, int]:
+    """Return the frames of each clip, (B,), of a mask of samples (B, L); and L.
+
+    Raises:
+        ValueError: if it is no such mask.
+    """
+    mask = without_channel(torch.as_tensor(padding_mask))
+    if mask.ndim != 2:
+        raise ValueError(f"padding_mask must be (B, L), got shape {tuple(mask.shape)}")
     batch, width = mask.shape
     lengths = clip_lengths("padding_mask", mask, (batch, width), device)
     if lengths is None:
-        lengths = mask.new_full((batch,), width).long().to(device)
-    return (-(-lengths // hop)).clamp(max=count)
+        lengths = torch.full((batch,), width, device=device or mask.device)
+    return -(-lengths // hop), width
 
 
 class CountsFrames:
@@ -130,6 +185,5 @@ class CountsFrames:
             raise ValueError(
                 f"padding_side must be 'right', got {padding_side!r}: pad on the right"
             )
-        count = self.get_encoded_length(padding_mask.shape[-1])
-        lengths = decoded_frames(padding_mask, count, self.config.hop_length, padding_mask.device)
-        return mask_of_clips(lengths, count)[:, 0]
+        lengths, width = decoded_frames(padding_mask, self.config.hop_length)
+        return mask_of_clips(lengths, self.get_encoded_length(width))[:, 0]

@@ -92,6 +92,9 @@ class Quantizer(Float32Module):
 
     def from_codes(self, audio_codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the vectors (B, d, T) of codes (B, 1, T), again, and the codes: as DAC's quantizer does."""
+        if getattr(audio_codes, "ndim", None) != 3 or audio_codes.shape[1] != 1:
+            shape = tuple(getattr(audio_codes, "shape", ()))
+            raise ValueError(f"from_codes takes a tensor of codes (B, 1, T), got shape {shape}")
         vectors = self.lookup(audio_codes[:, 0])
         return vectors, vectors, audio_codes
 

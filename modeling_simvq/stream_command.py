@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
             f"{options.input} has {rate:,} samples a second and the model takes {wanted:,}: "
             f"{conversion(options.input, wanted)}"
         )
-    size = round(options.chunk_ms * rate / 1000)
+    size = min(round(options.chunk_ms * rate / 1000), recording.shape[-1])
     if size < 1:
         raise ValueError(f"--chunk-ms {options.chunk_ms:g} is less than a sample at {rate:,} Hz")
     made = stream_recording(model, recording, size)
@@ -132,7 +132,10 @@ def load_streaming_model(name: str, revision: str | None = None) -> SimVQAudioMo
             "streaming=True in its configuration (training/train_audio.py with streamable=true)"
         )
     transformers_logging.disable_progress_bar()
-    model = SimVQAudioModel.from_pretrained(name, config=config, revision=revision)
+    # In half precision a chunk is rounded otherwise than the whole clip.
+    model = SimVQAudioModel.from_pretrained(
+        name, config=config, revision=revision, dtype=torch.float32
+    )
     return model.eval()
 
 
@@ -175,7 +178,10 @@ def _check_output(source: Path, output: Path) -> None:
 
 def _milliseconds(text: str) -> float:
     """Read the length of a chunk."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not (math.isfinite(value) and value > 0):
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
     return value

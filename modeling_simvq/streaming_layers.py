@@ -9,8 +9,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .basis_and_projection import has_hooks
+
 State = dict[str, Tensor]
 COLUMNS = 8  # of a product; with more, little is left of the gain for single frames
+
+
+def unplain_layer(model: nn.Module) -> str | None:
+    """Return the name of a layer that is more than its weights, or has them elsewhere; None if none is.
+
+    A stream computes with the weights themselves: what hooks, adapters or quantized layers do would be left
+    out.
+    """
+    package = __name__.rpartition(".")[0]
+    for name, layer in model.named_modules():
+        if next(layer.parameters(recurse=False), None) is None and "_hf_hook" not in layer.__dict__:
+            continue
+        known = type(layer).__module__.startswith(("torch.nn.", package))
+        if not known or "forward" in layer.__dict__ or has_hooks(layer):
+            return name
+    return None
 
 
 def name_layers(model: nn.Module) -> None:

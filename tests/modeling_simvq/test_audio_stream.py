@@ -208,8 +208,8 @@ def test_what_cannot_stream_says_so(model):
     with pytest.raises(ValueError, match="evaluation mode"):
         make_model().train().encode(noise(80), use_streaming=True)
     with pytest.raises(ValueError, match="take no mask"):
-        model.encode(noise(80), torch.ones(1, 80), use_streaming=True)
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        model.encode(noise(80), (torch.arange(80) < 70)[None], use_streaming=True)
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1"):
         SimVQAudioStream(model, batch_size=0)
 
 
@@ -251,3 +251,61 @@ def test_a_step_exports_and_compiles_with_fixed_shapes(model):
         for values in (exported(*inputs), found):
             torch.testing.assert_close(values, expected, rtol=0, atol=1e-6)
     assert {k: v.shape for k, v in expected[2].items()} == {k: v.shape for k, v in state.items()}
+
+
+@pytest.mark.parametrize("num_filters", [1, 3, 4, 8])
+@pytest.mark.parametrize("num_lstm_layers", [0, 1])
+def test_latents_are_the_very_same_however_a_stream_is_cut(num_filters, num_lstm_layers):
+    """Bit for bit, also where a width fills no vector of the processor."""
+    model = make_model(num_filters=num_filters, num_lstm_layers=num_lstm_layers)
+    samples = noise(25 * HOP)
+    with torch.no_grad():
+        expected = model.encode(samples).latents
+        for size in (1, 3, HOP, 5 * HOP):
+            past, found = None, []
+            for chunk in samples.split(size, dim=-1):
+                output = model.encode(chunk, encoder_past_key_values=past, use_streaming=True)
+                past = output.encoder_past_key_values
+                found.append(output.latents)
+            assert torch.equal(torch.cat(found, dim=-1), expected), size
+
+
+def test_a_stream_that_begins_with_less_than_a_frame_has_the_present_weights():
+    model, samples = make_model(), noise(200)
+    whole(model, samples)  # keeps its codebook
+    torch.nn.init.normal_(model.quantizer.projection.weight)
+    assert_same(through(model.stream(), samples, [3]), whole(model, samples))
+
+
+def test_layers_that_are_more_than_their_weights_are_not_left_out():
+    model, samples = make_model(), noise(80)
+    for layer in (model.decoder.blocks[0].expand, model.encoder.lstm, model.encoder.conv_in.conv):
+        handle = layer.register_forward_hook(lambda *_: None)
+        with pytest.raises(ValueError, match="has hooks, an adapter"):
+            model.stream()
+        handle.remove()
+    model.encoder.conv_out.conv.register_forward_hook(lambda _, __, output: output + 1)
+    with torch.no_grad():
+        assert not torch.equal(model.encode(samples).latents, make_model().encode(samples).latents)
+
+
+def test_pasts_of_others_are_refused(model):
+    past = model.encode(noise(80), use_streaming=True).encoder_past_key_values
+    codes = model.encode(noise(80)).audio_codes
+    with pytest.raises(ValueError, match="decoder_past_key_values is the other side's"):
+        model.decode(codes, decoder_past_key_values=past)
+    with pytest.raises(ValueError, match="of 1 streams, and the chunk of 2"):
+        model.encode(noise(80, batch=2), encoder_past_key_values=past)
+    after = model.decode(codes, use_cache=True).decoder_past_key_values
+    with pytest.raises(ValueError, match="encoder_past_key_values is the other side's"):
+        model.encode(noise(80), encoder_past_key_values=after)
+    assert not any(part.requires_grad for kept in (past, after) for part in kept.layers.values())
+
+
+def test_samples_beyond_the_type_leave_a_stream_as_it_was(model):
+    stream, samples = model.stream(), noise(40)
+    first = stream.encode(samples[..., :3])
+    with pytest.raises(ValueError, match="too large for torch.float32"):
+        stream.encode(torch.full((1, 1, 3), 1e300, dtype=torch.float64))
+    rest = stream.encode(samples[0, :, 3:].numpy())
+    assert torch.equal(torch.cat([first, rest], dim=-1), whole(model, samples)[0])

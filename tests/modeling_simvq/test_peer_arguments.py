@@ -88,6 +88,10 @@ def test_code_written_for_dac(model, extractor):
     assert again is codes
     torch.testing.assert_close(vectors, encoded.quantized_representation)
     by_codes = model.decode(audio_codes=codes).audio_values
+    torch.testing.assert_close(model.decode(vectors).audio_values, by_codes)
+    torch.testing.assert_close(model.decode(None, codes).audio_values, by_codes)
+    assert torch.equal(model.encode(inputs["input_values"], 1).audio_codes, codes)
+    assert encoded.loss.isfinite().all() and encoded.projected_latents.shape[0] == 2
     by_vectors = model.decode(quantized_representation=vectors).audio_values
     torch.testing.assert_close(by_vectors, by_codes)
     assert by_codes.numel() == 2 * HOP * codes.shape[-1]
@@ -166,11 +170,49 @@ def test_what_a_codec_of_one_codebook_cannot_do_is_refused(options, named):
         ({"audio_codes": torch.zeros(2, 1, 1, 3).long()}, "2 chunks.*join them"),
         ({"decoder_past_key_values": torch.ones(1, 99)}, "padding_mask=..."),
         ({"padding_mask": torch.ones(1, 9), "audio_codes_mask": torch.ones(1, 3)}, "not both"),
+        ({"padding_mask": torch.ones(1, 30)}, "30 samples, which have 1 codes, and there are 3"),
+        ({"padding_mask": torch.ones(960)}, "padding_mask must be .B, L."),
+        ({"last_frame_pad_length": 3}, "last_frame_pad_length must be left out"),
     ],
 )
 def test_what_decode_cannot_do_is_refused(options, named):
     with pytest.raises(ValueError, match=named):
         ours().decode(**{"audio_codes": torch.zeros(1, 1, 3).long()} | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({}, "input_values or audio_codes"),
+        ({"encoder_past_key_values": object()}, "use encode and decode for streams"),
+        (
+            {"audio_codes": torch.zeros(1, 1, 3).long(), "num_quantizers": 8},
+            "num_quantizers must be 1",
+        ),
+        ({"audio_codes": torch.zeros(1, 1, 3).long(), "audio_scales": [1.0]}, "audio_scales"),
+    ],
+)
+def test_what_forward_cannot_do_is_refused(options, named):
+    with pytest.raises(ValueError, match=named):
+        ours()(**options)
+
+
+@pytest.mark.parametrize("n_fft", [321, 1280])
+def test_windows_of_odd_lengths(n_fft):
+    model = (
+        ours(n_fft=n_fft) if n_fft % 2 == 0 else ours(n_fft=n_fft, downsampling_ratios=[5, 7, 9])
+    )
+    codes = torch.zeros(1, 1, 3).long()
+    assert model.decode(codes).audio_values.shape[-1] == 3 * model.config.hop_length
+
+
+def test_masks_are_tensors_arrays_or_lists():
+    model, codes = ours(), torch.zeros(1, 1, 2).long()
+    mask = torch.ones(1, 500)
+    expected = model.decode(codes, mask).audio_values
+    for same in (mask.numpy(), mask.tolist()):
+        assert torch.equal(model.decode(codes, same).audio_values, expected)
+        assert model.get_audio_codes_mask(same).shape == (1, 2)
 
 
 def test_the_bandwidth_that_there_is_and_other_names_of_masks():
