@@ -56,7 +56,7 @@ class SimVQAudioStream:
 
     @torch.no_grad()
     def encode(self, samples: Tensor) -> Tensor:
-        """Take the next samples, (B, 1, n) or (B, n) in [-1, 1]; return codes (B, 1, t), t >= 0, of full frames.
+        """Take the next samples, (B, 1, n) or (B, n) in [-1, 1]; return full frames' codes, (B, 1, t), t >= 0.
 
         Raises:
             ValueError: if shape, type or a value is impossible; the stream is then as before.
