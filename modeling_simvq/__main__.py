@@ -3,7 +3,13 @@
 import argparse
 import sys
 
-from . import info_command, stream_command, tokenize_command
+from . import (
+    convert_simvq_checkpoint,
+    info_command,
+    push_command,
+    stream_command,
+    tokenize_command,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -12,7 +18,13 @@ def main(arguments: list[str] | None = None) -> int:
         prog="simvq", description="SimVQ tokenizers at work. Also as python -m modeling_simvq."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (tokenize_command, info_command, stream_command):
+    for command in (
+        tokenize_command,
+        info_command,
+        stream_command,
+        convert_simvq_checkpoint,
+        push_command,
+    ):
         command.add_to(commands)
     options = parser.parse_args(arguments)
     try:

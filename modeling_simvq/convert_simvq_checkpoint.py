@@ -224,11 +224,8 @@ def _check(renamed: dict[str, Tensor], model: PreTrainedModel) -> None:
         )
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Command line: see --help."""
-    parser = argparse.ArgumentParser(
-        prog="python -m modeling_simvq.convert_simvq_checkpoint", description=__doc__
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument("checkpoint", help="the original .ckpt file")
     parser.add_argument("output_dir", help="folder for the converted model")
     parser.add_argument(
@@ -240,13 +237,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--original-config", help="the authors' config.yaml, for what tensors cannot tell"
     )
-    options = parser.parse_args(arguments)
-    try:
-        model = convert_simvq_checkpoint(
-            options.checkpoint, options.output_dir, options.weights, options.original_config
-        )
-    except ValueError as error:
-        parser.exit(1, f"error: {error}\n")
+    parser.set_defaults(run=run)
+
+
+def add_to(commands) -> None:
+    """Add the command to those of a command line."""
+    text = "Convert a checkpoint of the authors to a folder that loads here."
+    add_arguments(commands.add_parser("convert", help="the authors' checkpoints", description=text))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Convert, and print what came of it."""
+    model = convert_simvq_checkpoint(
+        options.checkpoint, options.output_dir, options.weights, options.original_config
+    )
     summary = {
         "output": options.output_dir,
         "weights": options.weights,
@@ -255,6 +259,20 @@ def main(arguments: list[str] | None = None) -> None:
         "codebook_size": model.config.codebook_size,
     }
     print(json.dumps(summary, indent=2))
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line: see --help."""
+    parser = argparse.ArgumentParser(
+        prog="python -m modeling_simvq.convert_simvq_checkpoint", description=__doc__
+    )
+    add_arguments(parser)
+    options = parser.parse_args(arguments)
+    try:
+        run(options)
+    except ValueError as error:
+        parser.exit(1, f"error: {error}\n")
 
 
 if __name__ == "__main__":

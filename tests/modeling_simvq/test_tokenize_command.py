@@ -1,6 +1,7 @@
 """Commands encode, decode, reconstruct and info: what they write, skip and refuse."""
 
 import io
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import HfApi
 from PIL import Image
 
 from modeling_simvq import SimVQImageModel, SimVQImageProcessor
@@ -201,3 +203,30 @@ def test_codes_go_through_pipes(tiny_folder, tmp_path):
             check=True,
         ).stdout
     assert Image.open(io.BytesIO(content)).size == (10, 8)
+
+
+def test_a_converted_checkpoint_is_pushed_and_used_from_the_hub(hub, checkpoint, tmp_path, capsys):
+    folder = tmp_path / "model"
+    assert main(["convert", str(checkpoint), str(folder), "--weights", "raw"]) == 0
+    (folder / "notes.txt").write_text("mine")
+    assert main(["push", str(folder), "maker/tiny"]) == 1
+    assert "has no README.md" in capsys.readouterr().err
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# tiny\n")
+    assert main(["push", str(folder), "maker/tiny"]) == 0
+    assert "maker/tiny" in capsys.readouterr().out
+    files = HfApi(endpoint=hub.url, token=hub.token).list_repo_files("maker/tiny")
+    assert {"README.md", "config.json", "model.safetensors"} <= set(files)
+    assert "notes.txt" not in files
+    photo = picture(tmp_path / "photo.png", 8, 8)
+    assert call("encode", photo, model="maker/tiny", output=tmp_path) == 0
+    found = codes_from_bytes((tmp_path / "photo.npz").read_bytes(), "photo.npz")
+    assert found.digest == weights_digest(SimVQImageModel.from_pretrained(folder))
+
+
+def test_a_push_that_the_hub_refuses(hub, tiny_folder, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "README.md").write_text("# tiny")
+    for name, told in (("reader/tiny", "refused reader/tiny"), ("a//b", "refused a//b")):
+        assert main(["push", str(folder), name]) == 1
+        assert told in capsys.readouterr().err
