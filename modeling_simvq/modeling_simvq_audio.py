@@ -650,7 +650,7 @@ class SimVQAudioModel(
                 "padding_cache must be left out: encoder_past_key_values holds all state"
             )
         input_values = with_channel(input_values)
-        check_past("encoder", encoder_past_key_values, AudioPast, len(input_values))
+        check_past("encoder", encoder_past_key_values, AudioPast, input_values.shape[0])
         padding_mask = without_channel(one_mask(padding_mask, attention_mask))
         # In training the loop watches the loss instead: a look at the values waits for the device.
         check_waveforms(input_values, not (self.training or torch.compiler.is_compiling()))
@@ -664,11 +664,12 @@ class SimVQAudioModel(
             )
         if lengths is not None:  # whatever the padding holds, no clip comes near it
             input_values = input_values.masked_fill(~mask_of_clips(lengths, width), 0)
-        chunk = None
-        if not torch.is_grad_enabled():
+        # An exported graph takes any number of frames: no loop over them.
+        chunk, in_pieces = None, not (torch.is_grad_enabled() or torch.compiler.is_exporting())
+        if in_pieces:
             chunk = max(1, round(ENCODER_CHUNK_SECONDS * self.config.frame_rate))
         input_values = input_values.to(computing_type(self.decoder.conv_in))
-        exact = self.config.streaming and not (torch.is_grad_enabled() or self.training)
+        exact = self.config.streaming and in_pieces and not self.training
         if exact and unplain_layer(self.encoder) is None:
             waveform, frames = self.encoder.whole_frames(input_values, lengths)
             latents = self._latents_in_order(waveform, {}, 0)

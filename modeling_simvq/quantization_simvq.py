@@ -97,7 +97,8 @@ class SimVQ(KeepsCodebook, Quantizer):
             book = self._book()  # one for both, whatever another thread does to the weights
             codes = nearest_code(z, book)
             return codes, self._vectors(codes, book)
-        if self.codebook_size <= len(z):
+        # An exported graph takes any number of latents: it may not depend on how many there are.
+        if torch.compiler.is_exporting() or self.codebook_size <= z.shape[0]:
             codebook = self._project(self._rows())
             codes = nearest_code(z, codebook.detach())
             return codes, F.embedding(codes, codebook)
