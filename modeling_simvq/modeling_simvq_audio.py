@@ -728,11 +728,15 @@ class SimVQAudioModel(
         )
         check_scales(scales if audio_scales is None else audio_scales, last_frame_pad_length)
         audio_codes, quantized_latents, padding_mask = of_dac(
-            audio_codes, quantized_latents, quantized_representation, padding_mask
+            audio_codes,
+            quantized_latents,
+            quantized_representation,
+            padding_mask,
+            self.config.codebook_dim,
         )
         given = quantized_latents if audio_codes is None else audio_codes
-        if isinstance(given, Tensor):
-            check_past("decoder", decoder_past_key_values, AudioPast, given.shape[-3])
+        batch = given.shape[-3] if isinstance(given, Tensor) and given.ndim >= 3 else None
+        check_past("decoder", decoder_past_key_values, AudioPast, batch)
         if padding_mask is not None and audio_codes_mask is not None:
             raise ValueError("decode takes either padding_mask or audio_codes_mask, not both")
         masks = audio_codes_mask if padding_mask is None else padding_mask

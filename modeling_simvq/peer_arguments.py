@@ -93,9 +93,14 @@ def of_encodec(padding_mask, past) -> tuple:
     return padding_mask, past, None
 
 
-def of_dac(audio_codes, latents, representation, padding_mask) -> tuple:
-    """Return codes, latents and mask of a decode, whose arguments may be in DAC's order: vectors, codes."""
-    if isinstance(audio_codes, Tensor) and audio_codes.is_floating_point():
+def of_dac(audio_codes, latents, representation, padding_mask, width: int) -> tuple:
+    """Return codes, latents and mask of a decode, whose arguments may be in DAC's order: vectors, codes.
+
+    Args:
+        width: d, of vectors.
+    """
+    vectors = isinstance(audio_codes, Tensor) and audio_codes.is_floating_point()
+    if vectors and audio_codes.ndim == 3 and audio_codes.shape[1] == width:
         audio_codes, representation = None, audio_codes
     if (
         latents is None
@@ -109,12 +114,12 @@ def of_dac(audio_codes, latents, representation, padding_mask) -> tuple:
     return None, representation if latents is None else latents, padding_mask
 
 
-def check_past(side: str, past, kind: type, batch: int) -> None:
+def check_past(side: str, past, kind: type, batch: int | None) -> None:
     """Refuse a past that is none of this model's encoder or decoder, or of other streams.
 
     Args:
         side: "encoder" or "decoder".
-        batch: B, of the chunk.
+        batch: B, of the chunk, if it is known.
 
     Raises:
         ValueError: naming the argument.
@@ -134,7 +139,7 @@ def check_past(side: str, past, kind: type, batch: int) -> None:
         for layer, value in past.layers.items()
         if layer.endswith(("conv_in", "conv_out"))
     ]
-    if sizes and sizes[0] != batch:
+    if sizes and batch is not None and sizes[0] != batch:
         raise ValueError(f"{name} is of {sizes[0]} streams, and the chunk of {batch}")
 
 
