@@ -153,7 +153,7 @@ def test_weights_that_are_not_finite(streaming):
         list(microphone.answers(model, recording))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_visitor_who_denies_the_microphone_is_told(streaming, tmp_path):
     with chromium() as browser, running_space([str(streaming)], tmp_path) as address:
         page = browser.new_page()
