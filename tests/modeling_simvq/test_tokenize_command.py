@@ -2,10 +2,10 @@
 
 import io
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +18,6 @@ from modeling_simvq.__main__ import main
 from modeling_simvq.code_file import Codes, codes_from_bytes
 from modeling_simvq.command_model import weights_digest
 from modeling_simvq.wav_file import read_wav, write_wav
-from tests.support.programs import REPOSITORY
 
 
 def picture(path: Path, width: int, height: int, seed: int = 0) -> Path:
@@ -188,20 +187,12 @@ def test_info_tells_what_codes_cost(tiny_folder, tiny_audio_folder, capsys):
     assert "75 codes a second, 0.45 kbit/s" in told
 
 
-@pytest.mark.slow
-def test_codes_go_through_pipes(tiny_folder, tmp_path):
-    photo = picture(tmp_path / "photo.png", 10, 8)
-    program = [sys.executable, "-m", "modeling_simvq"]
-    ends = ["-", "--model", str(tiny_folder), "--output", "-"]
-    content = photo.read_bytes()
+def test_codes_go_through_pipes(tiny_folder, tmp_path, monkeypatch, capsysbinary):
+    content = picture(tmp_path / "photo.png", 10, 8).read_bytes()
     for command in ("encode", "decode"):
-        content = subprocess.run(
-            [*program, command, *ends],
-            input=content,
-            stdout=subprocess.PIPE,
-            cwd=REPOSITORY,
-            check=True,
-        ).stdout
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+        assert call(command, "-", model=tiny_folder, output="-") == 0
+        content = capsysbinary.readouterr().out
     assert Image.open(io.BytesIO(content)).size == (10, 8)
 
 
