@@ -167,8 +167,10 @@ class TakesChunks:
         return torch.cat([self.whitening(frame) for frame in latents.split(1, dim=-1)], dim=-1)
 
     def _encode_next(self, samples: Tensor, past: AudioPast) -> SimVQAudioEncoderOutput:
-        samples = samples.to(computing_type(self.decoder.conv_in))
-        if not (torch.compiler.is_compiling() or samples.isfinite().all()):
+        given, samples = samples, samples.to(computing_type(self.decoder.conv_in))
+        # What was looked at before can only have become infinite by a conversion.
+        converted = samples is not given and not torch.compiler.is_compiling()
+        if converted and not samples.isfinite().all():
             raise ValueError(f"input_values are too large for {samples.dtype}")
         if past.pending is not None:
             samples = torch.cat([past.pending, samples], dim=-1)

@@ -12,6 +12,9 @@ from safetensors.numpy import save as save_safetensors
 
 FORMATS = (".npz", ".safetensors")
 _FORMAT = "simvq-codes"
+# What reading a file raises that is none of codes, or damaged.
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError, EOFError)
+DAMAGE += (zipfile.BadZipFile, SafetensorError)
 
 
 @dataclass
@@ -56,16 +59,7 @@ def codes_from_bytes(content: bytes, name: str) -> Codes:
         about = json.loads(text)
         sizes = {key: int(value) for key, value in about["sizes"].items()}
         found = Codes(codes, str(about["model"]), str(about["digest"]), sizes)
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise ValueError(f"{name} is damaged or no file of codes: {error}") from error
-    except (SafetensorError, OSError, EOFError) as error:
+    except DAMAGE as error:
         raise ValueError(f"{name} is damaged or no file of codes: {error}") from error
     if found.codes.dtype.kind not in "iu" or found.codes.size == 0:
         raise ValueError(f"{name} holds {found.codes.dtype} of shape {found.codes.shape}, no codes")

@@ -8,6 +8,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from .clip_lengths import mask_of_clips
 from .code_file import Codes
 from .command_model import Tokenizer
 from .wav_file import conversion, samples_of_wav, wav_of_samples
@@ -148,7 +149,7 @@ class Recordings:
             raise ValueError("codes of more than one axis are not a clip's, (T,)")
         codes = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)[:, None]
         lengths = torch.tensor([len(row) for row in rows])
-        mask = torch.arange(codes.shape[-1]) < lengths[:, None]
+        mask = mask_of_clips(lengths, codes.shape[-1])
         made = model.decode(codes.to(model.device), audio_codes_mask=mask).audio_values
         made = made[:, 0].float().cpu()
         if not made.isfinite().all():

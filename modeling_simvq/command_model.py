@@ -63,6 +63,18 @@ def model_type(name: str, revision: str | None = None) -> str:
     Raises:
         ValueError: if there is none, or of another type.
     """
+    kind = stored_type(name, revision)
+    if kind not in TOKENIZERS:
+        raise ValueError(f"{name} is of type {kind}, not one of {', '.join(TOKENIZERS)}")
+    return kind
+
+
+def stored_type(name: str, revision: str | None = None) -> str | None:
+    """Return the type that a model's configuration states, whatever it is.
+
+    Raises:
+        ValueError: if there is no model.
+    """
     try:
         found, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
     except (OSError, ValueError) as error:
@@ -71,10 +83,7 @@ def model_type(name: str, revision: str | None = None) -> str:
         ) from error
     if not found:
         raise ValueError(f"{name} holds no model: it has no config.json")
-    kind = found.get("model_type")
-    if kind not in TOKENIZERS:
-        raise ValueError(f"{name} is of type {kind}, not one of {', '.join(TOKENIZERS)}")
-    return kind
+    return found.get("model_type")
 
 
 def weights_digest(model: PreTrainedModel) -> str:

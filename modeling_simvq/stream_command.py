@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from huggingface_hub.utils import tqdm
 from torch import Tensor
-from transformers import PreTrainedConfig
 from transformers import logging as transformers_logging
 
 from .audio_stream import SimVQAudioStream
+from .command_model import stored_type
 from .configuration_simvq_audio import SimVQAudioConfig
 from .modeling_simvq_audio import SimVQAudioModel
 from .wav_file import conversion, read_wav, write_wav
@@ -112,17 +112,10 @@ def load_streaming_model(name: str, revision: str | None = None) -> SimVQAudioMo
         ValueError: if it is not found, is another model, or does not stream.
         OSError: if its weights are missing or damaged.
     """
-    try:
-        found, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
-    except (OSError, ValueError) as error:
+    kind = stored_type(name, revision)
+    if kind != SimVQAudioConfig.model_type:
         raise ValueError(
-            f"{name} is neither a folder here nor a model of the Hub: {error}"
-        ) from error
-    if not found:
-        raise ValueError(f"{name} holds no model: it has no config.json")
-    if found.get("model_type") != SimVQAudioConfig.model_type:
-        raise ValueError(
-            f"{name} is of type {found.get('model_type')}, not {SimVQAudioConfig.model_type}: "
+            f"{name} is of type {kind}, not {SimVQAudioConfig.model_type}: "
             "give a streaming audio tokenizer"
         )
     config = SimVQAudioConfig.from_pretrained(name, revision=revision)

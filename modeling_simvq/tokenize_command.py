@@ -9,7 +9,7 @@ from huggingface_hub.utils import tqdm
 
 from .code_file import FORMATS, Codes, codes_from_bytes
 from .command_files import Job, jobs_of
-from .command_media import media_of
+from .command_media import Images, Recordings, media_of
 from .command_model import DTYPES, Tokenizer, load_tokenizer
 
 _MODEL = "folder or Hub id of an image or audio tokenizer"
@@ -75,11 +75,7 @@ def run_encode(options: argparse.Namespace) -> int:
         return True
 
     def encode(batch: list) -> list[bytes]:
-        made = media.encode([values for values, _ in batch])
-        return [
-            _codes(tokenizer, codes, sizes).to_bytes(suffix)
-            for codes, (_, sizes) in zip(made, batch, strict=True)
-        ]
+        return [codes.to_bytes(suffix) for codes in _codes_of(tokenizer, media, batch)]
 
     jobs = jobs_of(options.input, options.output, media.read_suffixes, suffix)
     return _go_through(
@@ -111,10 +107,7 @@ def run_reconstruct(options: argparse.Namespace) -> int:
     media = media_of(tokenizer)
 
     def reconstruct(batch: list) -> list[bytes]:
-        made = media.encode([values for values, _ in batch])
-        return media.decode(
-            [_codes(tokenizer, codes, sizes) for codes, (_, sizes) in zip(made, batch, strict=True)]
-        )
+        return media.decode(_codes_of(tokenizer, media, batch))
 
     jobs = jobs_of(options.input, options.output, media.read_suffixes, media.made)
     return _go_through(
@@ -128,8 +121,12 @@ def _load(options: argparse.Namespace) -> Tokenizer:
     return load_tokenizer(options.model, options.revision, options.device, options.dtype)
 
 
-def _codes(tokenizer: Tokenizer, codes, sizes: dict[str, int]) -> Codes:
-    return Codes(codes.numpy().astype(np.int32), tokenizer.name, tokenizer.digest, sizes)
+def _codes_of(tokenizer: Tokenizer, media: Images | Recordings, batch: list) -> list[Codes]:
+    made = media.encode([values for values, _ in batch])
+    return [
+        Codes(codes.numpy().astype(np.int32), tokenizer.name, tokenizer.digest, sizes)
+        for codes, (_, sizes) in zip(made, batch, strict=True)
+    ]
 
 
 def _go_through(
