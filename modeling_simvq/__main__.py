@@ -5,6 +5,7 @@ import sys
 
 from . import (
     convert_simvq_checkpoint,
+    export_command,
     info_command,
     push_command,
     stream_command,
@@ -23,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         info_command,
         stream_command,
         convert_simvq_checkpoint,
+        export_command,
         push_command,
     ):
         command.add_to(commands)

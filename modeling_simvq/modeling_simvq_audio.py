@@ -446,8 +446,9 @@ class InverseSTFT(nn.Module):
         super().__init__()
         self.n_fft, self.hop_length = n_fft, hop_length
 
-    def forward(self, spectrum: Tensor, mask: Context) -> Tensor:
-        """Complex (B, n_fft / 2 + 1, T) to (B, T * hop), in a stream behind by `lag`; mask (B, 1, T)."""
+    def forward(self, magnitude: Tensor, phase: Tensor, mask: Context) -> Tensor:
+        """Two of (B, n_fft / 2 + 1, T) to (B, T * hop), in a stream behind by `lag`; mask (B, 1, T)."""
+        spectrum = torch.polar(magnitude, phase)
         # The window is made here: transformers loses buffers that a checkpoint does not hold.
         window = torch.hann_window(self.n_fft, dtype=torch.float32, device=spectrum.device)[:, None]
         if isinstance(mask, dict):
@@ -514,9 +515,7 @@ class AudioDecoder(nn.Module):
             log_magnitude, phase = spectrum.float().chunk(2, dim=1)
             # Clamped before exp, whose infinity would make the gradient NaN.
             magnitude = log_magnitude.clamp(max=math.log(LARGEST_MAGNITUDE)).exp()
-            waveform = self.inverse_stft(
-                torch.polar(magnitude, phase), mask if state is None else state
-            )
+            waveform = self.inverse_stft(magnitude, phase, mask if state is None else state)
         return waveform[:, None].to(latents.dtype)
 
 

@@ -17,6 +17,10 @@ from .nearest_code_triton import search_gpu, triton_can_search
 
 __all__ = ["Book", "make_book", "nearest_code"]
 
+# Of an exported graph: codes that are scored at a time, and those whose distance is computed in float64.
+EXPORTED_BLOCK = 8192
+EXPORTED_CANDIDATES = 4
+
 
 @torch.no_grad()
 def nearest_code(
@@ -89,6 +93,26 @@ def _(queries: Tensor, codes: Tensor) -> Tensor:
 def _compiled(queries: Tensor, codes: Tensor) -> Tensor:
     if not torch.compiler.is_exporting():
         return _nearest_code_op(queries, codes)
-    # An exported graph runs where this file is not. There the plain formula holds all scores at once.
-    queries, codes = queries.float(), codes.float()
-    return (queries @ codes.T - codes.square().sum(dim=1) / 2).argmax(dim=1)
+    return _exported(queries.float(), codes.float())
+
+
+def _exported(queries: Tensor, codes: Tensor) -> Tensor:
+    """Search in operations that every format has: an exported graph runs where this file is not.
+
+    Exact as long as no more than EXPORTED_CANDIDATES codes lie within float32 rounding of the nearest, and the
+    engine has float64. Scores exist of EXPORTED_BLOCK codes at a time.
+    """
+    kept = min(EXPORTED_CANDIDATES, codes.shape[0])
+    scores, found = [], []
+    for start in range(0, codes.shape[0], EXPORTED_BLOCK):
+        block = codes[start : start + EXPORTED_BLOCK]
+        score = queries @ block.T - block.square().sum(dim=1) / 2
+        best = score.topk(min(kept, block.shape[0]), dim=1)
+        scores.append(best.values)
+        found.append(best.indices + start)
+    best = torch.cat(scores, dim=1).topk(kept, dim=1).indices
+    candidates = torch.cat(found, dim=1).gather(1, best)
+    differences = queries.double()[:, None] - codes[candidates].double()
+    distances = differences.square().sum(dim=2)
+    nearest = distances <= distances.amin(dim=1, keepdim=True)
+    return torch.where(nearest, candidates, codes.shape[0] - 1).amin(dim=1)

@@ -158,9 +158,11 @@ def attend_to_past(
         state[name + ".seen"] = (seen + frames).clamp(max=left)
     query, key, value = (part.mT[:, None] for part in (query, key, value))
     pieces = []
-    step = frames if torch.compiler.is_exporting() else min(frames, max(window, 64))
-    for start in range(0, frames, step):
-        stop = min(start + step, frames)
+    # An exported graph takes any number of frames, all at once.
+    exporting = torch.compiler.is_exporting()
+    step = frames if exporting else min(frames, max(window, 64))
+    for start in (0,) if exporting else range(0, frames, step):
+        stop = frames if exporting else min(start + step, frames)
         rows = torch.arange(start, stop, device=query.device)[:, None] + left
         columns = torch.arange(start, stop + left, device=query.device)
         # Columns before `left - seen` are before the start of the stream: zeros, and no keys.
