@@ -19,11 +19,12 @@ def add_to(commands) -> None:
     """Add the command to those of a command line."""
     parser = commands.add_parser(
         "export",
-        help="a tokenizer for onnxruntime, OpenVINO or torch alone",
+        help="a tokenizer for other engines",
         description="Write encoder and decoder as a file each that needs neither this package nor "
         "transformers, batch, height, width and length dynamic; run both on an example and compare them with "
         "the model. "
-        'onnx and openvino need `pip install "modeling-simvq[export]"`.',
+        'onnx and openvino need `pip install "modeling-simvq[export]"`; executorch, for one image or clip at a '
+        'time of up to 64 x 64 tokens or 1,500 frames, needs `pip install "modeling-simvq[executorch]"`.',
     )
     parser.add_argument("model", help="folder or Hub id of an image or audio tokenizer")
     parser.add_argument("--revision", help="branch, tag or commit of the model on the Hub")
@@ -52,7 +53,7 @@ def export(
     """Write encoder and decoder, the settings of model and processor, and export.json that describes all.
 
     Args:
-        format: "onnx", "openvino" or "torch".
+        format: "onnx", "openvino", "torch" or "executorch".
         output: a folder that is new or empty. It appears when all is written.
         weights: how they are stored, "float32", "float16" or "int8".
 

@@ -37,7 +37,7 @@ def write_onnx(model: PreTrainedModel, part: str, path: Path, weights: str = "fl
         verbose=False,
     )
     proto = written.model_proto
-    _name_sizes(proto.graph, dynamic_shapes(model, part)[0])
+    _name_sizes(proto.graph, dynamic_shapes(model, part))
     store_as(proto, weights)
     onnx.save(proto, path)
 

@@ -12,13 +12,12 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._higher_order_ops import while_loop
+from torch._higher_order_ops import scan
 from torch.export import Dim
 from transformers import PreTrainedModel
 
 from .nearest_code import nearest_code
 from .quantization_simvq import SimVQ
-from .straight_through import to_rows
 
 PARTS = ("encoder", "decoder")
 # Bounds that torch.export checks a graph for; other engines do not know them.
@@ -89,29 +88,44 @@ def example(model: PreTrainedModel, part: str, rows: int = 2, tokens: int = 10) 
     return torch.rand(size, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def dynamic_shapes(model: PreTrainedModel, part: str) -> tuple[dict[int, Dim]]:
-    """Return the sizes that may differ from the example's: batch, and height and width or length."""
-    config, batch = model.config, Dim("batch", min=1, max=MOST_ROWS)
+def dynamic_shapes(
+    model: PreTrainedModel, part: str, batched: bool = True, most: int | None = None
+) -> dict[int, Dim]:
+    """Return the axes of a part's input whose sizes may differ from the example's.
+
+    Args:
+        batched: the batch may. Otherwise it is one, and clips are of whole frames: some engines need that.
+        most: tokens a side, or frames of a clip, at most: some engines set memory apart for them.
+    """
+    config, batch = model.config, {0: Dim("batch", min=1, max=MOST_ROWS)} if batched else {}
     if is_audio(model):
+        frames = Dim("frames", min=LEAST_FRAMES, max=most or MOST_FRAMES)
         if part == "decoder":
-            return ({0: batch, 2: Dim("frames", min=LEAST_FRAMES, max=MOST_FRAMES)},)
+            return batch | {2: frames}
         hop = config.hop_length
         least = (LEAST_FRAMES - 1) * hop + 1
-        return ({0: batch, 2: Dim("samples", min=least, max=MOST_FRAMES * hop)},)
-    height, width = (Dim(name, min=2, max=MOST_TOKENS) for name in ("height", "width"))
+        samples = Dim("samples", min=least, max=(most or MOST_FRAMES) * hop)
+        return batch | {2: samples if batched else hop * frames}
+    height, width = (Dim(name, min=2, max=most or MOST_TOKENS) for name in ("height", "width"))
     if part == "decoder":
-        return ({0: batch, 1: height, 2: width},)
+        return batch | {1: height, 2: width}
     factor = config.downsample_factor
-    return ({0: batch, 2: factor * height, 3: factor * width},)
+    return batch | {2: factor * height, 3: factor * width}
 
 
-def traced(module: nn.Module, model: PreTrainedModel, part: str) -> torch.export.ExportedProgram:
-    """Trace a part that `exportable` made of a model."""
+def traced(
+    module: nn.Module,
+    model: PreTrainedModel,
+    part: str,
+    batched: bool = True,
+    most: int | None = None,
+) -> torch.export.ExportedProgram:
+    """Trace a part that `exportable` made of a model; the rest as of dynamic_shapes."""
     with torch.no_grad():
         return torch.export.export(
             module,
-            (example(model, part),),
-            dynamic_shapes=dynamic_shapes(model, part),
+            (example(model, part, rows=2 if batched else 1),),
+            dynamic_shapes=(dynamic_shapes(model, part, batched, most),),
             strict=False,
         )
 
@@ -164,7 +178,8 @@ class FixedCodebook(nn.Module):
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As Quantizer.forward, without a loss."""
         batch, _, *spatial = latents.shape
-        codes = nearest_code(to_rows(latents.float()), self.codes).view(batch, *spatial)
+        rows = latents.float().flatten(2).mT.flatten(0, 1)
+        codes = nearest_code(rows, self.codes).view(batch, *spatial)
         return self.lookup(codes), codes, latents.new_zeros(())
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -194,19 +209,15 @@ class LoopedLSTM(nn.Module):
         gates = F.conv1d(hidden, into[..., None], bias_in + bias_again)
         silence = torch.zeros_like(gates[:, : self.width, 0])
 
-        def more(frame, output, cell, outputs):
-            return frame < outputs.shape[2]
-
-        def step(frame, output, cell, outputs):
-            now = gates.index_select(2, frame[None])[..., 0] + output @ again.T
-            enter, forget, change, leave = now.chunk(4, dim=1)
+        def step(state: tuple[Tensor, Tensor], now: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+            output, cell = state
+            enter, forget, change, leave = (now + output @ again.T).chunk(4, dim=1)
             cell = forget.sigmoid() * cell + enter.sigmoid() * change.tanh()
             output = leave.sigmoid() * cell.tanh()
-            return frame + 1, output, cell, outputs.index_copy(2, frame[None], output[..., None])
+            return (output, cell), output.clone()
 
-        first = torch.zeros((), dtype=torch.int64)
-        outputs = torch.zeros_like(gates[:, : self.width])
-        return while_loop(more, step, (first, silence, silence.clone(), outputs))[3]
+        _, outputs = scan(step, (silence, silence.clone()), gates.movedim(2, 0).contiguous())
+        return outputs.movedim(0, 2).contiguous()
 
 
 class RealInverseSTFT(nn.Module):

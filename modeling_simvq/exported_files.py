@@ -1,6 +1,7 @@
 """Files of the parts of a tokenizer in each format: written, opened again, and compared with the model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .export_executorch import write_executorch
+from .export_onnx import write_onnx
 from .exportable import example, exportable, is_audio, traced
 
-FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "executorch": ".pte"}
 # A code counts as another if it is farther than the model's own by more than this share: what lies between is
 # within the rounding of the encoders.
 MARGIN = 1e-4
@@ -47,53 +50,64 @@ def write_part(
 
     Args:
         part: "encoder" or "decoder".
-        format: "onnx", "openvino" or "torch".
-        weights: how they are stored, "float32", "float16" or "int8"; of torch "float32" alone.
+        format: "onnx", "openvino", "torch" or "executorch".
+        weights: how they are stored, "float32", "float16" or "int8"; the last two in onnx and openvino alone.
 
     Raises:
         ValueError: if a package is missing, or the format cannot store such weights.
     """
     path = folder / f"{part}{FORMATS[format]}"
-    if format == "torch":
-        if weights != "float32":
-            raise ValueError(f"weights of the format torch are float32, got {weights}")
-        torch.export.save(traced(exportable(model, part), model, part), path)
-        return path
-    try:
-        from .export_onnx import write_onnx
-
-        onnx_path = folder / f"{part}.onnx"
-        write_onnx(model, part, onnx_path, weights)
-        if format == "openvino":
-            import openvino
-
-            converted = openvino.convert_model(onnx_path)
-            openvino.save_model(converted, path, compress_to_fp16=False)
-            onnx_path.unlink()
-    except ImportError as error:
-        raise ValueError(
-            f'{format} needs {error.name}: pip install "modeling-simvq[export]"'
-        ) from error
+    if weights != "float32" and format not in ("onnx", "openvino"):
+        raise ValueError(f"the format {format} stores weights as float32, not as {weights}")
+    with _explaining_what_is_missing(path):
+        if format == "torch":
+            torch.export.save(traced(exportable(model, part), model, part), path)
+        elif format == "executorch":
+            write_executorch(model, part, path)
+        else:
+            onnx_path = path.with_suffix(".onnx")
+            write_onnx(model, part, onnx_path, weights)
+            if format == "openvino":
+                _convert_to_openvino(onnx_path, path)
+                onnx_path.unlink()
     return path
+
+
+@contextmanager
+def _explaining_what_is_missing(path: Path) -> Iterator[None]:
+    """Turn an ImportError into an error that says what to install."""
+    try:
+        yield
+    except ImportError as error:
+        extra = "executorch" if path.suffix == ".pte" else "export"
+        raise ValueError(
+            f'{path.name} needs {error.name}: pip install "modeling-simvq[{extra}]"'
+        ) from error
+
+
+def _convert_to_openvino(onnx_path: Path, path: Path) -> None:
+    import openvino
+
+    openvino.save_model(openvino.convert_model(onnx_path), path, compress_to_fp16=False)
 
 
 def open_part(path: Path, threads: int = 0) -> Callable[[Tensor], Tensor]:
     """Open a file that write_part wrote: a function of one tensor to one.
 
     Args:
-        threads: of the engine, on the CPU; 0 leaves it to the engine. torch has its own setting.
+        threads: of onnxruntime and OpenVINO, 0 for as many as they like; the others have their own settings.
 
     Raises:
         ValueError: if the format's engine is not installed.
     """
-    try:
-        return {".onnx": _open_onnx, ".xml": _open_openvino, ".pt2": _open_torch}[path.suffix](
-            path, threads
-        )
-    except ImportError as error:
-        raise ValueError(
-            f'{path.name} needs {error.name}: pip install "modeling-simvq[export]"'
-        ) from error
+    openers = {
+        ".onnx": _open_onnx,
+        ".xml": _open_openvino,
+        ".pt2": _open_torch,
+        ".pte": _open_executorch,
+    }
+    with _explaining_what_is_missing(path):
+        return openers[path.suffix](path, threads)
 
 
 def compare(model: PreTrainedModel, part: str, path: Path) -> Compared:
@@ -156,3 +170,10 @@ def _open_torch(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
             return module(values)
 
     return run
+
+
+def _open_executorch(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
+    from executorch.runtime import Runtime
+
+    method = Runtime.get().load_program(path).load_method("forward")
+    return lambda values: method.execute([values])[0].clone()

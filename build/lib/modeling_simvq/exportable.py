@@ -1,0 +1,243 @@
+"""Parts of a tokenizer that exporters take: modules of one tensor to one, in operations that every engine has.
+
+    program = traced(exportable(model, "encoder"), model, "encoder")
+
+The model itself has what graphs cannot hold: checks, caches, an LSTM that is unrolled to the length of its
+example, and complex numbers. Here the codebook is a constant, the LSTM a loop, and the inverse STFT real.
+"""
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._higher_order_ops import while_loop
+from torch.export import Dim
+from transformers import PreTrainedModel
+
+from .nearest_code import nearest_code
+from .quantization_simvq import SimVQ
+from .straight_through import to_rows
+
+PARTS = ("encoder", "decoder")
+# Bounds that torch.export checks a graph for; other engines do not know them.
+MOST_ROWS, MOST_TOKENS, MOST_FRAMES = 4096, 4096, 1_000_000
+# The encoder's last convolution pads three frames by reflection, and its graph takes no shorter clips.
+LEAST_FRAMES = 7
+
+
+def exportable(model: PreTrainedModel, part: str) -> nn.Module:
+    """Return a part of a tokenizer as a module for exporters. The model is copied, not changed.
+
+    Args:
+        model: SimVQImageModel or SimVQAudioModel.
+        part: "encoder", pixel_values (B, 3, H, W) to image_codes (B, h, w) or input_values (B, 1, L) to
+            audio_codes (B, 1, T); "decoder", codes to pixel_values or audio_values.
+
+    Returns:
+        Module whose forward takes one tensor. Height and width are multiples of the down-sampling factor; a
+        clip has at least LEAST_FRAMES frames, and its last one is filled with silence.
+
+    Raises:
+        ValueError: if there is no such part.
+    """
+    if part not in PARTS:
+        raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    if isinstance(model.quantizer, SimVQ):
+        model.quantizer = FixedCodebook(model.quantizer.codebook())
+    if not is_audio(model):
+        _leave_out(model, part)
+        return ImagePart(model, part)
+    model.remove_weight_norm()
+    if model.encoder.lstm is not None:
+        model.encoder.lstm = LoopedLSTM(model.encoder.lstm)
+    model.decoder.inverse_stft = RealInverseSTFT(model.config.n_fft, model.config.hop_length)
+    _leave_out(model, part)
+    return AudioPart(model, part)
+
+
+def _leave_out(model: PreTrainedModel, part: str) -> None:
+    """Drop the weights of the other part, but for the layer whose type says how the model computes."""
+    other = "decoder" if part == "encoder" else "encoder"
+    rest = nn.Module()
+    rest.conv_in = getattr(model, other).conv_in
+    setattr(model, other, rest)
+
+
+def is_audio(model: PreTrainedModel) -> bool:
+    """Return whether a tokenizer is one of audio."""
+    return model.main_input_name == "input_values"
+
+
+def example(model: PreTrainedModel, part: str, rows: int = 2, tokens: int = 10) -> Tensor:
+    """Return an input of a part to trace it with: two images or clips of different height and width."""
+    config = model.config
+    if is_audio(model):
+        if part == "decoder":
+            return torch.arange(rows * tokens).view(rows, 1, tokens) % config.codebook_size
+        noise = torch.rand(
+            rows, 1, tokens * config.hop_length, generator=torch.Generator().manual_seed(0)
+        )
+        return 0.2 * noise - 0.1
+    height, width = tokens, tokens + 2
+    if part == "decoder":
+        return torch.arange(rows * height * width).view(rows, height, width) % config.codebook_size
+    factor = config.downsample_factor
+    size = (rows, config.in_channels, height * factor, width * factor)
+    return torch.rand(size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def dynamic_shapes(model: PreTrainedModel, part: str) -> tuple[dict[int, Dim]]:
+    """Return the sizes that may differ from the example's: batch, and height and width or length."""
+    config, batch = model.config, Dim("batch", min=1, max=MOST_ROWS)
+    if is_audio(model):
+        if part == "decoder":
+            return ({0: batch, 2: Dim("frames", min=LEAST_FRAMES, max=MOST_FRAMES)},)
+        hop = config.hop_length
+        least = (LEAST_FRAMES - 1) * hop + 1
+        return ({0: batch, 2: Dim("samples", min=least, max=MOST_FRAMES * hop)},)
+    height, width = (Dim(name, min=2, max=MOST_TOKENS) for name in ("height", "width"))
+    if part == "decoder":
+        return ({0: batch, 1: height, 2: width},)
+    factor = config.downsample_factor
+    return ({0: batch, 2: factor * height, 3: factor * width},)
+
+
+def traced(module: nn.Module, model: PreTrainedModel, part: str) -> torch.export.ExportedProgram:
+    """Trace a part that `exportable` made of a model."""
+    with torch.no_grad():
+        return torch.export.export(
+            module,
+            (example(model, part),),
+            dynamic_shapes=dynamic_shapes(model, part),
+            strict=False,
+        )
+
+
+def input_and_output(model: PreTrainedModel, part: str) -> tuple[str, str]:
+    """Return the names of what a part takes and gives."""
+    kind = "audio" if is_audio(model) else "image"
+    if part == "encoder":
+        return model.main_input_name, f"{kind}_codes"
+    return f"{kind}_codes", "audio_values" if is_audio(model) else "pixel_values"
+
+
+class ImagePart(nn.Module):
+    """Encoder or decoder of an image tokenizer."""
+
+    def __init__(self, model: PreTrainedModel, part: str):
+        super().__init__()
+        self.model, self.part = model, part
+
+    def forward(self, values: Tensor) -> Tensor:
+        if self.part == "encoder":
+            return self.model.encode(values).image_codes
+        return self.model.decode(values).pixel_values
+
+
+class AudioPart(nn.Module):
+    """Encoder or decoder of an audio tokenizer."""
+
+    def __init__(self, model: PreTrainedModel, part: str):
+        super().__init__()
+        self.model, self.part = model, part
+
+    def forward(self, values: Tensor) -> Tensor:
+        if self.part == "decoder":
+            return self.model.decode(values).audio_values
+        # Whole frames in the graph's own terms: every layer's length is then a multiple of their number.
+        hop, samples = self.model.config.hop_length, values.shape[-1]
+        frames = (samples + hop - 1) // hop
+        values = F.pad(values, (0, frames * hop - samples))
+        return self.model.encode(values).audio_codes
+
+
+class FixedCodebook(nn.Module):
+    """Quantizer whose codes (K, d) are constants of the graph."""
+
+    def __init__(self, codes: Tensor):
+        super().__init__()
+        self.register_buffer("codes", codes)
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As Quantizer.forward, without a loss."""
+        batch, _, *spatial = latents.shape
+        codes = nearest_code(to_rows(latents.float()), self.codes).view(batch, *spatial)
+        return self.lookup(codes), codes, latents.new_zeros(())
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """As Quantizer.lookup."""
+        return F.embedding(codes, self.codes).movedim(-1, 1).contiguous()
+
+
+class LoopedLSTM(nn.Module):
+    """LSTM of any number of frames, from silence, as a loop of the graph: exporters unroll nn.LSTM."""
+
+    def __init__(self, lstm: nn.LSTM):
+        super().__init__()
+        self.num_layers, self.width = lstm.num_layers, lstm.hidden_size
+        self.weights = nn.ParameterList(lstm._flat_weights)
+
+    def forward(self, rows: Tensor, state: None) -> tuple[Tensor, None]:
+        """(B, T, C) to (B, T, C)."""
+        hidden = rows.mT
+        for layer in range(self.num_layers):
+            hidden = self._layer(hidden, *self.weights[4 * layer : 4 * layer + 4])
+        return hidden.mT, None
+
+    def _layer(
+        self, hidden: Tensor, into: Tensor, again: Tensor, bias_in: Tensor, bias_again: Tensor
+    ) -> Tensor:
+        # A convolution of width 1: a linear layer would flatten the batch, whose size is not known.
+        gates = F.conv1d(hidden, into[..., None], bias_in + bias_again)
+        silence = torch.zeros_like(gates[:, : self.width, 0])
+
+        def more(frame, output, cell, outputs):
+            return frame < outputs.shape[2]
+
+        def step(frame, output, cell, outputs):
+            now = gates.index_select(2, frame[None])[..., 0] + output @ again.T
+            enter, forget, change, leave = now.chunk(4, dim=1)
+            cell = forget.sigmoid() * cell + enter.sigmoid() * change.tanh()
+            output = leave.sigmoid() * cell.tanh()
+            return frame + 1, output, cell, outputs.index_copy(2, frame[None], output[..., None])
+
+        first = torch.zeros((), dtype=torch.int64)
+        outputs = torch.zeros_like(gates[:, : self.width])
+        return while_loop(more, step, (first, silence, silence.clone(), outputs))[3]
+
+
+class RealInverseSTFT(nn.Module):
+    """Inverse STFT without complex numbers: one transposed convolution whose kernels are windowed waves.
+
+    Equal to InverseSTFT to 1e-6 of the loudest sample.
+    """
+
+    def __init__(self, n_fft: int, hop_length: int):
+        super().__init__()
+        self.hop_length, self.lag = hop_length, (n_fft - hop_length) // 2
+        bins, times = torch.arange(n_fft // 2 + 1), torch.arange(n_fft)
+        # Whole turns are taken off while they are integers.
+        angle = (bins[:, None] * times % n_fft).double() * (2 * math.pi / n_fft)
+        # A real signal's spectrum has every bin twice but for the first and, of an even n_fft, the last.
+        twice = torch.full((len(bins), 1), 2.0, dtype=torch.float64)
+        twice[0] = 1
+        if n_fft % 2 == 0:
+            twice[-1] = 1
+        window = torch.hann_window(n_fft, dtype=torch.float32).double()
+        waves = torch.cat([angle.cos() * twice, -angle.sin() * twice]) * window / n_fft
+        self.register_buffer("waves", waves[:, None].float())
+        self.register_buffer("squares", window.square()[None, None].float())
+
+    def forward(self, magnitude: Tensor, phase: Tensor, mask: None) -> Tensor:
+        """Two of (B, n_fft / 2 + 1, T) to (B, T * hop)."""
+        spectrum = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], dim=1)
+        waveform = self._overlap_add(spectrum, self.waves)
+        windows = self._overlap_add(magnitude.new_ones(1, 1, magnitude.shape[-1]), self.squares)
+        return (waveform / windows.clamp(min=1e-11))[:, 0]
+
+    def _overlap_add(self, frames: Tensor, kernels: Tensor) -> Tensor:
+        summed = F.conv_transpose1d(frames, kernels, stride=self.hop_length)
+        return summed[..., self.lag : summed.shape[-1] - self.lag]

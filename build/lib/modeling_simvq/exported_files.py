@@ -1,0 +1,158 @@
+"""Files of the parts of a tokenizer in each format: written, opened again, and compared with the model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .exportable import example, exportable, is_audio, traced
+
+FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+# A code counts as another if it is farther than the model's own by more than this share: what lies between is
+# within the rounding of the encoders.
+MARGIN = 1e-4
+
+
+@dataclass
+class Compared:
+    """A file beside the model, on an example that it was not traced with.
+
+    Attributes:
+        megabytes: size of the file, in 10^6 bytes, with what belongs to it.
+        codes: that were compared, of an encoder; 0 of a decoder.
+        other_codes: those that are farther from the latents than the model's own, by more than the margin.
+        worst_error: of a decoder, the largest difference, where the model's largest value is 1.
+    """
+
+    megabytes: float
+    codes: int = 0
+    other_codes: int = 0
+    worst_error: float = 0.0
+
+    def __str__(self) -> str:
+        size = f"{self.megabytes:.1f} MB, "
+        if self.codes:
+            return size + f"{self.other_codes} of {self.codes} codes differ from the model's"
+        return size + f"worst error {self.worst_error:.1e} of the largest value"
+
+
+def write_part(
+    model: PreTrainedModel, part: str, format: str, folder: Path, weights: str = "float32"
+) -> Path:
+    """Write a part of a tokenizer in a format, and return its file.
+
+    Args:
+        part: "encoder" or "decoder".
+        format: "onnx", "openvino" or "torch".
+        weights: how they are stored, "float32", "float16" or "int8"; of torch "float32" alone.
+
+    Raises:
+        ValueError: if a package is missing, or the format cannot store such weights.
+    """
+    path = folder / f"{part}{FORMATS[format]}"
+    if format == "torch":
+        if weights != "float32":
+            raise ValueError(f"weights of the format torch are float32, got {weights}")
+        torch.export.save(traced(exportable(model, part), model, part), path)
+        return path
+    try:
+        from .export_onnx import write_onnx
+
+        onnx_path = folder / f"{part}.onnx"
+        write_onnx(model, part, onnx_path, weights)
+        if format == "openvino":
+            import openvino
+
+            converted = openvino.convert_model(onnx_path)
+            openvino.save_model(converted, path, compress_to_fp16=False)
+            onnx_path.unlink()
+    except ImportError as error:
+        raise ValueError(
+            f'{format} needs {error.name}: pip install "modeling-simvq[export]"'
+        ) from error
+    return path
+
+
+def open_part(path: Path, threads: int = 0) -> Callable[[Tensor], Tensor]:
+    """Open a file that write_part wrote: a function of one tensor to one.
+
+    Args:
+        threads: of the engine, on the CPU; 0 leaves it to the engine. torch has its own setting.
+
+    Raises:
+        ValueError: if the format's engine is not installed.
+    """
+    try:
+        return {".onnx": _open_onnx, ".xml": _open_openvino, ".pt2": _open_torch}[path.suffix](
+            path, threads
+        )
+    except ImportError as error:
+        raise ValueError(
+            f'{path.name} needs {error.name}: pip install "modeling-simvq[export]"'
+        ) from error
+
+
+def compare(model: PreTrainedModel, part: str, path: Path) -> Compared:
+    """Run a file and the model on one example, of another size than that which was traced."""
+    values = example(model, part, rows=1, tokens=24)
+    megabytes = sum(file.stat().st_size for file in path.parent.glob(path.stem + ".*")) / 1e6
+    found = open_part(path)(values)
+    with torch.no_grad():
+        if part == "encoder":
+            return Compared(megabytes, *other_codes(model, values, found))
+        made = model.decode(values)
+        made = made.audio_values if is_audio(model) else made.pixel_values
+    return Compared(megabytes, worst_error=float((found - made).abs().max() / made.abs().max()))
+
+
+@torch.no_grad()
+def other_codes(model: PreTrainedModel, values: Tensor, found: Tensor) -> tuple[int, int]:
+    """Count the codes that were compared, and those that are farther from the model's latents than its own.
+
+    Args:
+        values: what was encoded, as `encode` takes it; images and clips of whole tokens.
+        found: the codes of another engine.
+    """
+    encoded = model.encode(values)
+    codes = encoded.audio_codes[:, 0] if is_audio(model) else encoded.image_codes
+    found = found.view(codes.shape)
+    own, other = (
+        (encoded.latents.float() - model.quantizer.lookup(some)).norm(dim=1)
+        for some in (codes, found)
+    )
+    return codes.numel(), int((other > own * (1 + MARGIN)).sum())
+
+
+def _open_onnx(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    return lambda values: torch.from_numpy(session.run(None, {given.name: values.numpy()})[0])
+
+
+def _open_openvino(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
+    import openvino
+
+    # By itself OpenVINO computes in bfloat16 where a CPU can.
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    compiled = openvino.compile_model(path, "CPU", settings)
+    return lambda values: torch.from_numpy(np.array(compiled([values.numpy()])[0]))
+
+
+def _open_torch(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
+    module = torch.export.load(path).module()
+
+    def run(values: Tensor) -> Tensor:
+        with torch.no_grad():
+            return module(values)
+
+    return run

@@ -1,0 +1,400 @@
+"""Generators: transformers' own Llama over the codes of a SimVQ tokenizer.
+
+A sequence is a start token, which for images is the class, and then the codes: those of an image in raster
+order, those of a clip in time. Only codes can be predicted, so nothing else can be sampled.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, LlamaModel, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .clip_lengths import clip_lengths, mask_of_clips
+from .code_prediction import FactorizedCodes, make_codes
+from .configuration_simvq_generation import (
+    SimVQAudioGenerationConfig,
+    SimVQGenerationConfig,
+    SimVQImageGenerationConfig,
+)
+from .generation_options import (
+    FIXED,
+    check_forward,
+    check_options,
+    number,
+    seeded,
+    sequences,
+    whole_number,
+)
+from .hooked_weights import running_device
+from .integer_codes import integers, outside
+from .verified_download import VerifiedDownload
+
+
+@dataclass
+class GeneratedAudioCodes(ModelOutput):
+    """Prompts and what was made after them, as SimVQAudioModel.decode takes them.
+
+    Attributes:
+        audio_codes: (B, 1, T) int64.
+        audio_codes_mask: (B, 1, T) bool, false for padding on the right where prompts were of unequal length.
+    """
+
+    audio_codes: torch.LongTensor | None = None
+    audio_codes_mask: torch.BoolTensor | None = None
+
+
+class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
+    """Base of both code models: the transformer, its loss, and the step that ``generate`` calls."""
+
+    config_class = SimVQGenerationConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LlamaDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # forward has keyword arguments, for generate, but none for the loss: transformers' Trainer must know.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: SimVQGenerationConfig):
+        super().__init__(config)
+        self.model = LlamaModel(config.llama_config())
+        self.model.embed_tokens = make_codes(config)
+        self.post_init()
+
+    @property
+    def codes(self) -> nn.Module:
+        """The embedding and the prediction of codes, PlainCodes or FactorizedCodes."""
+        return self.model.embed_tokens
+
+    @can_return_tuple
+    def step(
+        self,
+        input_ids: Tensor,
+        logits_to_keep: int = 1,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Compute the logits of the codes that follow the tokens, for ``generate``.
+
+        Args:
+            input_ids: (B, n) start tokens and codes, as start_tokens and forward arrange them.
+            logits_to_keep: positions from the end whose logits are wanted; 0 for all.
+            kwargs: attention_mask, position_ids, past_key_values, use_cache, as of LlamaModel.
+        """
+        output = self.model(input_ids=self._integers("input_ids", input_ids), **kwargs)
+        logits = self.codes.logits(output.last_hidden_state[:, -logits_to_keep:])
+        return CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
+
+    def arrange_codes(self, codebook: Tensor) -> None:
+        """Give similar codes the same first factor, before training with config.code_factors.
+
+        Args:
+            codebook: (K, d), ``tokenizer.quantizer.codebook()``. Without factors there is nothing to do.
+        """
+        if isinstance(self.codes, FactorizedCodes):
+            self.codes.arrange(codebook)
+
+    def _continue(
+        self,
+        tokens: Tensor,
+        length: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        generator: torch.Generator | None,
+        **kwargs,
+    ) -> Tensor:
+        """Tokens (B, n), and the codes that follow, (B', n + length), by ``generate``."""
+        if not number("temperature", temperature) > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature} (or do_sample=False)")
+        if not 0 < number("top_p", top_p) <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
+        settings = {
+            "temperature": float(temperature),
+            "top_k": whole_number("top_k", top_k, low=0),
+            "top_p": float(top_p),
+        }
+        if kwargs.setdefault("do_sample", True):
+            kwargs |= settings
+        with seeded(generator, running_device(self)):
+            return self.generate(tokens, max_new_tokens=length, **FIXED, **kwargs)
+
+    def _learn(
+        self, starts: Tensor, codes: Tensor, mask: Tensor | None, return_logits: bool
+    ) -> CausalLMOutputWithPast:
+        """Loss of codes (B, n) after start tokens (B, 1), where the mask (B, n) is true."""
+        self._check_codes(codes)
+        inputs = torch.cat([starts, codes[:, :-1]], dim=1)
+        hidden = self.model(input_ids=inputs, use_cache=False).last_hidden_state
+        if mask is None:
+            loss = self.codes.loss(hidden.flatten(0, 1), codes.flatten())
+        else:  # padding is on the right: no code sees it, and none is predicted there
+            real = mask.flatten().nonzero()[:, 0]  # waits once; each use of a mask would
+            loss = self.codes.loss(hidden.flatten(0, 1)[real], codes.flatten()[real])
+        logits = self.codes.logits(hidden) if return_logits else None
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def _integers(self, name: str, values) -> Tensor:
+        # Tensors stay where they are, and a replica of DataParallel does not know its own device.
+        return integers(name, values, None if isinstance(values, Tensor) else running_device(self))
+
+    def _check_codes(self, codes: Tensor) -> None:
+        # On a GPU in training this would wait for the device, which itself refuses such codes in the loss.
+        wrong = None
+        if not (self.training and codes.is_cuda):
+            wrong = outside(codes, self.config.codebook_size)
+        if wrong is not None:
+            raise ValueError(
+                f"codes must lie in [0, codebook_size = {self.config.codebook_size}), found {wrong}"
+            )
+
+
+class SimVQForImageGeneration(SimVQGenerationModel):
+    """Classes to images, as codes in raster order.
+
+    Token ids: codes [0, K), then the classes and the null class.
+    """
+
+    config_class = SimVQImageGenerationConfig
+    main_input_name = "input_ids"
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        image_codes: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        return_logits: bool = False,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """The loss of images.
+
+        Args:
+            image_codes: (B, h, w) or (B, h * w) integers of any type in [0, codebook_size).
+            class_labels: (B,) integers in [0, num_classes], of which the last is the null class; None for
+                the null class.
+            return_logits: whether to return the logits (B, h * w, K) too, which may be large.
+            input_ids, kwargs: what ``generate`` passes in place of the others, see ``step``.
+
+        Returns:
+            Output with ``loss``, the mean cross-entropy of a code: float32 scalar, natural logarithm.
+
+        Raises:
+            ValueError: if a shape, type or value is impossible.
+        """
+        learnt = {"image_codes": image_codes, "class_labels": class_labels}
+        check_forward(type(self).__name__, input_ids, learnt, kwargs)
+        if input_ids is not None:
+            return self.step(input_ids, return_dict=True, **kwargs)
+        height, width = self.config.grid_size
+        if image_codes is None:
+            raise ValueError("the model takes image_codes (B, h, w), and class_labels (B,) if any")
+        image_codes = self._integers("image_codes", image_codes)
+        shape = tuple(image_codes.shape)
+        if not shape or shape[0] == 0 or shape[1:] not in ((height, width), (height * width,)):
+            raise ValueError(
+                f"image_codes must be (B, {height}, {width}) or (B, {height * width}), got shape {shape}"
+            )
+        starts = self.start_tokens(class_labels, len(image_codes), image_codes.device)
+        return self._learn(starts, image_codes.flatten(1), None, return_logits)
+
+    def generate_images(
+        self,
+        class_labels: Tensor | None = None,
+        num_images: int = 1,
+        guidance_scale: float = 1.0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """Sample images, by transformers' ``generate``.
+
+        Args:
+            class_labels: (B,) integers in [0, num_classes]; None for the null class.
+            num_images: images of each label.
+            guidance_scale: of classifier-free guidance, ``null + scale * (class - null)`` in log-probabilities:
+                1 for none (half the time), 0 for the null class, more for more typical images of the class.
+                The model must have been trained with the null class now and then.
+            temperature: below 1 for likelier codes, above for more various ones.
+            top_k: sample from so many likeliest codes; 0 for all.
+            top_p: sample from the likeliest codes that together have this probability.
+            generator: gives the seed, and moves on; None for torch's global one (``set_seed``).
+            kwargs: of ``generate``: do_sample=False, num_beams, use_cache, logits_processor, streamer, ...; see
+                generation_options.PASSED_ON.
+
+        Returns:
+            image_codes (B * num_images, h, w) int64, label by label, for SimVQImageModel.decode.
+
+        Raises:
+            ValueError: naming the argument that is impossible, or that is not passed on.
+            TypeError: naming an argument that there is not.
+        """
+        height, width = self.config.grid_size
+        check_options(self.generate_images, kwargs, f"{height} * {width}", "class_labels")
+        guided = number("guidance_scale", guidance_scale) != 1
+        each = sequences(kwargs, whole_number("num_images", num_images), guided)
+        if class_labels is not None:
+            class_labels = integers("class_labels", class_labels)
+        starts = self.start_tokens(
+            class_labels, 1 if class_labels is None else class_labels.numel()
+        )
+        starts = starts.repeat_interleave(each, dim=0).to(running_device(self))
+        if guided:
+            nulls = self.start_tokens(None, len(starts)).to(running_device(self))
+            kwargs |= {"guidance_scale": float(guidance_scale), "negative_prompt_ids": nulls}
+        tokens = self._continue(
+            starts, height * width, temperature, top_k, top_p, generator, **kwargs
+        )
+        return tokens[:, 1:].unflatten(1, (height, width))
+
+    def start_tokens(self, class_labels: Tensor | None, batch: int, device=None) -> Tensor:
+        """Class labels (B,), or None for the null class, to token ids (B, 1)."""
+        null = self.config.null_class
+        if class_labels is None:
+            class_labels = torch.full((batch,), null, device=device)
+        class_labels = integers("class_labels", class_labels, device).to(device)
+        if batch == 0 or class_labels.shape != (batch,):
+            raise ValueError(
+                f"class_labels must be integers ({batch or 'B'},), got shape {tuple(class_labels.shape)}"
+            )
+        wrong = None
+        if not (self.training and class_labels.is_cuda):
+            wrong = outside(class_labels, null + 1)
+        if wrong is not None:
+            raise ValueError(
+                f"class_labels must lie in [0, {null}], where {null} is the null class, found {wrong}"
+            )
+        return self.config.codebook_size + class_labels[:, None]
+
+
+class SimVQForAudioGeneration(SimVQGenerationModel):
+    """Audio as codes in time, from nothing or after a prompt.
+
+    Token ids: codes [0, K), then the start. There is no end token: clips of training are mostly cut from longer
+    ones, so how long to continue is the caller's choice.
+    """
+
+    config_class = SimVQAudioGenerationConfig
+    main_input_name = "input_ids"
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        audio_codes: Tensor | None = None,
+        audio_codes_mask: Tensor | None = None,
+        return_logits: bool = False,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """The loss of clips.
+
+        Args:
+            audio_codes: (B, 1, T) integers in [0, codebook_size), T up to config.max_codes.
+            audio_codes_mask: (B, 1, T), 1 or true for codes, then 0 for padding, which is ignored.
+            return_logits: whether to return the logits (B, T, K) too, which may be large.
+            input_ids, kwargs: what ``generate`` passes in place of the others, see ``step``.
+
+        Returns:
+            Output with ``loss``, the mean cross-entropy of a code: float32 scalar, natural logarithm.
+
+        Raises:
+            ValueError: if a shape, type or value is impossible.
+        """
+        learnt = {"audio_codes": audio_codes, "audio_codes_mask": audio_codes_mask}
+        check_forward(type(self).__name__, input_ids, learnt, kwargs)
+        if input_ids is not None:
+            return self.step(input_ids, return_dict=True, **kwargs)
+        if audio_codes is None:
+            raise ValueError("the model takes audio_codes (B, 1, T), and audio_codes_mask if any")
+        audio_codes = self._integers("audio_codes", audio_codes)
+        mask = self._clips(audio_codes, audio_codes_mask)
+        starts = torch.full_like(audio_codes[:, 0, :1], self.config.codebook_size)
+        return self._learn(starts, audio_codes[:, 0], mask, return_logits)
+
+    def generate_audio(
+        self,
+        num_codes: int,
+        audio_codes: Tensor | None = None,
+        audio_codes_mask: Tensor | None = None,
+        num_clips: int = 1,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+        **kwargs,
+    ) -> GeneratedAudioCodes:
+        """Sample audio, by transformers' ``generate``.
+
+        Args:
+            num_codes: how many codes to make, ``round(seconds * tokenizer.config.frame_rate)``.
+            audio_codes: (B, 1, T), prompts to continue from; None for clips from nothing.
+            audio_codes_mask: (B, 1, T), 0 for padding on the right of shorter prompts.
+            num_clips: clips of each prompt, (B * num_clips, 1, T) prompt by prompt.
+            temperature, top_k, top_p, generator, kwargs: as of SimVQForImageGeneration.generate_images.
+
+        Raises:
+            ValueError: naming the argument that is impossible.
+        """
+        whole_number("num_codes", num_codes)
+        check_options(self.generate_audio, kwargs, "num_codes", "audio_codes")
+        each = sequences(kwargs, whole_number("num_clips", num_clips), guided=False)
+        if audio_codes is None:
+            audio_codes = torch.empty(1, 1, 0, dtype=torch.int64)
+            lengths = torch.zeros(1, dtype=torch.int64)
+        else:
+            audio_codes = self._integers("audio_codes", audio_codes)
+            mask = self._clips(audio_codes, audio_codes_mask)
+            self._check_codes(audio_codes)
+            full = torch.full((len(audio_codes),), audio_codes.shape[2])
+            lengths = full if mask is None else mask.sum(dim=1)
+        codes, lengths = (
+            value.to(running_device(self)).repeat_interleave(each, dim=0)
+            for value in (audio_codes[:, 0], lengths)
+        )
+        longest = codes.shape[1]
+        if longest + num_codes > self.config.max_codes:
+            raise ValueError(
+                f"num_codes = {num_codes} after {longest} codes is more than max_codes = "
+                f"{self.config.max_codes}"
+            )
+        # Shorter prompts are padded on the left, so that all continue at the same position.
+        padding = (longest - lengths)[:, None]
+        place = torch.arange(-1, longest, device=running_device(self)) - padding
+        with_start = torch.nn.functional.pad(codes, (1, 0), value=self.config.codebook_size)
+        tokens = self._continue(
+            with_start.gather(1, (place + 1).clamp(min=0)),
+            num_codes,
+            temperature,
+            top_k,
+            top_p,
+            generator,
+            attention_mask=(place >= -1).long(),
+            **kwargs,
+        )
+        whole = tokens[:, 1:]
+        padding = padding.repeat_interleave(len(whole) // len(padding), dim=0)  # of several beams
+        place = torch.arange(longest + num_codes, device=running_device(self)) + padding
+        mask = place < whole.shape[1]
+        whole = whole.gather(1, place.clamp(max=whole.shape[1] - 1)).where(mask, 0)
+        return GeneratedAudioCodes(whole[:, None], mask[:, None])
+
+    def _clips(self, audio_codes: Tensor, audio_codes_mask: Tensor | None) -> Tensor | None:
+        """Check codes; their mask as (B, T) bool, or None if there is no padding."""
+        shape = tuple(audio_codes.shape)
+        if len(shape) != 3 or shape[1] != 1 or 0 in shape:
+            raise ValueError(f"audio_codes must be (B, 1, T) and not empty, got shape {shape}")
+        if shape[2] > self.config.max_codes:
+            raise ValueError(
+                f"audio_codes has {shape[2]} codes in time, more than max_codes = {self.config.max_codes}"
+            )
+        if audio_codes_mask is None:
+            return None
+        lengths = clip_lengths("audio_codes_mask", audio_codes_mask, shape, audio_codes.device)
+        return None if lengths is None else mask_of_clips(lengths, shape[2])[:, 0]

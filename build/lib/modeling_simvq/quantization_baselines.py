@@ -1,0 +1,216 @@
+"""The quantizers that the models take by name: SimVQ, and the systems that the paper compares it with.
+
+The latter are those of vector-quantize-pytorch (the optional extra `baselines`), given the face of SimVQ.
+Tables of codes are searched by nearest_code, so that only the quantizers differ.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .float32_module import float32_by_default
+from .nearest_code import nearest_code
+from .quantization_simvq import SimVQ
+from .quantizer import Quantizer
+from .straight_through import with_gradient_of
+
+# Levels per dimension of FSQ: those of its paper (arXiv 2309.15505, section 4.1), and 262,144.
+FSQ_LEVELS = {
+    240: [8, 6, 5],
+    1000: [8, 5, 5, 5],
+    4375: [7, 5, 5, 5, 5],
+    8000: [8, 8, 5, 5, 5],
+    15360: [8, 8, 8, 6, 5],
+    64000: [8, 8, 8, 5, 5, 5],
+    262144: [8, 8, 8, 8, 8, 8],
+}
+
+
+def make_quantizer(config) -> nn.Module:
+    """Return the quantizer of a model's configuration.
+
+    - "simvq": SimVQ. Options: its arguments.
+    - "vq" (VQGAN): a codebook trained by the gradient of the codes that were picked.
+    - "vq_ema" (VQGAN-EMA): each code moves to the running mean of the latents that picked it. Options: decay
+      (0.99), eps.
+    - "fc" (VQGAN-FC): "vq" in few dimensions between two linear layers, everything of length one. Options:
+      code_dim (8).
+    - "fsq": every one of a few dimensions is rounded to a few levels. Options: levels, known for
+      codebook_size in FSQ_LEVELS; their product is the codebook_size.
+    - "lfq": log2(codebook_size) bits, with an entropy loss. Options: those of vector-quantize-pytorch's LFQ.
+    - "lc" (VQGAN-LC): frozen features of another network through a trained linear layer: SimVQ whose basis is
+      given (training takes it from codebook_features). Options: basis_dim, width of the features.
+
+    Raises:
+        ValueError: if the codebook size or an option does not suit the quantizer.
+        ImportError: if vector-quantize-pytorch is needed and not installed.
+    """
+    name, options = config.quantizer, dict(config.quantizer_options)
+    size, dim, beta = config.codebook_size, config.codebook_dim, config.commitment_cost
+    if name in ("simvq", "lc"):
+        return SimVQ(size, dim, beta, **options)
+    try:
+        if name in ("vq", "fc"):
+            options = {"code_dim": 8, "unit_length": True, **options} if name == "fc" else options
+            return CodebookQuantizer(size, dim, beta, **options)
+        if name == "vq_ema":
+            return CodebookQuantizer(size, dim, beta, **{"decay": 0.99, **options})
+        if name == "fsq":
+            return FSQuantizer(size, dim, **options)
+        return LFQuantizer(size, dim, beta, **options)
+    except TypeError as error:
+        raise ValueError(f"quantizer_options of {name!r}: {error}") from error
+
+
+class RowQuantizer(Quantizer):
+    """Quantizer around `inner`, a module of vector-quantize-pytorch, which takes rows (N, d).
+
+    A subclass implements `_quantize_rows` and `_vectors`. Gradients are copied from layout to layout, which
+    SimVQ saves (straight_through.py): it would double the time of its backward pass.
+    """
+
+    def _quantize(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows = latents.movedim(1, -1)
+        quantized, codes, loss = self._quantize_rows(rows.reshape(-1, self.codebook_dim))
+        return quantized.view(rows.shape).movedim(-1, 1).contiguous(), codes, loss
+
+    def _quantize_rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return quantized rows (N, d), with the gradient for the encoder, codes (N,) and the loss ()."""
+        raise NotImplementedError
+
+
+class CodebookQuantizer(RowQuantizer):
+    """Quantizer with a trained table of codes: "vq", "vq_ema" and "fc" of make_quantizer.
+
+    Args:
+        commitment_cost: beta.
+        code_dim: width of the table, with linear layers on both sides unless it is d.
+        unit_length: latents and codes are compared as directions.
+        decay: of running means in the place of gradients.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        codebook_dim: int,
+        commitment_cost: float,
+        *,
+        code_dim: int | None = None,
+        unit_length: bool = False,
+        decay: float | None = None,
+        eps: float = 1e-5,
+    ):
+        super().__init__(codebook_size, codebook_dim)
+        self.commitment_cost, self.unit_length = commitment_cost, unit_length
+        self.averages = decay is not None
+        self.inner = _load(
+            "VectorQuantize",
+            dim=codebook_dim,
+            codebook_size=codebook_size,
+            codebook_dim=code_dim,
+            ema_update=self.averages,
+            learnable_codebook=not self.averages,
+            decay=0.99 if decay is None else decay,
+            eps=eps,
+            rotation_trick=False,
+        )
+
+    def _table(self) -> Tensor:
+        table = self.inner.codebook.float()
+        return F.normalize(table, dim=1) if self.unit_length else table
+
+    def _quantize_rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z, table = self.inner.project_in(rows), self._table()
+        if self.unit_length:
+            z = F.normalize(z, dim=1)
+        codes = nearest_code(z.detach(), table.detach())
+        q = F.embedding(codes, table)
+        loss = self.commitment_cost * F.mse_loss(z, q.detach())
+        if not self.averages:
+            loss = loss + F.mse_loss(q, z.detach())
+        elif self.training:
+            self._move_averages(rows.detach(), codes)
+        return self.inner.project_out(with_gradient_of(z, q)), codes, loss
+
+    @torch.no_grad()
+    def _move_averages(self, rows: Tensor, codes: Tensor) -> None:
+        # What inner.update_indices(rows[None], codes[None]) does, without its one-hot matrix (N, K).
+        book = self.inner._codebook
+        counts = torch.zeros_like(book.cluster_size[0]).index_add_(
+            0, codes, rows.new_ones(len(rows))
+        )
+        sums = torch.zeros_like(book.embed_avg[0]).index_add_(0, codes, rows)
+        if torch.distributed.is_initialized():
+            for tensor in (counts, sums):
+                torch.distributed.all_reduce(tensor)
+        book.cluster_size[0].lerp_(counts, 1 - book.decay)
+        book.embed_avg[0].lerp_(sums, 1 - book.decay)
+        book.update_ema()
+
+    def _vectors(self, codes: Tensor) -> Tensor:
+        return self.inner.project_out(F.embedding(codes, self._table()))
+
+
+class FSQuantizer(RowQuantizer):
+    """Finite scalar quantization, "fsq" of make_quantizer. It needs no loss."""
+
+    def __init__(self, codebook_size: int, codebook_dim: int, *, levels: list[int] | None = None):
+        super().__init__(codebook_size, codebook_dim)
+        levels = FSQ_LEVELS.get(codebook_size) if levels is None else levels
+        if levels is None:
+            raise ValueError(
+                f"codebook_size: fsq knows levels for {', '.join(map(str, FSQ_LEVELS))} codes, got "
+                f"{codebook_size}: take one of these or give quantizer_options={{levels: [...]}}"
+            )
+        whole = isinstance(levels, (list, tuple)) and all(type(n) is int and n > 1 for n in levels)
+        # Before the codebook is made.
+        if not whole or not levels or math.prod(levels) != codebook_size:
+            raise ValueError(
+                f"codebook_size={codebook_size} is not the product of the levels {levels}"
+            )
+        self.inner = _load("FSQ", levels=list(levels), dim=codebook_dim)
+
+    def _quantize_rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        quantized, codes = self.inner(rows[None])
+        return quantized[0], codes[0], rows.new_zeros(())
+
+    def _vectors(self, codes: Tensor) -> Tensor:
+        return self.inner.project_out(F.embedding(codes, self.inner.implicit_codebook))
+
+
+class LFQuantizer(RowQuantizer):
+    """Lookup-free quantization, "lfq" of make_quantizer. Its loss can be negative: it rewards entropy."""
+
+    def __init__(self, codebook_size: int, codebook_dim: int, commitment_cost: float, **options):
+        super().__init__(codebook_size, codebook_dim)
+        if codebook_size & (codebook_size - 1):
+            raise ValueError(f"codebook_size: lfq needs a power of two, got {codebook_size}")
+        options = {"commitment_loss_weight": commitment_cost, **options}
+        self.inner = _load("LFQ", dim=codebook_dim, codebook_size=codebook_size, **options)
+
+    def _quantize_rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        quantized, codes, loss = self.inner(rows[None])
+        return quantized[0], codes[0], loss
+
+    def _vectors(self, codes: Tensor) -> Tensor:
+        return self.inner.project_out(F.embedding(codes, self.inner.codebook))
+
+
+def _load(name: str, **arguments) -> nn.Module:
+    """Return a module of vector-quantize-pytorch."""
+    try:
+        import vector_quantize_pytorch
+    except ImportError as error:
+        raise ImportError(
+            'this quantizer needs vector-quantize-pytorch: pip install "modeling-simvq[baselines]"'
+        ) from error
+    # FSQ reads values of its own buffers, which are not there on the meta device of from_pretrained.
+    with torch.device("cpu"), float32_by_default():
+        module = getattr(vector_quantize_pytorch, name)(**arguments)
+    # from_pretrained leaves non-persistent buffers uninitialised.
+    for part in module.modules():
+        for key, buffer in list(part.named_buffers(recurse=False)):
+            part.register_buffer(key, buffer, persistent=True)
+    return module
