@@ -16,6 +16,7 @@ from torch._higher_order_ops import scan
 from torch.export import Dim
 from transformers import PreTrainedModel
 
+from .lstm import LSTM
 from .nearest_code import nearest_code
 from .quantization_simvq import SimVQ
 
@@ -176,21 +177,21 @@ class FixedCodebook(nn.Module):
         self.register_buffer("codes", codes)
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As Quantizer.forward, without a loss."""
+        """Quantize, as Quantizer.forward does, without a loss."""
         batch, _, *spatial = latents.shape
         rows = latents.float().flatten(2).mT.flatten(0, 1)
         codes = nearest_code(rows, self.codes).view(batch, *spatial)
         return self.lookup(codes), codes, latents.new_zeros(())
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """As Quantizer.lookup."""
+        """Return the vectors of codes, as Quantizer.lookup does."""
         return F.embedding(codes, self.codes).movedim(-1, 1).contiguous()
 
 
 class LoopedLSTM(nn.Module):
     """LSTM of any number of frames, from silence, as a loop of the graph: exporters unroll nn.LSTM."""
 
-    def __init__(self, lstm: nn.LSTM):
+    def __init__(self, lstm: LSTM):
         super().__init__()
         self.num_layers, self.width = lstm.num_layers, lstm.hidden_size
         self.weights = nn.ParameterList(lstm._flat_weights)

@@ -33,6 +33,7 @@ from .foldable_codebook import FoldableCodebook
 from .hooked_weights import computing_type, running_device
 from .integer_codes import integers
 from .latent_whitening import Whitening
+from .lstm import LSTM
 from .peer_arguments import (
     CountsFrames,
     check_bits,
@@ -215,7 +216,7 @@ class AudioEncoder(nn.Module):
             channels *= 2
         self.lstm = None
         if config.num_lstm_layers:
-            self.lstm = nn.LSTM(channels, channels, config.num_lstm_layers, batch_first=True)
+            self.lstm = LSTM(channels, channels, config.num_lstm_layers)
         self.conv_out = PaddedConv1d(channels, config.codebook_dim, 7, config=config)
 
     def forward(
@@ -564,7 +565,7 @@ class SimVQAudioPreTrainedModel(VerifiedDownload, PreTrainedAudioTokenizerBase):
             bound = module.parametrizations.weight.original1[0].numel() ** -0.5
             init.uniform_(module.bias, -bound, bound)
         elif isinstance(
-            module, (nn.Conv1d, nn.Linear, nn.LSTM, nn.GroupNorm, nn.LayerNorm, Whitening, SimVQ)
+            module, (nn.Conv1d, nn.Linear, LSTM, nn.GroupNorm, nn.LayerNorm, Whitening, SimVQ)
         ):
             module.reset_parameters()
 
@@ -663,8 +664,8 @@ class SimVQAudioModel(
             )
         if lengths is not None:  # whatever the padding holds, no clip comes near it
             input_values = input_values.masked_fill(~mask_of_clips(lengths, width), 0)
-        # An exported graph takes any number of frames: no loop over them.
-        chunk, in_pieces = None, not (torch.is_grad_enabled() or torch.compiler.is_exporting())
+        # A graph takes any number of frames: no loop over them.
+        chunk, in_pieces = None, not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         if in_pieces:
             chunk = max(1, round(ENCODER_CHUNK_SECONDS * self.config.frame_rate))
         input_values = input_values.to(computing_type(self.decoder.conv_in))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .basis_and_projection import has_hooks
+from .lstm import LSTM
 
 State = dict[str, Tensor]
 COLUMNS = 8  # of a product; with more, little is left of the gain for single frames
@@ -103,10 +104,10 @@ def map_few(layer: nn.Linear, rows: Tensor, in_stream: bool) -> Tensor:
     return product(layer.weight, rows.mT, layer.bias).mT if in_stream else layer(rows)
 
 
-def recur(lstm: nn.LSTM, hidden: Tensor, state: State, place: int) -> Tensor:
+def recur(lstm: LSTM, hidden: Tensor, state: State, place: int) -> Tensor:
     """Run an LSTM over positions (B, C, T) from where it stopped, and add its input.
 
-    nn.LSTM packs its weights anew for every call on a CPU, and rounds by the number of positions.
+    torch's packs its weights anew for every call on a CPU, and rounds by the number of positions.
     """
     inputs = hidden
     for layer in range(lstm.num_layers):
