@@ -5,11 +5,11 @@
   python benchmarks/anywhere.py --code-model              a code model with weights of 8 bits, by torchao
   python benchmarks/anywhere.py --memory                  of the exported search, 262,144 codes
 
-One thread. Every way takes turns with the model on each input; times are medians, of images of 256 x 256 pixels or of
-clips of up to 10 seconds. "Other codes" are farther from the model's own latents than the model's codes, by more
-than 1e-4 of the distance; "worst error" is of decoding the model's codes, where its largest value is 1. PSNR, or the
-mel distance (natural logarithms), is of what the way encodes and decodes, against the input. The output is rows of
-the table in docs/anywhere.md.
+One thread. Every way takes turns with the model on each input; times are medians, of images up to 256 x 256
+pixels or of clips of up to 10 seconds. "Other codes" are farther from the model's own latents than the model's
+codes, by more than 1e-4 of the distance; "worst error" is of decoding the model's codes, where its largest value
+is 1. PSNR, or the mel distance (natural logarithms), is of what the way encodes and decodes, against the input.
+The output is rows of the table in docs/anywhere.md.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def make(way: str, tokenizer: Tokenizer, folder: Path) -> Way:
 
 
 def inputs_of(tokenizer: Tokenizer, folder: Path, count: int) -> list[Tensor]:
-    """Read images, the middle of each up to SIDE pixels a side, or clips, whole frames of at most SECONDS of each."""
+    """Read images, the middle SIDE x SIDE pixels, or clips, whole frames of the first SECONDS."""
     media, values = media_of(tokenizer), []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         if path.suffix.lower() not in (*media.read_suffixes, ".flac", ".ogg"):

@@ -32,8 +32,8 @@ def check_float32(name: str, tensor: Tensor) -> None:
     """Raise ValueError for a tensor that ``tensor.data = ...`` or torchao left with less than float32."""
     if type(tensor).__module__.startswith("torchao."):
         raise ValueError(
-            f"{name} of the quantizer was quantized itself, by torchao, which gives other codes: load the model "
-            "again and leave it out, with filter_fn=lambda module, name: isinstance(module, torch.nn.Linear) "
+            f"{name} of the quantizer was quantized by torchao, which gives other codes: load the model again "
+            "and leave it out, with filter_fn=lambda module, name: isinstance(module, torch.nn.Linear) "
             'and "quantizer" not in name'
         )
     if tensor.is_floating_point() and tensor.dtype not in PRECISE:
