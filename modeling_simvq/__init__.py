@@ -9,7 +9,8 @@ from transformers import (
 )
 
 from .audio_stream import SimVQAudioStream
-from .code_tokens import CodeLogitsProcessor, CodeVocabulary, add_code_tokens
+from .code_tokens import add_code_tokens
+from .code_vocabulary import CodeLogitsProcessor, CodeVocabulary
 from .configuration_simvq_audio import SimVQAudioConfig
 from .configuration_simvq_generation import SimVQAudioGenerationConfig, SimVQImageGenerationConfig
 from .configuration_simvq_image import SimVQImageConfig
