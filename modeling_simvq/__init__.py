@@ -14,6 +14,8 @@ from .code_vocabulary import CodeLogitsProcessor, CodeVocabulary
 from .configuration_simvq_audio import SimVQAudioConfig
 from .configuration_simvq_generation import SimVQAudioGenerationConfig, SimVQImageGenerationConfig
 from .configuration_simvq_image import SimVQImageConfig
+from .export_generator import export_generator
+from .export_gguf import export_gguf
 from .feature_extraction_simvq import SimVQAudioFeatureExtractor
 from .image_processing_simvq import SimVQImageProcessor
 from .modeling_simvq_audio import SimVQAudioModel
@@ -41,6 +43,8 @@ __all__ = [
     "SimVQImagePipeline",
     "SimVQImageProcessor",
     "add_code_tokens",
+    "export_generator",
+    "export_gguf",
     "nearest_code",
 ]
 
