@@ -9,10 +9,13 @@ from transformers import (
 )
 
 from .audio_stream import SimVQAudioStream
-from .code_tokens import CodeLogitsProcessor, CodeVocabulary, add_code_tokens
+from .code_tokens import add_code_tokens
+from .code_vocabulary import CodeLogitsProcessor, CodeVocabulary
 from .configuration_simvq_audio import SimVQAudioConfig
 from .configuration_simvq_generation import SimVQAudioGenerationConfig, SimVQImageGenerationConfig
 from .configuration_simvq_image import SimVQImageConfig
+from .export_generator import export_generator
+from .export_gguf import export_gguf
 from .feature_extraction_simvq import SimVQAudioFeatureExtractor
 from .image_processing_simvq import SimVQImageProcessor
 from .modeling_simvq_audio import SimVQAudioModel
@@ -40,6 +43,8 @@ __all__ = [
     "SimVQImagePipeline",
     "SimVQImageProcessor",
     "add_code_tokens",
+    "export_generator",
+    "export_gguf",
     "nearest_code",
 ]
 
