@@ -54,5 +54,5 @@ audit: setup
 
 # Pins follow pyproject.toml; no registry address is written.
 lock:
-	$(BIN)/uv pip compile pyproject.toml --extra train --extra baselines --extra test --extra space --python-version 3.11 --quiet \
+	$(BIN)/uv pip compile pyproject.toml --extra train --extra baselines --extra test --extra space --extra export --python-version 3.11 --quiet \
 		--no-emit-index-url --no-emit-find-links --no-header --no-annotate -o requirements/locked.txt

@@ -7,9 +7,9 @@
 
 One thread. Every way takes turns with the model on each input; times are medians, of images up to 256 x 256
 pixels or of clips of up to 10 seconds. "Other codes" are farther from the model's own latents than the model's
-codes, by more than 1e-4 of the distance; "worst error" is of decoding the model's codes, where its largest value
-is 1. PSNR, or the mel distance (natural logarithms), is of what the way encodes and decodes, against the input.
-The output is rows of the table in docs/anywhere.md.
+codes, by more than 1e-4 of the distance; "worst error" is of decoding the model's codes, its largest value 1.
+PSNR, or the mel distance (natural logarithms), is of what the way encodes and decodes, against the input. The
+output is rows of the table in docs/anywhere.md.
 """
 
 import argparse

@@ -9,10 +9,6 @@ So what an engine returns after a prompt are the codes themselves.
 
 import json
 import math
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -27,6 +23,7 @@ from .modeling_simvq_generation import (
     SimVQForImageGeneration,
     SimVQGenerationModel,
 )
+from .new_folder import new_folder
 
 NAMES = {SimVQForImageGeneration: "image", SimVQForAudioGeneration: "audio"}
 # Engines split widths among devices and quantise them in blocks: 64 suits both.
@@ -202,24 +199,6 @@ def tokenizer_files(model: SimVQGenerationModel) -> dict[str, dict]:
             "clean_up_tokenization_spaces": False,
         },
     }
-
-
-@contextmanager
-def new_folder(output: str | Path) -> Iterator[Path]:
-    """Make a folder to write to, which appears under its name when all has been written, and not before.
-
-    Raises:
-        ValueError: if there is a file of that name, or a folder with something in it.
-    """
-    output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output} is there already and not an empty folder: choose another")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".exporting-") as temporary:
-        written = Path(temporary) / "written"
-        written.mkdir()  # with the usual permissions, which a temporary folder does not have
-        yield written
-        os.replace(written, output)
 
 
 def _wide_weights(model: SimVQGenerationModel, wide: int, constant: float) -> dict[str, Tensor]:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .export_generator import new_folder, plain_llama, tokens_of
+from .export_generator import plain_llama, tokens_of
 from .modeling_simvq_generation import SimVQGenerationModel
+from .new_folder import new_folder
 
 # transformers' names of a layer's weights, and GGUF's.
 _LAYER = {

@@ -88,7 +88,8 @@ def _explaining_what_is_missing(path: Path) -> Iterator[None]:
 def _convert_to_openvino(onnx_path: Path, path: Path) -> None:
     import openvino
 
-    openvino.save_model(openvino.convert_model(onnx_path), path, compress_to_fp16=False)
+    # Not openvino.convert_model, which reports its use over the network.
+    openvino.save_model(openvino.Core().read_model(onnx_path), path, compress_to_fp16=False)
 
 
 def open_part(path: Path, threads: int = 0) -> Callable[[Tensor], Tensor]:
