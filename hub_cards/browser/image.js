@@ -18,12 +18,13 @@ export class ImagePanel extends Panel {
   }
 
   async encode(file) {
-    const original = await readImage(file, Number(this.find(".long-side").value), this.model.downsample_factor);
+    const longSide = Number(this.find(".long-side").value);
+    const { original, note } = await readImage(file, longSide, this.model.downsample_factor);
     this.file = file;
     const { width, height } = original;
     const { codes, made } = await this.reconstruct(toValues(original), [1, 3, height, width]);
     put(this.find(".original"), original);
-    await this.showDecoded(codes, made, original);
+    await this.showDecoded(codes, made, original, note);
   }
 
   async decode(text, name) {
@@ -39,7 +40,7 @@ export class ImagePanel extends Panel {
   }
 
   // original: ImageData, if there is one.
-  async showDecoded(codes, made, original = null) {
+  async showDecoded(codes, made, original = null, note = "") {
     const [rows, columns] = codes.shape.slice(1);
     const decoded = toImage(made.values, made.shape);
     const { width, height } = decoded;
@@ -58,11 +59,12 @@ export class ImagePanel extends Panel {
       ["to decode", seconds(made.seconds)],
     ]);
     const picture = await new Promise((resolve) => this.find(".made").toBlob(resolve));
-    this.show(codes, { height, width }, picture, original !== null);
+    this.show(codes, { height, width }, picture, original !== null, note);
   }
 }
 
-// Read an image: ImageData whose long side is at most `longSide`, cropped at the centre to whole codes.
+// Read an image: ImageData whose long side is at most `longSide`, cropped at the centre to whole codes; and a note
+// of what was done.
 async function readImage(file, longSide, factor) {
   let bitmap;
   try {
@@ -70,6 +72,7 @@ async function readImage(file, longSide, factor) {
   } catch {
     throw new Error(`${file.name} is not an image that this browser can read.`);
   }
+  const full = `${bitmap.width} × ${bitmap.height}`;
   const scale = Math.min(1, longSide / Math.max(bitmap.width, bitmap.height));
   const [width, height] = [bitmap.width, bitmap.height].map((side) => Math.max(1, Math.round(side * scale)));
   const [whole, high] = [width, height].map((side) => side - (side % factor));
@@ -83,7 +86,8 @@ async function readImage(file, longSide, factor) {
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, -Math.floor((width - whole) / 2), -Math.floor((height - high) / 2), width, height);
   bitmap.close();
-  return context.getImageData(0, 0, whole, high);
+  const note = full === `${whole} × ${high}` ? "" : `${scale < 1 ? "Scaled down" : "Cropped"} from ${full} pixels.`;
+  return { original: context.getImageData(0, 0, whole, high), note };
 }
 
 // ImageData to float32 values (3, H, W) from -1 to 1.

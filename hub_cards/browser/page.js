@@ -9,7 +9,7 @@ const PANELS = { image: ImagePanel, speech: SpeechPanel };
 async function start() {
   if (!globalThis.WebAssembly || !globalThis.OffscreenCanvas)
     throw new Error("This browser is too old for this page: it needs WebAssembly and OffscreenCanvas.");
-  const response = await fetch("models.json");
+  const response = await fetch("models.json", { cache: "no-cache" });
   if (!response.ok) throw new Error(`The list of models could not be loaded (${response.status}).`);
   const about = await response.json();
   const engine = new Engine(about);

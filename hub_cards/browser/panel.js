@@ -107,7 +107,10 @@ export class Panel {
   }
 
   // Show the results, the original only if there is one, and offer codes and reconstruction as files.
-  show(codes, sizes, made, hasOriginal) {
+  // note: what was done to the original.
+  show(codes, sizes, made, hasOriginal, note) {
+    this.find(".note").textContent = note;
+    this.find(".note").hidden = !note;
     this.offer(".save-codes", new Blob([writeCodes(this.model, codes, sizes)], { type: "application/json" }));
     this.offer(".save-made", made);
     this.find(".of-original").hidden = !hasOriginal;

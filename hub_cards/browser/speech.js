@@ -53,7 +53,9 @@ export class SpeechPanel extends Panel {
     const { codes, made } = await this.reconstruct(padded, [1, 1, padded.length]);
     drawSpectrogram(this.find(".original"), original);
     this.offer(".hear-original", toWav(original, rate));
-    this.showDecoded(codes, made, original.length, read.length > original.length && read.length / rate);
+    const cut = read.length > original.length;
+    const note = cut ? `Only the first ${MOST_SECONDS} of ${(read.length / rate).toFixed(1)} seconds were taken.` : "";
+    this.showDecoded(codes, made, original.length, note);
   }
 
   async decode(text, name) {
@@ -70,8 +72,8 @@ export class SpeechPanel extends Panel {
     this.showDecoded(codes, await this.engine.decode(this.kind, codes.values, codes.shape), samples);
   }
 
-  // samples: length of the original; whole: seconds of the recording, if only its beginning was taken.
-  showDecoded(codes, made, samples, whole = null) {
+  // samples: length of the original.
+  showDecoded(codes, made, samples, note = "") {
     const { sampling_rate: rate, hop_length: hop } = this.model;
     const decoded = made.values.slice(0, samples);
     drawSpectrogram(this.find(".made"), decoded);
@@ -81,7 +83,7 @@ export class SpeechPanel extends Panel {
     const bytes = packedBytes(this.model, codes.values.length);
     const length = decoded.length / rate;
     this.figures([
-      [whole ? `of ${seconds(whole)}: the beginning` : "long", seconds(length)],
+      ["long", seconds(length)],
       ["codes", codes.values.length.toLocaleString("en")],
       ["of codes", kilobytes(bytes)],
       ["kbit/s", ((8 * bytes) / length / 1000).toFixed(2)],
@@ -89,6 +91,6 @@ export class SpeechPanel extends Panel {
       ["to encode", codes.seconds === undefined ? null : seconds(codes.seconds)],
       ["to decode", seconds(made.seconds)],
     ]);
-    this.show(codes, { samples: decoded.length, sampling_rate: rate }, wav, codes.seconds !== undefined);
+    this.show(codes, { samples: decoded.length, sampling_rate: rate }, wav, codes.seconds !== undefined, note);
   }
 }

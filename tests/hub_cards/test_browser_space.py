@@ -19,6 +19,7 @@ from PIL import Image
 
 from hub_cards import browser_runtime, browser_space
 from hub_cards.card_samples import SPEECH
+from hub_cards.space.codes import colours_of_codes
 from modeling_simvq.command_model import load_tokenizer
 from modeling_simvq.exported_files import Compared, other_codes
 from tests.hub_cards.artefacts import artefacts
@@ -191,6 +192,7 @@ class Tab:
 @pytest.mark.slow
 def test_the_space_in_a_browser(tmp_path):
     """A visitor's way: photograph, recording, microphone, codes saved and loaded, and what cannot be read."""
+    pytest.importorskip("onnxscript", reason="the extra export is not installed")
     kept = artefacts()
     with chromium("--use-fake-device-for-media-stream") as browser:
         try:
@@ -206,8 +208,8 @@ def test_the_space_in_a_browser(tmp_path):
                 page.on("console", lambda message, texts=said: texts.append(message.text))
                 page.on("pageerror", lambda error, texts=said: texts.append(str(error)))
                 page.goto(address)
-                # With the headers the runtime has threads, and without them it has one.
                 assert page.evaluate("crossOriginIsolated") == bool(headers)
+                cores = page.evaluate("navigator.hardwareConcurrency")
                 if headers:
                     image_tab(Tab(page, "image"), tmp_path)
                     page.screenshot(path=kept / "browser_space_image.png", full_page=True)
@@ -217,6 +219,9 @@ def test_the_space_in_a_browser(tmp_path):
                     page.set_viewport_size({"width": 390, "height": 844})
                     page.screenshot(path=kept / "browser_space_phone.png", full_page=True)
                 assert not said
+                # Each thread reads the runtime; without the headers there is one.
+                read = sum(url.endswith("/runtime/ort.js") for url in requested)
+                assert read == (min(4, cores) if headers else 1)
                 assert not [
                     url for url in requested if not url.startswith((address, "data:", "blob:"))
                 ]
@@ -251,6 +256,10 @@ def image_tab(tab: Tab, folder: Path) -> None:
     assert figures["of codes"] == "1.25 kB" and figures["bits per pixel"] == "0.203"
     saved = Image.open(tab.saved("made", folder / "made.png")).convert("RGB")
     np.testing.assert_array_equal(np.asarray(saved), shown)
+
+    colours = colours_of_codes(codes[0].numpy())
+    np.testing.assert_array_equal(tab.picture("drawn"), colours)
+    assert tab.root.locator(".note").inner_text() == "Cropped from 261 × 195 pixels."
 
     # From the codes alone, some of them changed.
     file["codes"][0] = [0] * 32
