@@ -26,10 +26,13 @@ export function readCodes(model, text, name) {
     throw new Error(`${name} was made by another tokenizer, ${file.model}; this is ${model.name}.`);
   const rows = Array.isArray(file.codes[0]) ? file.codes : [file.codes];
   for (const row of rows) {
-    if (!Array.isArray(row) || row.length !== rows[0].length) throw new Error(`${name}: rows differ in length.`);
+    if (!Array.isArray(row) || row.length !== rows[0].length)
+      throw new Error(`${name}: rows differ in length.`);
     for (const code of row)
       if (!Number.isInteger(code) || code < 0 || code >= model.codebook_size)
-        throw new Error(`${name}: ${code} is not a code; codes are integers from 0 to ${model.codebook_size - 1}.`);
+        throw new Error(
+          `${name}: ${code} is not a code; codes are integers from 0 to ${model.codebook_size - 1}.`,
+        );
   }
   return { rows, sizes: file.sizes ?? {} };
 }
@@ -39,8 +42,8 @@ export function packedBytes(model, count) {
   return Math.ceil((count * Math.log2(model.codebook_size)) / 8);
 }
 
-// Colour [red, green, blue] of a code: always the same one. Odd factors and shifts permute the 24-bit numbers, so
-// that neighbouring codes get unrelated colours.
+// Colour [red, green, blue] of a code: always the same one. Odd factors and shifts permute the 24-bit numbers,
+// so that neighbouring codes get unrelated colours.
 export function colourOfCode(code) {
   let mixed = code % 0x1000000;
   for (const factor of [0x9e3779, 0x85ebcb]) {

@@ -9,7 +9,8 @@ export class Engine {
     this.worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
     this.worker.onmessage = ({ data }) => this.answered(data);
     this.worker.onerror = () => {
-      for (const id of this.waiting.keys()) this.answered({ id, error: "This browser cannot run the tokenizer." });
+      const error = "This browser cannot run the tokenizer.";
+      for (const id of this.waiting.keys()) this.answered({ id, error });
     };
   }
 

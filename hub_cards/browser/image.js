@@ -32,7 +32,9 @@ export class ImagePanel extends Panel {
     const [height, width] = [rows.length, rows[0].length];
     for (const side of [height, width])
       if (side < LEAST_CODES || side > MOST_CODES)
-        throw new Error(`${name} holds ${height} × ${width} codes; from ${LEAST_CODES} to ${MOST_CODES} a side fit.`);
+        throw new Error(
+          `${name} holds ${height} × ${width} codes; from ${LEAST_CODES} to ${MOST_CODES} a side fit.`,
+        );
     await this.load();
     this.say("Decoding");
     const codes = { values: Int32Array.from(rows.flat()), shape: [1, height, width] };
@@ -63,8 +65,8 @@ export class ImagePanel extends Panel {
   }
 }
 
-// Read an image: ImageData whose long side is at most `longSide`, cropped at the centre to whole codes; and a note
-// of what was done.
+// Read an image: ImageData whose long side is at most `longSide`, cropped at the centre to whole codes; and a
+// note of what was done.
 async function readImage(file, longSide, factor) {
   let bitmap;
   try {
@@ -77,8 +79,10 @@ async function readImage(file, longSide, factor) {
   const [width, height] = [bitmap.width, bitmap.height].map((side) => Math.max(1, Math.round(side * scale)));
   const [whole, high] = [width, height].map((side) => side - (side % factor));
   if (Math.min(whole, high) < LEAST_CODES * factor)
-    throw new Error(`The image is too small or too narrow: it has ${width} × ${height} pixels here, and at least ` +
-      `${LEAST_CODES * factor} × ${LEAST_CODES * factor} are needed.`);
+    throw new Error(
+      `The image is too small or too narrow: it has ${width} × ${height} pixels here, and at least ` +
+        `${LEAST_CODES * factor} × ${LEAST_CODES * factor} are needed.`,
+    );
   const canvas = new OffscreenCanvas(whole, high);
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.fillStyle = "white"; // behind transparent pixels
@@ -86,7 +90,8 @@ async function readImage(file, longSide, factor) {
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, -Math.floor((width - whole) / 2), -Math.floor((height - high) / 2), width, height);
   bitmap.close();
-  const note = full === `${whole} × ${high}` ? "" : `${scale < 1 ? "Scaled down" : "Cropped"} from ${full} pixels.`;
+  const changed = scale < 1 ? "Scaled down" : "Cropped";
+  const note = full === `${whole} × ${high}` ? "" : `${changed} from ${full} pixels.`;
   return { original: context.getImageData(0, 0, whole, high), note };
 }
 

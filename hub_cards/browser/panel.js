@@ -5,21 +5,18 @@ import { writeCodes } from "./codes.js";
 const MOST_BYTES = 40e6; // of a file: a browser holds all of it, decoded
 
 export class Panel {
-  // kind: "image" or "speech". Subclasses have encode(file), decode(text, name) and an example's path.
+  // kind: "image" or "speech". Subclasses have encode(file) and decode(text, name).
   constructor(kind, engine) {
     this.kind = kind;
     this.engine = engine;
     this.model = engine.about[kind];
     this.root = document.getElementById(kind);
     this.busy = false;
-    for (const [input, work] of [
-      [this.find(".file"), (file) => this.encode(file)],
-      [this.find(".codes"), async (file) => this.decode(await file.text(), file.name)],
-    ])
+    for (const input of this.root.querySelectorAll("input[type=file]"))
       input.onchange = () => {
         const [file] = input.files;
         input.value = ""; // so that the same file can be chosen again
-        if (file) this.run(() => work(checked(file)));
+        this.take(file);
       };
     const example = this.find(".example");
     example.hidden = !this.model.example;
@@ -32,11 +29,19 @@ export class Panel {
     this.root.ondrop = (event) => {
       event.preventDefault();
       this.root.classList.remove("over");
-      const [file] = event.dataTransfer.files;
-      if (!file) return;
-      const codes = file.name.endsWith(".json");
-      this.run(async () => (codes ? this.decode(await file.text(), file.name) : this.encode(checked(file))));
+      this.take(event.dataTransfer.files[0]);
     };
+  }
+
+  // Take an image or a recording, or codes.
+  take(file) {
+    if (!file) return;
+    this.run(async () => {
+      if (file.size > MOST_BYTES)
+        throw new Error(`${file.name} has more than ${MOST_BYTES / 1e6} MB, the most that fits here.`);
+      if (file.name.toLowerCase().endsWith(".json")) await this.decode(await file.text(), file.name);
+      else await this.encode(file);
+    });
   }
 
   find(selector) {
@@ -62,13 +67,15 @@ export class Panel {
   // Take input, or none while there is work.
   allow(input) {
     this.busy = !input;
-    this.root.setAttribute("aria-busy", this.busy);
-    for (const control of this.root.querySelectorAll(".source :is(button, input, select)")) control.disabled = !input;
+    this.find(".results").setAttribute("aria-busy", this.busy);
+    for (const control of this.root.querySelectorAll(".source :is(button, input, select)"))
+      control.disabled = this.busy;
   }
 
   // Say what is under way and how far it is, from 0 to 1 if that is known.
   say(text, share = null) {
-    this.find(".status").textContent = text;
+    const status = this.find(".status");
+    if (status.textContent !== text) status.textContent = text; // screen readers tell each change
     const progress = this.find("progress");
     progress.hidden = !text;
     if (share === null) progress.removeAttribute("value");
@@ -76,14 +83,14 @@ export class Panel {
   }
 
   async load() {
-    const megabytes = (bytes) => (bytes / 1e6).toFixed(1);
+    const megabytes = (bytes) => Math.round(bytes / 1e6);
     await this.engine.load(this.kind, ({ done, total, starting }) => {
       if (starting) this.say("Starting the tokenizer");
       else this.say(`Loading the tokenizer: ${megabytes(done)} of ${megabytes(total)} MB`, done / total);
     });
   }
 
-  // Load, encode the values, decode their codes: {codes, made}.
+  // Load, encode the values (given away), decode their codes: {codes, made}.
   async reconstruct(values, shape) {
     await this.load();
     this.say("Encoding");
@@ -133,12 +140,6 @@ export function seconds(value) {
 
 export function kilobytes(bytes) {
   return bytes < 1000 ? `${bytes} bytes` : `${(bytes / 1000).toFixed(bytes < 10_000 ? 2 : 1)} kB`;
-}
-
-function checked(file) {
-  if (file.size > MOST_BYTES)
-    throw new Error(`${file.name} has ${Math.round(file.size / 1e6)} MB; at most ${MOST_BYTES / 1e6} MB fit here.`);
-  return file;
 }
 
 async function fetched(path) {

@@ -17,7 +17,8 @@ export async function readSound(file, rate) {
 
 // Begin to record the microphone. Returns a function that ends it and gives the file.
 export async function record() {
-  if (!navigator.mediaDevices) throw new Error("Browsers give the microphone to pages of https and localhost only.");
+  if (!navigator.mediaDevices)
+    throw new Error("Browsers give the microphone to pages of https and localhost only.");
   let stream;
   try {
     stream = await navigator.mediaDevices.getUserMedia({
@@ -26,7 +27,7 @@ export async function record() {
   } catch (error) {
     if (error.name === "NotFoundError") throw new Error("There is no microphone.");
     if (error.name === "NotAllowedError")
-      throw new Error("This page may not use the microphone: allow it in the browser's settings for this page.");
+      throw new Error("This page may not use the microphone: allow it in the browser's settings for it.");
     throw new Error(`The microphone cannot be used: ${error.message}`);
   }
   const recorder = new MediaRecorder(stream, { audioBitsPerSecond: 256_000 });

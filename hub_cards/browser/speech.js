@@ -13,8 +13,8 @@ export class SpeechPanel extends Panel {
     super("speech", engine);
     const { sampling_rate: rate, hop_length: hop } = this.model;
     this.find(".about").textContent =
-      `${this.model.name}: one of ${this.model.codebook_size.toLocaleString("en")} codes for each ${hop} samples ` +
-      `at ${rate.toLocaleString("en")} Hz, ${rate / hop} codes a second.`;
+      `${this.model.name}: one of ${this.model.codebook_size.toLocaleString("en")} codes ` +
+      `for each ${hop} samples at ${rate.toLocaleString("en")} Hz, ${rate / hop} codes a second.`;
     this.stop = null;
     this.find(".record").onclick = () => (this.stop ? this.stop() : this.run(() => this.listen()));
   }
@@ -26,7 +26,7 @@ export class SpeechPanel extends Panel {
     const started = performance.now();
     const clock = setInterval(() => {
       const gone = (performance.now() - started) / 1000;
-      this.say(`Recording: ${gone.toFixed(1)} of ${MOST_RECORDED} s`, gone / MOST_RECORDED);
+      this.say(`Recording: ${Math.floor(gone)} of ${MOST_RECORDED} seconds`, gone / MOST_RECORDED);
     }, 100);
     button.textContent = "Stop";
     button.disabled = false;
@@ -54,7 +54,8 @@ export class SpeechPanel extends Panel {
     drawSpectrogram(this.find(".original"), original);
     this.offer(".hear-original", toWav(original, rate));
     const cut = read.length > original.length;
-    const note = cut ? `Only the first ${MOST_SECONDS} of ${(read.length / rate).toFixed(1)} seconds were taken.` : "";
+    const whole = (read.length / rate).toFixed(1);
+    const note = cut ? `Only the first ${MOST_SECONDS} of ${whole} seconds were taken.` : "";
     this.showDecoded(codes, made, original.length, note);
   }
 
@@ -64,7 +65,9 @@ export class SpeechPanel extends Panel {
     const frames = rows[0].length;
     const most = (MOST_SECONDS * rate) / hop;
     if (rows.length > 1 || frames < LEAST_FRAMES || frames > most)
-      throw new Error(`${name} holds ${rows.length} × ${frames} codes; one row of ${LEAST_FRAMES} to ${most} fits.`);
+      throw new Error(
+        `${name} holds ${rows.length} × ${frames} codes; one row of ${LEAST_FRAMES} to ${most} fits.`,
+      );
     await this.load();
     this.say("Decoding");
     const codes = { values: Int32Array.from(rows[0]), shape: [1, 1, frames] };

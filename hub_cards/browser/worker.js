@@ -7,7 +7,8 @@ let runtime = null;
 
 // Fetch a file of known size, and report the bytes that have come so far.
 async function read({ path, bytes }, arrived) {
-  const response = await fetch(path, { cache: "no-cache" }); // a new Space has new files under old names
+  // Ask whether a kept copy is still right: a newer Space has other files under the same names.
+  const response = await fetch(path, { cache: "no-cache" });
   if (!response.ok) throw new Error(`${path} could not be loaded (${response.status}).`);
   const content = new Uint8Array(bytes);
   let at = 0;

@@ -273,8 +273,12 @@ def image_tab(tab: Tab, folder: Path) -> None:
     np.testing.assert_array_equal(tab.picture("made"), shown)
 
     # What cannot be read.
-    (folder / "text.png").write_text("no image")
-    tab.give("file", folder / "text.png")
+    dropped = (
+        "const d = new DataTransfer(); d.items.add(new File(['no image'], 'text.png')); return d"
+    )
+    dropped = tab.page.evaluate_handle(f"() => {{ {dropped} }}")
+    tab.root.dispatch_event("drop", {"dataTransfer": dropped})
+    tab.wait()
     assert tab.told() == "text.png is not an image that this browser can read."
     Image.new("RGB", (1000, 10)).save(folder / "narrow.png")
     tab.give("file", folder / "narrow.png")
