@@ -1,5 +1,7 @@
 // The worker as promises: load a tokenizer, encode, decode.
 
+const BROKEN = "This browser cannot run the tokenizer.";
+
 export class Engine {
   // about: models.json of this page.
   constructor(about) {
@@ -8,9 +10,10 @@ export class Engine {
     this.number = 0;
     this.worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
     this.worker.onmessage = ({ data }) => this.answered(data);
+    // The worker itself did not start, perhaps before anyone asked.
     this.worker.onerror = () => {
-      const error = "This browser cannot run the tokenizer.";
-      for (const id of this.waiting.keys()) this.answered({ id, error });
+      this.broken = true;
+      for (const id of this.waiting.keys()) this.answered({ id, error: BROKEN });
     };
   }
 
@@ -24,6 +27,7 @@ export class Engine {
   }
 
   ask(message, report = () => {}, transferred = []) {
+    if (this.broken) return Promise.reject(new Error(BROKEN));
     const id = this.number++;
     return new Promise((resolve, reject) => {
       this.waiting.set(id, { resolve, reject, report });
