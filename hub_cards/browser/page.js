@@ -17,7 +17,7 @@ async function start() {
   const tabs = kinds.map((kind) => document.getElementById(`${kind}-tab`));
   function choose(chosen) {
     kinds.forEach((kind, i) => {
-      tabs[i].hidden = kinds.length < 2;
+      tabs[i].hidden = false;
       tabs[i].setAttribute("aria-selected", i === chosen);
       tabs[i].tabIndex = i === chosen ? 0 : -1;
       document.getElementById(kind).hidden = i !== chosen;
@@ -34,6 +34,7 @@ async function start() {
       tabs[next].focus();
     };
   });
+  document.querySelector(".tabs").hidden = kinds.length < 2;
   choose(0);
 }
 
