@@ -57,6 +57,7 @@ def commit_files(
     message: str,
     card: RepoCard | None = None,
     repo_type: str = "model",
+    space_sdk: str = "gradio",
     private: bool | None = None,
     revision: str | None = None,
 ) -> str:
@@ -69,6 +70,7 @@ def commit_files(
     Args:
         files: path in the repository to file here.
         card: checked by the Hub's own rules first.
+        space_sdk: of a new Space, "gradio" or "static".
 
     Returns:
         Address of the commit, or of the one that held these files already.
@@ -88,7 +90,7 @@ def commit_files(
                 repo_type=repo_type,
                 private=private,
                 exist_ok=True,
-                space_sdk="gradio" if repo_type == "space" else None,
+                space_sdk=space_sdk if repo_type == "space" else None,
             )
         ).repo_id
         if revision:
