@@ -5,7 +5,7 @@
   python benchmarks/anywhere.py --code-model              a code model with weights of 8 bits, by torchao
   python benchmarks/anywhere.py --memory                  of the exported search, 262,144 codes
 
-One thread. Every way takes turns with the model on each input; times are medians, of images up to 256 x 256
+One thread. Every way takes turns with the model on each input; times are medians, of images of 192 x 192
 pixels or of clips of up to 10 seconds. "Other codes" are farther from the model's own latents than the model's
 codes, by more than 1e-4 of the distance; "worst error" is of decoding the model's codes, its largest value 1.
 PSNR, or the mel distance (natural logarithms), is of what the way encodes and decodes, against the input. The
@@ -50,7 +50,7 @@ WAYS = [
     ),
     *("executorch", "compile", "bfloat16", "float16"),
 ]
-SIDE, SECONDS, RUNS = 256, 10, 5
+SIDE, SECONDS, RUNS = 192, 10, 5
 HEAD = (
     "| model | way | other codes | worst error | {quality} | size, MB | encoding, {unit} | decoding, {unit} "
     "| of the model's time |\n"

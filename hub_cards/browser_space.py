@@ -29,6 +29,7 @@ from modeling_simvq.command_model import load_tokenizer
 from modeling_simvq.export_command import export
 from modeling_simvq.exportable import PARTS, is_audio
 from modeling_simvq.exported_weights import STORED_AS
+from modeling_simvq.new_folder import new_folder
 
 PAGE = Path(__file__).resolve().parent / "browser"
 KINDS = ("image", "speech")
@@ -48,16 +49,12 @@ def assemble(
         Path in the Space to file here.
 
     Raises:
-        UserError: if the folder is not empty, a tokenizer is none of its kind, or the runtime cannot be had.
-        ValueError: if a tokenizer does not load, or cannot be exported.
+        UserError: if a tokenizer is none of its kind, or the runtime cannot be had.
+        ValueError: if the folder is not empty; if a tokenizer does not load, or cannot be exported.
     """
     if not models:
         raise UserError("name a tokenizer: --image MODEL, --speech MODEL or both")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} is there already: give a new or empty folder")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
+    with new_folder(output) as made:
         for path in PAGE.iterdir():
             if path.is_file():
                 shutil.copyfile(path, made / path.name)
@@ -66,12 +63,6 @@ def assemble(
         for kind, name in models.items():
             about[kind] = _write_model(kind, name, made, weights)
         (made / "models.json").write_text(json.dumps(about, indent=2) + "\n")
-        made.chmod(0o755)
-        if output.exists():
-            output.rmdir()
-        made.rename(output)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
     files = sorted(path for path in output.rglob("*") if path.is_file())
     return {path.relative_to(output).as_posix(): path for path in files}
 

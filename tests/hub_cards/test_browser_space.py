@@ -101,7 +101,7 @@ def test_what_is_no_tokenizer_leaves_nothing_behind(
 def test_a_folder_with_files_is_not_touched(runtime, quick_export, tmp_path):
     (tmp_path / "space").mkdir()
     (tmp_path / "space" / "mine").write_text("")
-    with pytest.raises(ValueError, match="give a new or empty folder"):
+    with pytest.raises(ValueError, match="is there already and not an empty folder"):
         browser_space.assemble(tmp_path / "space", MODELS, runtime)
 
 
