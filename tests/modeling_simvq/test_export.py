@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from transformers import AutoModel
 
 from modeling_simvq import SimVQAudioConfig, SimVQAudioModel, SimVQImageConfig, SimVQImageModel
@@ -276,3 +278,17 @@ def test_every_format_has_a_name_and_an_ending():
         "torch": ".pt2",
         "executorch": ".pte",
     }
+
+
+@pytest.mark.slow
+def test_the_snippet_of_the_docs_runs(models, tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+    page = (Path(__file__).parents[2] / "docs" / "anywhere.md").read_text(encoding="utf-8")
+    (snippet,) = [part for part in page.split("```")[1::2] if "InferenceSession" in part]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "exported").mkdir()
+    for part in PARTS:
+        write_part(models["image"], part, "onnx", tmp_path / "exported")
+    Image.linear_gradient("L").save("photo.jpg")
+    exec(compile(snippet.removeprefix("python\n"), "docs/anywhere.md", "exec"), {})
+    assert Image.open("decoded.png").size == (256, 256)
