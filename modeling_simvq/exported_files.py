@@ -177,4 +177,4 @@ def _open_executorch(path: Path, threads: int) -> Callable[[Tensor], Tensor]:
     from executorch.runtime import Runtime
 
     method = Runtime.get().load_program(path).load_method("forward")
-    return lambda values: method.execute([values])[0].clone()
+    return lambda values: method.execute([values.contiguous()])[0].clone()
