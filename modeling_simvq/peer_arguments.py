@@ -47,8 +47,9 @@ def quantizers_for(
         i + 1 for i, own in enumerate(rates) if known and math.isclose(bandwidth, own, rel_tol=0.01)
     ]
     if not fits or found not in (None, fits[0]):
+        also = ", or fit num_quantizers" if found else ""
         raise ValueError(
-            f"bandwidth must be left out{', or fit num_quantizers' if found else ''}, got {bandwidth}: this model gives "
+            f"bandwidth must be left out{also}, got {bandwidth}: this model gives "
             f"{' or '.join(f'{rate:.3g}' for rate in rates)} kbit a second"
         )
     return fits[0]

@@ -62,7 +62,9 @@ class SeveralQuantizers(Float32Module):
         Raises:
             ValueError: if q is not in 1 to Q; as a level does.
         """
-        codes = integers("codes", codes, next(self.parameters()).device)
+        codes = integers(
+            "codes", codes, None if isinstance(codes, Tensor) else self.levels[0]._device()
+        )
         if codes.ndim < 2:
             raise ValueError(f"codes must be (B, q, ...), got shape {tuple(codes.shape)}")
         count = check_count(codes.shape[1], len(self.levels), "codes hold q")
