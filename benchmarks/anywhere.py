@@ -197,7 +197,7 @@ def table(options: argparse.Namespace) -> None:
             try:
                 run = make(way, tokenizer, Path(folder))
                 print(row(name, way, run, reference, tokenizer.model, inputs), flush=True)
-            except ValueError as error:
+            except (ValueError, RuntimeError) as error:
                 print(f"{way}: {error}", file=sys.stderr)
 
 

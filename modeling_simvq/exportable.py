@@ -134,11 +134,15 @@ def traced(
     batched: bool = True,
     most: int | None = None,
 ) -> torch.export.ExportedProgram:
-    """Trace a part that `exportable` made of a model; the rest as of dynamic_shapes."""
+    """Trace a part that `exportable` made of a model; the rest as of dynamic_shapes.
+
+    With `most` the example is as large: ExecuTorch sets memory apart for it where it loses sight of the bound.
+    """
+    size = {} if most is None else {"tokens": most - 2}  # an image is two tokens wider than high
     with torch.no_grad():
         return torch.export.export(
             module,
-            (example(model, part, rows=2 if batched else 1),),
+            (example(model, part, rows=2 if batched else 1, **size),),
             dynamic_shapes=(dynamic_shapes(model, part, batched, most),),
             strict=False,
         )
