@@ -26,6 +26,11 @@ class SeveralQuantizers(Float32Module):
         self.levels, self.dropout = nn.ModuleList(levels), dropout
         self.codebook_size = levels[0].codebook_size
 
+    @property
+    def codebook_dim(self) -> int:
+        """Width d of the latents."""
+        raise NotImplementedError
+
     def forward(self, latents: Tensor, count: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Replace every latent vector by codes.
 
@@ -75,9 +80,9 @@ class SeveralQuantizers(Float32Module):
         vectors = self.lookup(audio_codes)
         return vectors, vectors, audio_codes
 
-    def codebooks(self) -> list[Tensor]:
-        """Return the vectors of all codes of each quantizer, Q of (K, d), without gradient."""
-        return [level.codebook() for level in self.levels]
+    def codebook(self) -> Tensor:
+        """Return (K, d) vectors on the latents' own scale, which statistics compare the latents with."""
+        raise NotImplementedError
 
     def forget_codebook(self) -> None:
         """Give back the memory of the kept codebooks."""
@@ -105,6 +110,11 @@ class SeveralQuantizers(Float32Module):
 class ResidualQuantizer(SeveralQuantizers):
     """Each quantizer codes what those before it left; their vectors add up (EnCodec, arXiv 2210.13438)."""
 
+    @property
+    def codebook_dim(self) -> int:
+        """Width d of the latents, and of each quantizer's codes."""
+        return self.levels[0].codebook_dim
+
     def _quantize(self, latents: Tensor, count: int) -> tuple[Tensor, list[Tensor], Tensor]:
         total, codes, loss = None, [], 0.0
         for level in self.levels[:count]:
@@ -115,6 +125,10 @@ class ResidualQuantizer(SeveralQuantizers):
             codes.append(found)
             loss = loss + cost
         return total, codes, loss
+
+    def codebook(self) -> Tensor:
+        """Return the first quantizer's codebook (K, d), without gradient: a copy."""
+        return self.levels[0].codebook()
 
     def _vectors(self, levels: list[Tensor]) -> Tensor:
         total = levels[0]
@@ -129,15 +143,29 @@ class GroupedQuantizer(SeveralQuantizers):
     The channels of quantizers that are left out are zero.
     """
 
+    @property
+    def codebook_dim(self) -> int:
+        """Width d of the latents, those of all groups."""
+        return sum(level.codebook_dim for level in self.levels)
+
     def _quantize(self, latents: Tensor, count: int) -> tuple[Tensor, list[Tensor], Tensor]:
         parts = latents.chunk(len(self.levels), dim=1)[:count]
         found = [level(part) for level, part in zip(self.levels, parts, strict=False)]
         vectors, codes, losses = zip(*found, strict=True)
         return self._vectors([one.detach() for one in vectors]), list(codes), sum(losses)
 
+    def codebook(self) -> Tensor:
+        """Return vectors (K, d), of which row k is code k of every group, without gradient."""
+        return torch.cat([level.codebook() for level in self.levels], dim=1)
+
     def _vectors(self, levels: list[Tensor]) -> Tensor:
         missing = len(self.levels) - len(levels)
         return torch.cat([*levels, *[torch.zeros_like(levels[0])] * missing], dim=1)
+
+
+def levels_of(quantizer: nn.Module) -> list[nn.Module]:
+    """Return the quantizers of several, or the one that there is."""
+    return list(quantizer.levels) if isinstance(quantizer, SeveralQuantizers) else [quantizer]
 
 
 def quantize(

@@ -94,7 +94,7 @@ def evaluate(
         ValueError: if no recording can be read.
     """
     config = model.config
-    counter = CodeCounter(config.codebook_size, accelerator.device)
+    counter = CodeCounter(config.codebook_size, accelerator.device, config.num_quantizers)
     fingerprint, counts = Fingerprint(), torch.zeros(2, dtype=torch.int64)  # read, unreadable
     means = {key: Mean() for name in metrics for key in KEYS.get(name, (name,))}
     hidden = not accelerator.is_local_main_process
@@ -126,7 +126,7 @@ def evaluate(
     found = {key: mean.mean for key, mean in means.items() if mean.count}
     found |= usage.metrics()
     tokens_per_second = config.sampling_rate / config.hop_length
-    found["bitrate"] = tokens_per_second * math.log2(config.codebook_size) / 1000
+    found["bitrate"] = tokens_per_second * config.code_bits / 1000
     failures = {key: count - mean.count for key, mean in means.items() if mean.count < count}
     return Findings(found, intervals(means), count, str(fingerprint), failures, unreadable)
 

@@ -108,7 +108,9 @@ def evaluate(
     Raises:
         ValueError: if no image can be read, or rFID is asked of fewer than two.
     """
-    counter = CodeCounter(model.config.codebook_size, accelerator.device)
+    counter = CodeCounter(
+        model.config.codebook_size, accelerator.device, model.config.num_quantizers
+    )
     means: dict[str, Mean] = {}
     batch_psnr, fingerprint, left_out = BatchPsnr(), Fingerprint(), 0
     fid = frechet_distance(accelerator.device) if inception is not None else None
