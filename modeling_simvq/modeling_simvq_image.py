@@ -323,15 +323,18 @@ class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
         return output
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, quantize: bool = True) -> SimVQImageOutput:
+    def forward(
+        self, pixel_values: Tensor, quantize: bool = True, num_quantizers: int | None = None
+    ) -> SimVQImageOutput:
         """Encode, quantize and decode.
 
         Args:
             pixel_values: (B, 3, H, W) floating point in [-1, 1].
             quantize: False decodes the latents as they are (autoencoder warm-up); the codes and the loss
                 are still those of the quantizer.
+            num_quantizers: as of encode.
         """
-        encoded = self.encode(pixel_values, return_dict=True)
+        encoded = self.encode(pixel_values, num_quantizers, return_dict=True)
         decoded = self._decode_latents(encoded.quantized_latents if quantize else encoded.latents)
         output = SimVQImageOutput(
             decoded, encoded.image_codes, encoded.commitment_loss, encoded.latents
