@@ -1,7 +1,6 @@
 """Model cards: metadata that the Hub understands, and a page that answers a reader's questions."""
 
 import json
-import math
 import re
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from transformers import PreTrainedModel
 
 from hub_cards.evaluation import SOURCES, Evaluation, metric_name
 from hub_cards.spectral_rank import spectral_rank
+from modeling_simvq.several_quantizers import levels_of
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 # Owner and name; neither begins with a dot, so that "../x" is none.
@@ -78,7 +78,7 @@ def make_model_card(
     """
     config = model.config
     is_image = config.model_type == "simvq_image"
-    bits = math.log2(config.codebook_size)
+    bits = config.code_bits
     settings = public_settings(settings or {})
     begun_from = settings.get("init_from")
     if base_model is None and begun_from and is_hub_id(begun_from):
@@ -136,7 +136,7 @@ def codebook_statistics(
     model: PreTrainedModel, evaluations: list[Evaluation] = ()
 ) -> list[tuple[str, str]]:
     """Return what the weights and the evaluations say of the codebook: names and values."""
-    quantizer = model.quantizer.eval()
+    levels = levels_of(model.quantizer.eval())
     rows = []
     for evaluation in evaluations:
         used = evaluation.metrics.get("utilisation")
@@ -145,12 +145,15 @@ def codebook_statistics(
         perplexity = evaluation.metrics.get("perplexity")
         if perplexity is not None:
             rows.append((f"perplexity on {evaluation.dataset}", f"{perplexity:,.0f}"))
-    codebook = quantizer.codebook()
-    norms = torch.linalg.vector_norm(codebook, dim=1)
-    rows.append(("length of a code, mean ± deviation", f"{norms.mean():.3f} ± {norms.std():.3f}"))
-    if isinstance(getattr(quantizer, "projection", None), torch.nn.Linear):
-        spectrum = torch.linalg.svdvals(quantizer.projection.weight.detach().float())
-        rows.append(("effective rank of W", f"{spectral_rank(spectrum):.1f} of {len(spectrum)}"))
+    for number, quantizer in enumerate(levels, 1):
+        which = f" of quantizer {number}" if len(levels) > 1 else ""
+        norms = torch.linalg.vector_norm(quantizer.codebook(), dim=1)
+        length = f"{norms.mean():.3f} ± {norms.std():.3f}"
+        rows.append((f"length of a code{which}, mean ± deviation", length))
+        if isinstance(getattr(quantizer, "projection", None), torch.nn.Linear):
+            spectrum = torch.linalg.svdvals(quantizer.projection.weight.detach().float())
+            rank = f"{spectral_rank(spectrum):.1f} of {len(spectrum)}"
+            rows.append((f"effective rank of W{which}", rank))
     return rows
 
 

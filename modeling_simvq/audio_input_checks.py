@@ -43,12 +43,17 @@ def check_latents(latents: Tensor, width: int) -> None:
         raise ValueError(f"quantized_latents must be floating point, got {latents.dtype}")
 
 
-def check_codes(audio_codes: Tensor, may_be_empty: bool = False) -> None:
-    """Refuse what cannot be codes (B, 1, T).
+def check_codes(audio_codes: Tensor, most: int = 1, may_be_empty: bool = False) -> None:
+    """Refuse what cannot be codes (B, q, T).
+
+    Args:
+        most: quantizers of the model, and so of q.
 
     Raises:
         ValueError: naming the shape.
     """
     shape = tuple(audio_codes.shape)
-    if audio_codes.ndim != 3 or shape[1] != 1 or (audio_codes.numel() == 0 and not may_be_empty):
-        raise ValueError(f"audio_codes must be (B, 1, T) and not empty, got shape {shape}")
+    wanted = "(B, 1, T)" if most == 1 else f"(B, q, T), q up to {most},"
+    known = audio_codes.ndim == 3 and 1 <= shape[1] <= most
+    if not known or (audio_codes.numel() == 0 and not may_be_empty):
+        raise ValueError(f"audio_codes must be {wanted} and not empty, got shape {shape}")

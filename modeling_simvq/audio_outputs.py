@@ -36,7 +36,8 @@ class SimVQAudioEncoderOutput(ModelOutput):
     """Output of encode; T is the padded length over config.hop_length, rounded up.
 
     Attributes:
-        audio_codes: (B, 1, T) int64, in [0, codebook_size). Behind a clip's end they mean nothing.
+        audio_codes: (B, q, T) int64, in [0, codebook_size), of q quantizers. Behind a clip's end they mean
+            nothing.
         audio_codes_mask: (B, 1, T) bool, true where a code belongs to its clip.
         quantized_latents: (B, d, T), the codes' vectors.
         commitment_loss: float32 scalar, ``beta |z - sg[q]|^2 + |q - sg[z]|^2``, over the real frames.

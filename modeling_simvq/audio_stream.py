@@ -9,6 +9,7 @@ from .hooked_weights import computing_type
 from .integer_codes import integers
 from .kept_codebook import book_of, trusting
 from .peer_arguments import with_channel
+from .several_quantizers import quantize
 from .streaming_layers import State, rest_of_waveform, unplain_layer
 
 
@@ -56,7 +57,7 @@ class SimVQAudioStream:
 
     @torch.no_grad()
     def encode(self, samples: Tensor) -> Tensor:
-        """Take the next samples, (B, 1, n) or (B, n) in [-1, 1]; return full frames' codes, (B, 1, t), t >= 0.
+        """Take the next samples, (B, 1, n) or (B, n) in [-1, 1]; return full frames' codes, (B, Q, t), t >= 0.
 
         Raises:
             ValueError: if shape, type or a value is impossible; the stream is then as before.
@@ -64,7 +65,7 @@ class SimVQAudioStream:
         samples = with_channel(samples)
         if samples.shape[1:] == (1, 0):
             self._check_batch("samples", samples)
-            return torch.empty(self.batch_size, 1, 0, dtype=torch.int64, device=samples.device)
+            return self._no_codes()
         check_waveforms(samples, look_inside=False)  # the model looks inside
         self._check_batch("samples", samples)
         output = self.model.encode(
@@ -76,13 +77,13 @@ class SimVQAudioStream:
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Take the next codes, (B, 1, t), t >= 0; return the samples that they settle, (B, 1, m), m >= 0.
+        """Take the next codes, (B, q, t), t >= 0; return the samples that they settle, (B, 1, m), m >= 0.
 
         Raises:
             ValueError: if shape, type or a value is impossible; the stream is then as before.
         """
         codes = integers("codes", codes, self.model.device)
-        check_codes(codes, may_be_empty=True)
+        check_codes(codes, self.model.config.num_quantizers, may_be_empty=True)
         self._check_batch("codes", codes)
         output = self.model.decode(codes, decoder_past_key_values=self._decoder, use_cache=True)
         self._decoder = output.decoder_past_key_values
@@ -90,13 +91,13 @@ class SimVQAudioStream:
 
     @torch.no_grad()
     def flush(self) -> tuple[Tensor, Tensor]:
-        """End the stream: return what is still inside, codes (B, 1, t) and samples (B, 1, m); then be as new.
+        """End the stream: return what is still inside, codes (B, Q, t) and samples (B, 1, m); then be as new.
 
         The last frame is filled with silence. If this stream has decoded too, or has had no code before, the
         samples include those of these codes.
         """
         model, empty = self.model, torch.empty(self.batch_size, 1, 0, device=self.model.device)
-        codes, samples, past = empty.long(), [empty], self._encoder
+        codes, samples, past = self._no_codes(), [empty], self._encoder
         if past is not None and past.pending.shape[-1]:
             missing = model.config.hop_length - past.pending.shape[-1]
             silence = past.pending.new_zeros(self.batch_size, 1, missing)
@@ -110,6 +111,10 @@ class SimVQAudioStream:
                 samples.append(rest[:, None, self._decoder.lag : lag].to(samples[-1].dtype))
         self.reset()
         return codes, torch.cat([part.to(samples[-1]) for part in samples], dim=-1)
+
+    def _no_codes(self) -> Tensor:
+        shape = (self.batch_size, self.model.config.num_quantizers, 0)
+        return torch.empty(shape, dtype=torch.int64, device=self.model.device)
 
     def _check_batch(self, name: str, values: Tensor) -> None:
         if len(values) != self.batch_size:
@@ -166,7 +171,7 @@ class TakesChunks:
         # Products of other lengths are rounded otherwise.
         return torch.cat([self.whitening(frame) for frame in latents.split(1, dim=-1)], dim=-1)
 
-    def _encode_next(self, samples: Tensor, past: AudioPast) -> SimVQAudioEncoderOutput:
+    def _encode_next(self, samples: Tensor, past: AudioPast, count: int) -> SimVQAudioEncoderOutput:
         given, samples = samples, samples.to(computing_type(self.decoder.conv_in))
         # What was looked at before can only have become infinite by a conversion.
         converted = samples is not given and not torch.compiler.is_compiling()
@@ -182,17 +187,17 @@ class TakesChunks:
         if full:
             latents = self._latents_in_order(ready, state, past.frames)
             with trusting(self.quantizer, past.book):
-                quantized, codes, loss = self.quantizer(latents)
+                quantized, codes, loss = quantize(self.quantizer, latents, count)
         else:
             latents = quantized = samples.new_zeros(len(samples), self.config.codebook_dim, 0)
-            codes = torch.empty(len(samples), 0, dtype=torch.int64, device=samples.device)
+            codes = torch.empty(len(samples), count, 0, dtype=torch.int64, device=samples.device)
             loss = torch.zeros((), device=samples.device)
-        mask = torch.ones_like(codes, dtype=torch.bool)[:, None]
+        mask = torch.ones_like(codes[:, :1], dtype=torch.bool)
         # What is kept may be of other weights, unless it was just used.
         book = past.book or (book_of(self.quantizer) if full else None)
         state = {name: value.detach() for name, value in state.items()}
         past = AudioPast(state, pending.detach().clone(), past.frames + full, book)
-        return SimVQAudioEncoderOutput(codes[:, None], mask, quantized, loss, latents, past)
+        return SimVQAudioEncoderOutput(codes, mask, quantized, loss, latents, past)
 
     def _decode_next(self, latents: Tensor, past: AudioPast) -> SimVQAudioDecoderOutput:
         state = dict(past.layers)
@@ -205,6 +210,6 @@ class TakesChunks:
 
     def _nothing_decoded(self, codes: Tensor, past: AudioPast | None) -> SimVQAudioDecoderOutput:
         samples = torch.empty(
-            codes.shape, dtype=computing_type(self.decoder.conv_in), device=codes.device
+            len(codes), 1, 0, dtype=computing_type(self.decoder.conv_in), device=codes.device
         )
         return SimVQAudioDecoderOutput(samples, past or self._no_past())

@@ -53,7 +53,7 @@ class Images:
 
     @torch.inference_mode()
     def encode(self, batch: list[Tensor]) -> list[Tensor]:
-        """Return the codes (h, w) of each image."""
+        """Return the codes of each image, (h, w), or (Q, h, w) of several quantizers."""
         model = self.tokenizer.model
         return list(model.encode(torch.stack(batch).to(model.device)).image_codes.cpu())
 
@@ -65,8 +65,11 @@ class Images:
     def decode(self, batch: list[Codes]) -> list[bytes]:
         """Return a PNG file of each image."""
         codes = torch.stack([torch.from_numpy(one.codes.astype("int64")) for one in batch])
-        if codes.ndim != 3:
-            raise ValueError(f"codes of shape {tuple(codes.shape[1:])} are not an image's, (h, w)")
+        wanted = "(h, w)" if self.tokenizer.model.config.num_quantizers == 1 else "(q, h, w)"
+        if codes.ndim != 1 + len(wanted.split(",")):
+            raise ValueError(
+                f"codes of shape {tuple(codes.shape[1:])} are not an image's, {wanted}"
+            )
         model = self.tokenizer.model
         values = model.decode(image_codes=codes.to(model.device)).pixel_values
         sizes = [(one.sizes["height"], one.sizes["width"]) for one in batch]
@@ -129,26 +132,30 @@ class Recordings:
 
     @torch.inference_mode()
     def encode(self, batch: list[Tensor]) -> list[Tensor]:
-        """Return the codes (T,) of each clip."""
+        """Return the codes of each clip, (T,), or (Q, T) of several quantizers."""
         model, rate = self.tokenizer.model, self.tokenizer.model.config.sampling_rate
         inputs = self.tokenizer.processor(batch, sampling_rate=rate, return_tensors="pt")
         made = model.encode(**inputs.to(model.device))
         pairs = zip(made.audio_codes.cpu(), made.audio_codes_mask.cpu(), strict=True)
-        return [codes[mask] for codes, mask in pairs]
+        clips = [codes[:, mask[0]] for codes, mask in pairs]
+        return [codes[0] for codes in clips] if model.config.num_quantizers == 1 else clips
 
     def decoding_group(self, codes: Codes) -> Hashable:
-        """Any clips share a batch."""
-        return None
+        """Clips of as many quantizers share a batch."""
+        return codes.codes.shape[:-1]
 
     @torch.inference_mode()
     def decode(self, batch: list[Codes]) -> list[bytes]:
         """Return a WAV file of each clip."""
         model = self.tokenizer.model
         rows = [torch.from_numpy(one.codes.astype("int64")) for one in batch]
-        if any(row.ndim != 1 for row in rows):
-            raise ValueError("codes of more than one axis are not a clip's, (T,)")
-        codes = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)[:, None]
-        lengths = torch.tensor([len(row) for row in rows])
+        wanted = "(T,)" if model.config.num_quantizers == 1 else "(q, T)"
+        if any(row.ndim != (1 if wanted == "(T,)" else 2) for row in rows):
+            raise ValueError(f"codes of shape {tuple(rows[0].shape)} are not a clip's, {wanted}")
+        # Time first while they are padded.
+        frames = [row.reshape(-1, row.shape[-1]).T for row in rows]
+        codes = torch.nn.utils.rnn.pad_sequence(frames, batch_first=True).mT
+        lengths = torch.tensor([len(row) for row in frames])
         mask = mask_of_clips(lengths, codes.shape[-1])
         made = model.decode(codes.to(model.device), audio_codes_mask=mask).audio_values
         made = made[:, 0].float().cpu()

@@ -104,3 +104,9 @@ class SimVQAudioConfig(SimVQTokenizerConfig):
     def frame_rate(self) -> float:
         """Codes per second."""
         return self.sampling_rate / self.hop_length
+
+    @property
+    def target_bandwidths(self) -> list[float]:
+        """Kbit a second of the first quantizer, of the first two, and so on to all: EnCodec's name."""
+        each = self.frame_rate * math.log2(self.codebook_size) / 1000
+        return [count * each for count in range(1, self.num_quantizers + 1)]

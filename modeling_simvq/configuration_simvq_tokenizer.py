@@ -1,19 +1,30 @@
 """Fields that the configurations of both tokenizers have: the quantizer."""
 
+import math
+
 from .configuration_checks import (
     CheckedConfig,
     Number,
+    at_least,
+    at_most,
     codebook_parameters,
     described,
     not_negative,
+    probability,
 )
-from .quantizer_names import QUANTIZERS
+from .quantizer_names import ARRANGEMENTS, QUANTIZERS
 
 
 def known_quantizer(name: str) -> None:
     """Check a field: a name that make_quantizer knows."""
     if name not in QUANTIZERS:
         raise ValueError(f"must be one of {', '.join(QUANTIZERS)}, got {name!r}")
+
+
+def known_arrangement(name: str) -> None:
+    """Check a field: a way to arrange several quantizers."""
+    if name not in ARRANGEMENTS:
+        raise ValueError(f"must be one of {', '.join(ARRANGEMENTS)}, got {name!r}")
 
 
 class SimVQTokenizerConfig(CheckedConfig):
@@ -34,6 +45,19 @@ class SimVQTokenizerConfig(CheckedConfig):
         "options of the quantizer, such as {rotation_trick: true}; simvq has basis_dim, basis_init, "
         "projection_hidden_dim, train_basis, train_projection and rotation_trick, none set by the paper",
     )
+    num_quantizers: int = described(
+        1, "Q, codes of a position, each of a codebook of its own", at_least(1), at_most(64)
+    )
+    quantizer_arrangement: str = described(
+        "residual",
+        "residual: each quantizer codes what those before it left; grouped: each codes d / Q of the channels",
+        known_arrangement,
+    )
+    quantizer_dropout: Number = described(
+        0.0,
+        "share of training batches that use only the first few quantizers, so that these decode well",
+        probability,
+    )
     whiten_latents: bool = described(
         False,
         "whether latents are whitened before the search, so that none of their directions is too faint for the "
@@ -51,4 +75,27 @@ class SimVQTokenizerConfig(CheckedConfig):
         Raises:
             ValueError: naming the field, if one is out of all proportion.
         """
-        return codebook_parameters(self.codebook_size, self.codebook_dim, self.quantizer_options)
+        return self.num_quantizers * codebook_parameters(
+            self.codebook_size, self.quantizer_dim, self.quantizer_options
+        )
+
+    @property
+    def quantizer_dim(self) -> int:
+        """Channels that each quantizer codes.
+
+        Raises:
+            ValueError: if groups do not divide the channels.
+        """
+        if self.num_quantizers == 1 or self.quantizer_arrangement == "residual":
+            return self.codebook_dim
+        if self.codebook_dim % self.num_quantizers:
+            raise ValueError(
+                f"codebook_dim must be a multiple of num_quantizers = {self.num_quantizers} for grouped "
+                f"quantizers, got {self.codebook_dim}"
+            )
+        return self.codebook_dim // self.num_quantizers
+
+    @property
+    def code_bits(self) -> float:
+        """Bits of a position: those of all its codes."""
+        return self.num_quantizers * math.log2(self.codebook_size)

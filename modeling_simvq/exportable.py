@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from .lstm import LSTM
 from .nearest_code import nearest_code
 from .quantization_simvq import SimVQ
+from .several_quantizers import SeveralQuantizers
 
 PARTS = ("encoder", "decoder")
 # Bounds that torch.export checks a graph for; other engines do not know them.
@@ -45,8 +46,7 @@ def exportable(model: PreTrainedModel, part: str) -> nn.Module:
     if part not in PARTS:
         raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
     model = copy.deepcopy(model).eval().requires_grad_(False)
-    if isinstance(model.quantizer, SimVQ):
-        model.quantizer = FixedCodebook(model.quantizer.codebook())
+    model.quantizer = _with_fixed_codebooks(model.quantizer)
     if not is_audio(model):
         _leave_out(model, part)
         return ImagePart(model, part)
@@ -56,6 +56,12 @@ def exportable(model: PreTrainedModel, part: str) -> nn.Module:
     model.decoder.inverse_stft = RealInverseSTFT(model.config.n_fft, model.config.hop_length)
     _leave_out(model, part)
     return AudioPart(model, part)
+
+
+def _with_fixed_codebooks(quantizer: nn.Module) -> nn.Module:
+    if isinstance(quantizer, SeveralQuantizers):
+        quantizer.levels = nn.ModuleList(_with_fixed_codebooks(level) for level in quantizer.levels)
+    return FixedCodebook(quantizer.codebook()) if isinstance(quantizer, SimVQ) else quantizer
 
 
 def _leave_out(model: PreTrainedModel, part: str) -> None:
@@ -74,19 +80,25 @@ def is_audio(model: PreTrainedModel) -> bool:
 def example(model: PreTrainedModel, part: str, rows: int = 2, tokens: int = 10) -> Tensor:
     """Return an input of a part to trace it with: two images or clips of different height and width."""
     config = model.config
+    several = config.num_quantizers
     if is_audio(model):
         if part == "decoder":
-            return torch.arange(rows * tokens).view(rows, 1, tokens) % config.codebook_size
+            return _codes_of_example(config.codebook_size, (rows, several, tokens))
         noise = torch.rand(
             rows, 1, tokens * config.hop_length, generator=torch.Generator().manual_seed(0)
         )
         return 0.2 * noise - 0.1
     height, width = tokens, tokens + 2
     if part == "decoder":
-        return torch.arange(rows * height * width).view(rows, height, width) % config.codebook_size
+        levels = () if several == 1 else (several,)
+        return _codes_of_example(config.codebook_size, (rows, *levels, height, width))
     factor = config.downsample_factor
     size = (rows, config.in_channels, height * factor, width * factor)
     return torch.rand(size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def _codes_of_example(codebook_size: int, shape: tuple[int, ...]) -> Tensor:
+    return torch.arange(math.prod(shape)).view(shape) % codebook_size
 
 
 def dynamic_shapes(
@@ -109,7 +121,8 @@ def dynamic_shapes(
         return batch | {2: samples if batched else hop * frames}
     height, width = (Dim(name, min=2, max=most or MOST_TOKENS) for name in ("height", "width"))
     if part == "decoder":
-        return batch | {1: height, 2: width}
+        first = 1 if config.num_quantizers == 1 else 2
+        return batch | {first: height, first + 1: width}
     factor = config.downsample_factor
     return batch | {2: factor * height, 3: factor * width}
 

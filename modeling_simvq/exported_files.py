@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from .export_executorch import write_executorch
 from .export_onnx import write_onnx
 from .exportable import example, exportable, is_audio, traced
+from .several_quantizers import look_up
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "executorch": ".pte"}
 # A code counts as another if it is farther than the model's own by more than this share: what lies between is
@@ -126,20 +127,23 @@ def compare(model: PreTrainedModel, part: str, path: Path) -> Compared:
 
 @torch.no_grad()
 def other_codes(model: PreTrainedModel, values: Tensor, found: Tensor) -> tuple[int, int]:
-    """Count the codes that were compared, and those that are farther from the model's latents than its own.
+    """Count the positions that were compared, and those whose codes are farther off than the model's.
 
     Args:
         values: what was encoded, as `encode` takes it; images and clips of whole tokens.
         found: the codes of another engine.
     """
     encoded = model.encode(values)
-    codes = encoded.audio_codes[:, 0] if is_audio(model) else encoded.image_codes
-    found = found.view(codes.shape)
+    codes = encoded.audio_codes if is_audio(model) else encoded.image_codes
+    if found.shape != codes.shape:
+        raise ValueError(f"codes have shape {tuple(found.shape)}, the model's {tuple(codes.shape)}")
+    if not is_audio(model) and model.config.num_quantizers == 1:
+        codes, found = codes[:, None], found[:, None]
     own, other = (
-        (encoded.latents.float() - model.quantizer.lookup(some)).norm(dim=1)
+        (encoded.latents.float() - look_up(model.quantizer, some)).norm(dim=1)
         for some in (codes, found)
     )
-    return codes.numel(), int((other > own * (1 + MARGIN)).sum())
+    return own.numel(), int((other > own * (1 + MARGIN)).sum())
 
 
 def _open_onnx(path: Path, threads: int) -> Callable[[Tensor], Tensor]:

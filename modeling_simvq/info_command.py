@@ -22,11 +22,16 @@ def run(options: argparse.Namespace) -> int:
     """Print it."""
     tokenizer = load_tokenizer(options.model, options.revision)
     config, model = tokenizer.model.config, tokenizer.model
-    bits = math.log2(config.codebook_size)
+    each, bits = math.log2(config.codebook_size), config.code_bits
+    several = (
+        ""
+        if config.num_quantizers == 1
+        else f", {config.num_quantizers} at each position, {config.quantizer_arrangement}"
+    )
     lines = {
         "type": config.model_type,
         "quantizer": config.quantizer,
-        "codes": f"{config.codebook_size:,} of {bits:.3g} bits, in {config.codebook_dim} dimensions",
+        "codes": f"{config.codebook_size:,} of {each:.3g} bits, in {config.quantizer_dim} dimensions{several}",
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "weights": tokenizer.digest,
     }

@@ -36,19 +36,20 @@ from .latent_whitening import Whitening
 from .lstm import LSTM
 from .peer_arguments import (
     CountsFrames,
-    check_bits,
     check_past,
     check_scales,
     decoded_frames,
     of_dac,
     of_encodec,
     one_mask,
+    quantizers_for,
     with_channel,
     without_channel,
     without_chunks,
 )
 from .quantization_baselines import make_quantizer
 from .quantization_simvq import SimVQ
+from .several_quantizers import look_up, quantize
 from .streaming_layers import (
     State,
     add_to_waveform,
@@ -629,14 +630,14 @@ class SimVQAudioModel(
         Args:
             input_values: (B, 1, L) or (B, L) floating point in [-1, 1] at config.sampling_rate.
             padding_mask: (B, L) or (B, 1, L), 1 for samples and 0 for the padding to their right.
-            num_quantizers: 1, as in Mimi: the number of codebooks.
+            num_quantizers: how many of the model's codebooks, the first ones; all of them by default.
             encoder_past_key_values: of the chunks before, from their output (streaming models).
             padding_cache: Mimi's; None here, where encoder_past_key_values holds all of the state.
             use_streaming: the samples are a chunk of a stream, the first one if there is no past. Only full
                 frames get codes; the others wait in the past for the next chunk.
             attention_mask: another name of padding_mask.
-            n_quantizers: 1, as in DAC.
-            bandwidth: as in EnCodec, in kbit a second; the model has but one.
+            n_quantizers: the same, as in DAC.
+            bandwidth: the same, as in EnCodec, in kbit a second: one of config.target_bandwidths.
 
         Raises:
             ValueError: if the shape, the type or a value cannot be those of waveforms; if the model cannot
@@ -644,7 +645,7 @@ class SimVQAudioModel(
         """
         if isinstance(padding_mask, int):  # DAC's order
             padding_mask, n_quantizers = None, padding_mask
-        check_bits(self.config, num_quantizers, n_quantizers, bandwidth)
+        count = quantizers_for(self.config, num_quantizers, n_quantizers, bandwidth)
         if padding_cache is not None:
             raise ValueError(
                 "padding_cache must be left out: encoder_past_key_values holds all state"
@@ -655,7 +656,11 @@ class SimVQAudioModel(
         # In training the loop watches the loss instead: a look at the values waits for the device.
         check_waveforms(input_values, not (self.training or torch.compiler.is_compiling()))
         if self._is_streamed(bool(use_streaming), encoder_past_key_values, padding_mask):
-            return self._encode_next(input_values, encoder_past_key_values or self._no_past())
+            return self._encode_next(
+                input_values,
+                encoder_past_key_values or self._no_past(),
+                count or self.config.num_quantizers,
+            )
         lengths = None
         if padding_mask is not None:
             batch, _, width = input_values.shape
@@ -681,13 +686,13 @@ class SimVQAudioModel(
         batch, _, width = latents.shape
         if frames is None:
             mask = torch.ones(batch, 1, width, dtype=torch.bool, device=latents.device)
-            quantized, codes, commitment_loss = self.quantizer(latents)
+            quantized, codes, commitment_loss = quantize(self.quantizer, latents, count)
         else:
             mask = mask_of_clips(frames, width)
             # What lies behind a clip's end takes part neither in the loss nor in the batch.
             latents = latents.masked_fill(~mask, 0)
-            quantized, codes, commitment_loss = self._quantize_real(latents, mask)
-        output = SimVQAudioEncoderOutput(codes[:, None], mask, quantized, commitment_loss, latents)
+            quantized, codes, commitment_loss = self._quantize_real(latents, mask, count)
+        output = SimVQAudioEncoderOutput(codes, mask, quantized, commitment_loss, latents)
         return output
 
     @can_return_tuple
@@ -707,8 +712,9 @@ class SimVQAudioModel(
         """Codes, or vectors of codes, to waveforms.
 
         Args:
-            audio_codes: (B, 1, T) integers of any type in [0, codebook_size); a tensor, an array or a list.
-                Also with EnCodec's axis of chunks, (1, B, 1, T).
+            audio_codes: (B, q, T) integers of any type in [0, codebook_size); a tensor, an array or a list.
+                q is 1, or up to num_quantizers: the first codebooks' codes. Also with EnCodec's axis of chunks,
+                (1, B, q, T).
             padding_mask: (B, L), of the clips' samples: as audio_codes_mask, and the waveforms are cut to L.
             decoder_past_key_values: of the chunks before, from their output (streaming models).
             use_cache: the codes are a chunk of a stream, the first one if there is no past. Only the samples
@@ -747,10 +753,10 @@ class SimVQAudioModel(
             )
         if audio_codes is not None:
             audio_codes = without_chunks(integers("audio_codes", audio_codes, running_device(self)))
-            check_codes(audio_codes, may_be_empty=streamed)
+            check_codes(audio_codes, self.config.num_quantizers, may_be_empty=streamed)
             if not audio_codes.shape[-1]:
                 return self._nothing_decoded(audio_codes, decoder_past_key_values)
-            quantized_latents = self.quantizer.lookup(audio_codes[:, 0])
+            quantized_latents = look_up(self.quantizer, audio_codes)
         check_latents(quantized_latents, self.config.codebook_dim)
         if streamed:
             return self._decode_next(quantized_latents, decoder_past_key_values or self._no_past())
@@ -789,7 +795,7 @@ class SimVQAudioModel(
             input_values: (B, 1, L) or (B, L) floating point in [-1, 1] at config.sampling_rate.
             padding_mask: (B, L), 1 for samples and 0 for the padding to their right.
             num_quantizers: as of encode.
-            audio_codes: (B, 1, T), made before: they are decoded, and nothing is encoded.
+            audio_codes: (B, q, T), made before: they are decoded, and nothing is encoded.
             encoder_past_key_values, decoder_past_key_values: Mimi's; None here, streams take encode and decode.
             quantize: False decodes the latents as they are (autoencoder warm-up); the codes and the loss
                 are still those of the quantizer.
@@ -805,7 +811,7 @@ class SimVQAudioModel(
             padding_mask, n_quantizers = None, padding_mask
         padding_mask = one_mask(padding_mask, attention_mask)
         if audio_codes is not None:
-            check_bits(self.config, num_quantizers, n_quantizers, bandwidth)
+            quantizers_for(self.config, num_quantizers, n_quantizers, bandwidth)
             decoded = self.decode(
                 audio_codes, padding_mask, audio_scales=audio_scales, return_dict=True
             )
@@ -831,12 +837,15 @@ class SimVQAudioModel(
         )
         return output
 
-    def _quantize_real(self, latents: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _quantize_real(
+        self, latents: Tensor, mask: Tensor, count: int | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Quantize the frames of the clips and leave zeros behind their ends."""
         rows = mask[:, 0]
-        quantized, codes, commitment_loss = self.quantizer(latents.mT[rows])
-        all_codes = codes.new_zeros(rows.shape)
+        quantized, codes, commitment_loss = quantize(self.quantizer, latents.mT[rows], count)
+        all_codes = codes.new_zeros(*rows.shape, codes.shape[1])
         all_codes[rows] = codes
+        all_codes = all_codes.mT.contiguous()
         everything = torch.zeros_like(latents.mT)
         everything[rows] = quantized
         return everything.mT.contiguous(), all_codes, commitment_loss

@@ -22,6 +22,7 @@ from .integer_codes import integers
 from .latent_whitening import Whitening
 from .quantization_baselines import make_quantizer
 from .quantization_simvq import SimVQ
+from .several_quantizers import check_count, quantize
 from .tiling import run_tiled
 from .verified_download import VerifiedDownload
 
@@ -31,7 +32,7 @@ class SimVQImageEncoderOutput(ModelOutput):
     """Output of encode; (h, w) is the image's size over config.downsample_factor, rounded up.
 
     Attributes:
-        image_codes: (B, h, w) int64, in [0, codebook_size).
+        image_codes: (B, h, w) int64, in [0, codebook_size); of several quantizers (B, q, h, w).
         quantized_latents: (B, d, h, w), the codes' vectors.
         commitment_loss: float32 scalar, ``beta |z - sg[q]|^2 + |q - sg[z]|^2``.
         latents: (B, d, h, w), the encoder's output before quantization.
@@ -268,11 +269,14 @@ class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
         self._tiling = None
 
     @can_return_tuple
-    def encode(self, pixel_values: Tensor) -> SimVQImageEncoderOutput:
+    def encode(
+        self, pixel_values: Tensor, num_quantizers: int | None = None
+    ) -> SimVQImageEncoderOutput:
         """Images to codes.
 
         Args:
             pixel_values: (B, 3, H, W) floating point in [-1, 1].
+            num_quantizers: how many of the model's codebooks, the first ones; all of them by default.
 
         Raises:
             ValueError: if the shape, the type or a value cannot be those of images.
@@ -280,7 +284,11 @@ class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
         latents = self._encode_latents(pixel_values)
         if self.whitening is not None:
             latents = self.whitening(latents)
-        quantized, codes, commitment_loss = self.quantizer(latents)
+        if num_quantizers is not None:
+            check_count(num_quantizers, self.config.num_quantizers)
+        quantized, codes, commitment_loss = quantize(self.quantizer, latents, num_quantizers)
+        if self.config.num_quantizers == 1:
+            codes = codes[:, 0]
         output = SimVQImageEncoderOutput(codes, quantized, commitment_loss, latents)
         return output
 
@@ -291,7 +299,8 @@ class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
         """Codes, or vectors of codes, to images.
 
         Args:
-            image_codes: (B, h, w) integers of any type in [0, codebook_size); a tensor, an array or a list.
+            image_codes: (B, h, w) integers of any type in [0, codebook_size); a tensor, an array or a list. Of
+                several codebooks (B, q, h, w), the codes of the first q.
             quantized_latents: (B, d, h, w) floating point. Give either this or image_codes.
 
         Raises:
@@ -303,24 +312,29 @@ class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
             )
         if image_codes is not None:
             image_codes = integers("image_codes", image_codes, running_device(self))
-            if image_codes.ndim != 3 or image_codes.numel() == 0:
+            several = self.config.num_quantizers > 1
+            if image_codes.ndim != 3 + several or image_codes.numel() == 0:
+                wanted = "(B, q, h, w)" if several else "(B, h, w)"
                 raise ValueError(
-                    f"image_codes must be (B, h, w) and not empty, got shape {tuple(image_codes.shape)}"
+                    f"image_codes must be {wanted} and not empty, got shape {tuple(image_codes.shape)}"
                 )
             quantized_latents = self.quantizer.lookup(image_codes)
         output = SimVQImageDecoderOutput(self._decode_latents(quantized_latents))
         return output
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, quantize: bool = True) -> SimVQImageOutput:
+    def forward(
+        self, pixel_values: Tensor, quantize: bool = True, num_quantizers: int | None = None
+    ) -> SimVQImageOutput:
         """Encode, quantize and decode.
 
         Args:
             pixel_values: (B, 3, H, W) floating point in [-1, 1].
             quantize: False decodes the latents as they are (autoencoder warm-up); the codes and the loss
                 are still those of the quantizer.
+            num_quantizers: as of encode.
         """
-        encoded = self.encode(pixel_values, return_dict=True)
+        encoded = self.encode(pixel_values, num_quantizers, return_dict=True)
         decoded = self._decode_latents(encoded.quantized_latents if quantize else encoded.latents)
         output = SimVQImageOutput(
             decoded, encoded.image_codes, encoded.commitment_loss, encoded.latents

@@ -8,32 +8,51 @@ from torch import Tensor
 from .clip_lengths import clip_lengths, mask_of_clips
 
 
-def check_bits(
+def quantizers_for(
     config, num_quantizers: int | None, n_quantizers: int | None, bandwidth: float | None
-) -> None:
-    """Refuse other amounts of bits than the model's single codebook gives.
+) -> int | None:
+    """Return how many quantizers to use, by any of three names; None for all, or what training draws.
 
     Args:
         num_quantizers: of Mimi.
         n_quantizers: of DAC.
-        bandwidth: of EnCodec, in kbit a second.
+        bandwidth: of EnCodec, in kbit a second, to 1 %.
 
     Raises:
         ValueError: naming what the model has.
     """
+    most, found = config.num_quantizers, None
     for name, value in (("num_quantizers", num_quantizers), ("n_quantizers", n_quantizers)):
-        if value is not None and value != 1:
-            raise ValueError(
-                f"{name} must be 1 or left out, got {value}: this model has one codebook, of "
-                f"{config.codebook_size:,} codes"
+        if value is None:
+            continue
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or not 1 <= value <= most:
+            has = (
+                f"{most} codebooks"
+                if most > 1
+                else f"one codebook, of {config.codebook_size:,} codes"
             )
-    own = config.frame_rate * math.log2(config.codebook_size) / 1000
-    known = bandwidth is None or isinstance(bandwidth, (int, float))
-    if not known or (bandwidth is not None and not math.isclose(bandwidth, own, rel_tol=0.01)):
+            limit = "1" if most == 1 else f"1 to {most}"
+            raise ValueError(
+                f"{name} must be {limit} or left out, got {value}: this model has {has}"
+            )
+        if found not in (None, value):
+            raise ValueError(f"num_quantizers={found} and n_quantizers={value} differ: give one")
+        found = value
+    if bandwidth is None:
+        return found
+    known = isinstance(bandwidth, (int, float))
+    rates = config.target_bandwidths
+    fits = [
+        i + 1 for i, own in enumerate(rates) if known and math.isclose(bandwidth, own, rel_tol=0.01)
+    ]
+    if not fits or found not in (None, fits[0]):
+        also = ", or fit num_quantizers" if found else ""
         raise ValueError(
-            f"bandwidth must be left out, got {bandwidth}: this model has one codebook and always gives "
-            f"{own:.3g} kbit a second"
+            f"bandwidth must be left out{also}, got {bandwidth}: this model gives "
+            f"{' or '.join(f'{rate:.3g}' for rate in rates)} kbit a second"
         )
+    return fits[0]
 
 
 def one_mask(padding_mask, attention_mask):

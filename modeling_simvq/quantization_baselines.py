@@ -14,6 +14,7 @@ from .float32_module import float32_by_default
 from .nearest_code import nearest_code
 from .quantization_simvq import SimVQ
 from .quantizer import Quantizer
+from .several_quantizers import GroupedQuantizer, ResidualQuantizer
 from .straight_through import with_gradient_of
 
 # Levels per dimension of FSQ: those of its paper (arXiv 2309.15505, section 4.1), and 262,144.
@@ -29,7 +30,7 @@ FSQ_LEVELS = {
 
 
 def make_quantizer(config) -> nn.Module:
-    """Return the quantizer of a model's configuration.
+    """Return the quantizer of a model's configuration: one of these, or several, num_quantizers of them.
 
     - "simvq": SimVQ. Options: its arguments.
     - "vq" (VQGAN): a codebook trained by the gradient of the codes that were picked.
@@ -47,8 +48,17 @@ def make_quantizer(config) -> nn.Module:
         ValueError: if the codebook size or an option does not suit the quantizer.
         ImportError: if vector-quantize-pytorch is needed and not installed.
     """
+    if config.num_quantizers == 1:
+        return _make_one(config)
+    levels = [_make_one(config) for _ in range(config.num_quantizers)]
+    grouped = config.quantizer_arrangement == "grouped"
+    kind = GroupedQuantizer if grouped else ResidualQuantizer
+    return kind(levels, config.quantizer_dropout)
+
+
+def _make_one(config) -> Quantizer:
     name, options = config.quantizer, dict(config.quantizer_options)
-    size, dim, beta = config.codebook_size, config.codebook_dim, config.commitment_cost
+    size, dim, beta = config.codebook_size, config.quantizer_dim, config.commitment_cost
     if name in ("simvq", "lc"):
         return SimVQ(size, dim, beta, **options)
     try:

@@ -4,3 +4,5 @@ They stand alone so that reading a configuration imports no search and no Triton
 """
 
 QUANTIZERS = ("simvq", "vq", "vq_ema", "fc", "fsq", "lfq", "lc")
+
+ARRANGEMENTS = ("residual", "grouped")

@@ -7,15 +7,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from modeling_simvq import SimVQ
 from modeling_simvq.configuration_simvq_tokenizer import SimVQTokenizerConfig
+from modeling_simvq.several_quantizers import levels_of
 from training.codebook.start import whiten_codes
 from training.runtime.settings import SettingsError, setting, settings_of
 
 
 @dataclass
 class QuantizerSettings(
-    settings_of(SimVQTokenizerConfig, "quantizer", "quantizer_options", "whiten_latents")
+    settings_of(
+        SimVQTokenizerConfig,
+        *("quantizer", "quantizer_options", "whiten_latents", "num_quantizers"),
+        *("quantizer_arrangement", "quantizer_dropout"),
+    )
 ):
     """Settings that the models of both modalities share."""
 
@@ -64,9 +68,9 @@ class QuantizerSettings(
             features = features - features.mean(dim=0)
             scale = features.square().mean().sqrt().clamp(min=1e-12)
             features = features / (scale * features.shape[1] ** 0.5)
-        quantizer: SimVQ = model.quantizer
-        quantizer.basis = nn.Parameter(features)
-        quantizer.basis_init = "given"
+        for quantizer in levels_of(model.quantizer):
+            quantizer.basis = nn.Parameter(features.clone())
+            quantizer.basis_init = "given"
 
     def _features(self) -> Tensor:
         path = Path(self.codebook_features)

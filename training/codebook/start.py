@@ -1,18 +1,20 @@
 """Put the codes where the latents are, when quantization begins: their mean and covariance, or all of them."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from modeling_simvq import SimVQ
+from modeling_simvq.several_quantizers import GroupedQuantizer, SeveralQuantizers, levels_of
 from training.runtime.float64 import to_float64
 
 
 @torch.no_grad()
 def match_codes_to_latents(
-    quantizers: list[nn.Module], latents: Tensor, accelerator: Accelerator
+    quantizers: list[nn.Module], latents: Tensor, accelerator: Accelerator, first: int = 0
 ) -> None:
     """Set W and b so that W c + b is distributed as the latents are, to second order.
 
@@ -25,7 +27,14 @@ def match_codes_to_latents(
     Args:
         quantizers: all are set to the same W and b (the trained model's and the average's).
         latents: (B, d, *spatial) of this process; moments are taken over all processes.
+        first: of several quantizers, the first that is set; those before it stay as they are.
     """
+    for index, (levels, seen) in enumerate(_what_each_sees(quantizers, latents)):
+        if index >= first:
+            _match(levels, seen, accelerator)
+
+
+def _match(quantizers: list[nn.Module], latents: Tensor, accelerator: Accelerator) -> None:
     quantizers = [q for q in quantizers if isinstance(q, SimVQ) and _has_matrix(q)]
     rows = to_float64(latents).movedim(1, -1).reshape(-1, latents.shape[1])
     moments = torch.cat([rows.mean(dim=0, keepdim=True), rows.T @ rows / len(rows)])
@@ -95,9 +104,17 @@ def put_codes_on(quantizers: list[nn.Module], rows: Tensor) -> None:
 
     W and b alone can give the codes the latents' mean and covariance, but not their shape: few codes would be
     where latents gather, as those of silence do, and many where there is none. C stays frozen afterwards.
-    Quantizers whose C is not as wide as the latents stay as they are.
+    Quantizers whose C is not as wide as the latents stay as they are, and of residual ones all but the first:
+    codes that are the latents leave nothing of them.
     """
     if not len(rows):
+        return
+    if isinstance(quantizers[0], SeveralQuantizers):
+        levels, seen = next(_what_each_sees(quantizers, rows))
+        put_codes_on(levels, seen)
+        if isinstance(quantizers[0], GroupedQuantizer):
+            for levels, seen in list(_what_each_sees(quantizers, rows))[1:]:
+                put_codes_on(levels, seen)
         return
     rows = to_float64(rows)
     width = rows.shape[1]
@@ -117,11 +134,37 @@ def put_codes_on(quantizers: list[nn.Module], rows: Tensor) -> None:
 def whiten_codes(quantizer: nn.Module) -> None:
     """Set W and b so that the codes have mean zero and the identity as covariance, as whitened latents have.
 
-    A quantizer that has no such W stays as it is.
+    A quantizer that has no such W stays as it is. Of residual ones each later one is narrower by K^(-1/d), the
+    least that K codes leave of a Gaussian of d dimensions (rate 2 / d * log K of the distortion).
     """
-    if isinstance(quantizer, SimVQ) and _has_matrix(quantizer):
-        identity = torch.eye(quantizer.codebook_dim, dtype=to_float64(quantizer.basis[:0]).dtype)
-        _spread(quantizer, identity, identity.new_zeros(quantizer.codebook_dim))
+    grouped = isinstance(quantizer, GroupedQuantizer)
+    for index, level in enumerate(levels_of(quantizer)):
+        if isinstance(level, SimVQ) and _has_matrix(level):
+            width = level.codebook_dim
+            identity = torch.eye(width, dtype=to_float64(level.basis[:0]).dtype)
+            left = 1.0 if grouped else level.codebook_size ** (-index / width)
+            _spread(level, left * identity, identity.new_zeros(width))
+
+
+def _what_each_sees(
+    quantizers: list[nn.Module], latents: Tensor
+) -> Iterator[tuple[list[nn.Module], Tensor]]:
+    """Yield the first quantizer of each model and the latents that it sees, then the second ones, and so on.
+
+    What is left for the next is computed after the caller has done with a level.
+    """
+    if not isinstance(quantizers[0], SeveralQuantizers):
+        yield quantizers, latents
+        return
+    parts = latents.chunk(len(quantizers[0].levels), dim=1)
+    rest = latents
+    for index, level in enumerate(quantizers[0].levels):
+        levels = [several.levels[index] for several in quantizers]
+        if isinstance(quantizers[0], GroupedQuantizer):
+            yield levels, parts[index]
+            continue
+        yield levels, rest
+        rest = rest - level(rest)[0].detach()
 
 
 def _factor(covariance: Tensor) -> tuple[Tensor, bool]:

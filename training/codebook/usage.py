@@ -11,16 +11,25 @@ from training.codebook.spectra import spectrum
 
 
 class CodeCounter:
-    """Counts codes on the device, over a window of batches; ranks are summed only when it is read."""
+    """Counts codes on the device, over a window of batches; ranks are summed only when it is read.
 
-    def __init__(self, codebook_size: int, device: torch.device):
-        self.counts = torch.zeros(codebook_size, dtype=torch.int64, device=device)
+    Args:
+        codebook_size: K.
+        quantizers: Q of a position; each is counted for itself.
+    """
+
+    def __init__(self, codebook_size: int, device: torch.device, quantizers: int = 1):
+        shape = (codebook_size,) if quantizers == 1 else (quantizers, codebook_size)
+        self.counts = torch.zeros(shape, dtype=torch.int64, device=device)
 
     def update(self, codes: Tensor) -> None:
-        """Add a batch of codes of any shape."""
+        """Add a batch of codes, of any shape; of several quantizers (B, q, *spatial)."""
+        if self.counts.ndim == 2:
+            each = torch.arange(codes.shape[1], device=codes.device) * self.counts.shape[1]
+            codes = codes + each.view(-1, *[1] * (codes.ndim - 2))
         # Unlike bincount this touches as many entries as there are tokens, and never waits for a GPU.
         codes = codes.flatten()
-        self.counts.index_add_(0, codes, torch.ones_like(codes))
+        self.counts.view(-1).index_add_(0, codes, torch.ones_like(codes))
 
     def read(self, accelerator: Accelerator) -> "CodeUsage":
         """Usage over all ranks since the last reset."""
@@ -57,6 +66,8 @@ class CodeUsage:
         tokens: tokens counted.
         ceiling: the most that utilisation could be with so few tokens.
         codebook_size: K.
+        each: of several quantizers, the usage of each; the figures above are their means, and tokens those of
+            the first.
     """
 
     utilisation: float
@@ -64,6 +75,7 @@ class CodeUsage:
     tokens: int
     ceiling: float
     codebook_size: int
+    each: tuple["CodeUsage", ...] = ()
 
     @property
     def reachable(self) -> float:
@@ -76,18 +88,26 @@ class CodeUsage:
             "utilisation": self.utilisation,
             "reachable_utilisation": self.reachable,
             "perplexity": self.perplexity,
-        }
+        } | {f"utilisation_{n}": usage.utilisation for n, usage in enumerate(self.each, 1)}
 
     def __str__(self) -> str:
+        several = "".join(f", {usage.utilisation:.1%}" for usage in self.each)
         return (
             f"{self.utilisation:.1%} of {self.codebook_size:,} codes used "
             f"({self.tokens:,} tokens could reach {self.reachable:.1%})"
-        )
+        ) + (f"; by quantizer{several[1:]}" if several else "")
 
     @classmethod
     def from_counts(cls, counts: Tensor) -> "CodeUsage":
-        """Compute usage from occurrences per code, (K,) integers."""
+        """Compute usage from occurrences per code, (K,) integers, or (Q, K) of several quantizers."""
         counts = counts.cpu()  # float64, which not every device has
+        if counts.ndim == 2:
+            each = tuple(cls.from_counts(some) for some in counts)
+            means = (
+                sum(getattr(usage, name) for usage in each) / len(each)
+                for name in ("utilisation", "perplexity")
+            )
+            return cls(*means, each[0].tokens, each[0].ceiling, each[0].codebook_size, each)
         tokens = int(counts.sum())
         if tokens == 0:
             return cls(0.0, 0.0, 0, 0.0, len(counts))

@@ -20,7 +20,7 @@ class CodebookWatch:
 
     def __init__(self, quantizer: nn.Module, config, accelerator: Accelerator):
         self.quantizer, self.accelerator = quantizer, accelerator
-        self.counter = CodeCounter(config.codebook_size, accelerator.device)
+        self.counter = CodeCounter(config.codebook_size, accelerator.device, config.num_quantizers)
         self.adviser = CollapseAdviser()
         self._window = StepWindow(self._count)
         self._latents: Tensor | None = None  # of the last batch that counts

@@ -28,6 +28,7 @@ from training.evaluation.report import (
     Fingerprint,
     Mean,
     intervals,
+    prefix_note,
     report_folder,
     sample_hashes,
     versions,
@@ -47,6 +48,9 @@ class AudioEvaluationSettings:
         list(LOADERS), f"of {', '.join(LOADERS)}; vuv_f1 takes longest without a GPU"
     )
     utmos_weights: str | None = setting(None, "file of UTMOS's weights; downloaded by default")
+    num_quantizers: int | None = setting(
+        None, "of a model with several, how many, the first ones; give another output then"
+    )
     data_name: str | None = setting(
         None, "what to call the evaluated data; by default their Hub id, or their folder's name"
     )
@@ -79,6 +83,7 @@ def evaluate(
     recordings: Iterable[dict[str, Tensor]],
     accelerator: Accelerator,
     metrics: dict[str, Callable[[SpeechPair], dict[str, float]]],
+    num_quantizers: int | None = None,
 ) -> Findings | None:
     """Measure the recordings of all ranks.
 
@@ -86,6 +91,7 @@ def evaluate(
         model: in evaluation mode, on the accelerator's device.
         recordings: those of this rank alone, {"input_values": (1, 1, L), "valid": (1,)}.
         metrics: key of LOADERS to what it loaded.
+        num_quantizers: of several, how many, the first ones; all by default.
 
     Returns:
         The findings on the main process, None on the others.
@@ -94,7 +100,8 @@ def evaluate(
         ValueError: if no recording can be read.
     """
     config = model.config
-    counter = CodeCounter(config.codebook_size, accelerator.device)
+    used = num_quantizers or config.num_quantizers
+    counter = CodeCounter(config.codebook_size, accelerator.device, used)
     fingerprint, counts = Fingerprint(), torch.zeros(2, dtype=torch.int64)  # read, unreadable
     means = {key: Mean() for name in metrics for key in KEYS.get(name, (name,))}
     hidden = not accelerator.is_local_main_process
@@ -103,7 +110,7 @@ def evaluate(
             counts[1] += 1
             continue
         waveform = batch["input_values"]
-        output = model(waveform.to(accelerator.device))
+        output = model(waveform.to(accelerator.device), num_quantizers=num_quantizers)
         counter.update(output.audio_codes)
         fingerprint.add(sample_hashes(waveform))
         counts[0] += 1
@@ -125,8 +132,7 @@ def evaluate(
         return None
     found = {key: mean.mean for key, mean in means.items() if mean.count}
     found |= usage.metrics()
-    tokens_per_second = config.sampling_rate / config.hop_length
-    found["bitrate"] = tokens_per_second * math.log2(config.codebook_size) / 1000
+    found["bitrate"] = config.target_bandwidths[used - 1]
     failures = {key: count - mean.count for key, mean in means.items() if mean.count < count}
     return Findings(found, intervals(means), count, str(fingerprint), failures, unreadable)
 
@@ -200,11 +206,12 @@ def run(settings: AudioEvaluationSettings, data: AudioDataConfig, accelerator: A
     recordings = whole_recordings(data, data.validation_split, rate, accelerator)
     if accelerator.is_main_process:
         logging.info(sample_counts(data, {f"{{}} of split {data.validation_split}": recordings}))
-    findings = evaluate(model, recordings, accelerator, metrics)
+    findings = evaluate(model, recordings, accelerator, metrics, settings.num_quantizers)
     if findings is not None:
         on_hub = is_hub_id(data.dataset)
         protocol = join_sentences(
             measured_on(on, data, findings.samples, "recording", settings.model),
+            prefix_note(model.config, settings.num_quantizers),
             f"Whole recordings at {rate:,} Hz, mono. Reconstructions clipped at 0.99 and rounded to 16 bits. "
             "At 16 kHz (soxr HQ), except STOI; all but the MOS predictors on both signals cut to the "
             "shorter. PESQ: wide band, of the package pesq. STOI: pystoi, not extended. V/UV F1: CREPE "

@@ -21,6 +21,7 @@ from training.evaluation.report import (
     Fingerprint,
     Mean,
     intervals,
+    prefix_note,
     report_folder,
     sample_hashes,
     versions,
@@ -42,6 +43,9 @@ class ImageEvaluationSettings:
     batch_size: int = setting(64, "images at a time, per process")
     fid: bool = setting(True, "rFID (needs the Inception network's weights)")
     lpips: list[str] = setting(["alex", "vgg"], "networks of LPIPS; [] for none")
+    num_quantizers: int | None = setting(
+        None, "of a model with several, how many, the first ones; give another output then"
+    )
     data_name: str | None = setting(
         None, "what to call the evaluated data; by default their Hub id, or their folder's name"
     )
@@ -93,6 +97,7 @@ def evaluate(
     *,
     inception: nn.Module | None = None,
     perceptual: dict[str, nn.Module] | None = None,
+    num_quantizers: int | None = None,
 ) -> Findings | None:
     """Measure all images of all ranks, each counted once.
 
@@ -101,6 +106,7 @@ def evaluate(
         loader: prepared; batches of build_image_dataloader.
         inception: 8-bit images to features, for rFID.
         perceptual: name to LPIPS network.
+        num_quantizers: of several, how many, the first ones; all by default.
 
     Returns:
         The findings on the main process, None on the others.
@@ -108,14 +114,15 @@ def evaluate(
     Raises:
         ValueError: if no image can be read, or rFID is asked of fewer than two.
     """
-    counter = CodeCounter(model.config.codebook_size, accelerator.device)
+    used = num_quantizers or model.config.num_quantizers
+    counter = CodeCounter(model.config.codebook_size, accelerator.device, used)
     means: dict[str, Mean] = {}
     batch_psnr, fingerprint, left_out = BatchPsnr(), Fingerprint(), 0
     fid = frechet_distance(accelerator.device) if inception is not None else None
 
     def measure(batch: dict[str, Tensor]):
         pixels = to_values(batch["pixel_values"])
-        output = model(pixels)
+        output = model(pixels, num_quantizers=num_quantizers)
         decoded = output.pixel_values.clamp(-1, 1)
         figures = image_figures(pixels, decoded)
         figures["hash"] = sample_hashes(to_bytes(pixels)).to(pixels.device)
@@ -178,12 +185,18 @@ def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: A
     perceptual = {net: load_lpips(net).to(accelerator.device) for net in settings.lpips}
     inception = load_inception().to(accelerator.device) if settings.fid else None
     findings = evaluate(
-        model, accelerator.prepare(loader), accelerator, inception=inception, perceptual=perceptual
+        model,
+        accelerator.prepare(loader),
+        accelerator,
+        inception=inception,
+        perceptual=perceptual,
+        num_quantizers=settings.num_quantizers,
     )
     if findings is not None:
         on_hub = is_hub_id(data.dataset)
         protocol = join_sentences(
             measured_on(on, data, findings.samples, "image", settings.model),
+            prefix_note(model.config, settings.num_quantizers),
             f"Short side to {data.resolution} pixels (bilinear, antialiased), centre crop.",
             resolution_note(data.resolution, trained),
             "PSNR, SSIM "

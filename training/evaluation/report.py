@@ -114,6 +114,13 @@ def intervals(means: dict[str, Mean]) -> dict[str, float]:
     return {name: mean.interval for name, mean in means.items() if mean.count > 1}
 
 
+def prefix_note(config, num_quantizers: int | None) -> str:
+    """Say in a protocol that only some of a model's quantizers were used; "" if all were."""
+    if num_quantizers in (None, config.num_quantizers):
+        return ""
+    return f"With the first {num_quantizers} of {config.num_quantizers} quantizers."
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Versions of what the figures depend on: Python, this project, torch, transformers and `packages`."""
     found = {}

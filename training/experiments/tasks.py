@@ -67,11 +67,14 @@ def _images(settings: dict) -> dict[str, float]:
     lpips = {"alex": load_lpips("alex").to(accelerator.device)}
     loader = pictures(data.validation_split, None)
     metrics = evaluate(model, loader, accelerator, perceptual=lpips).metrics
+    for count in range(1, model.config.num_quantizers):
+        found = evaluate(model, loader, accelerator, perceptual=lpips, num_quantizers=count).metrics
+        metrics |= {f"{name}_first_{count}": found[name] for name in ("psnr", "ssim", "lpips_alex")}
     tokens = (data.resolution // model.config.downsample_factor) ** 2
     enough = -(-TOKENS_PER_CODE * model.config.codebook_size // tokens)
     # A validation set may have fewer tokens than there are codes.
     with torch.no_grad():
-        counter = CodeCounter(model.config.codebook_size, accelerator.device)
+        counter = _counter(model, accelerator.device)
         for batch in pictures(data.train_split, enough):
             if batch["valid"].any():
                 values = to_values(batch["pixel_values"][batch["valid"]])
@@ -92,12 +95,20 @@ def _speech(settings: dict) -> dict[str, float]:
 
     stoi = {"stoi": LOADERS["stoi"](device)}
     metrics = evaluate(model, recordings(data.validation_split), accelerator, stoi).metrics
+    for count in range(1, model.config.num_quantizers):
+        held_out = recordings(data.validation_split)
+        found = evaluate(model, held_out, accelerator, stoi, num_quantizers=count).metrics
+        metrics |= {f"{name}_first_{count}": found[name] for name in ("stoi", "bitrate")}
     with torch.no_grad():
-        counter = CodeCounter(model.config.codebook_size, device)
+        counter = _counter(model, device)
         for batch in recordings(data.train_split):
             if batch["valid"].all():
                 counter.update(model.encode(batch["input_values"].to(device)).audio_codes)
     return metrics | _training_usage(counter.read(accelerator))
+
+
+def _counter(model, device: torch.device) -> CodeCounter:
+    return CodeCounter(model.config.codebook_size, device, model.config.num_quantizers)
 
 
 def _training_usage(usage: CodeUsage) -> dict[str, float]:

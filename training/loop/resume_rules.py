@@ -51,7 +51,17 @@ FIXED: dict[str, str | Callable[..., str | None]] = {
     **dict.fromkeys(("codebook_dim", "quantizer", "quantizer_options"), _SHAPE),
     **dict.fromkeys(("num_filters", "downsampling_ratios", "num_residual_layers"), _SHAPE),
     **dict.fromkeys(("num_lstm_layers", "num_decoder_layers", "n_fft"), _SHAPE),
-    **dict.fromkeys(("norm_groups", "norm_per_position", "attention", "whiten_latents"), _SHAPE),
+    **dict.fromkeys(
+        (
+            "norm_groups",
+            "norm_per_position",
+            "attention",
+            "whiten_latents",
+            "num_quantizers",
+            "quantizer_arrangement",
+        ),
+        _SHAPE,
+    ),
     **dict.fromkeys(
         ("streamable", "attention_window"), "the model was trained to see so much of a clip"
     ),

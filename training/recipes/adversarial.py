@@ -4,6 +4,7 @@ import torch
 from accelerate.logging import get_logger
 from torch import Tensor, nn
 
+from modeling_simvq.several_quantizers import ResidualQuantizer
 from training.codebook.start import LatentSample, match_codes_to_latents, put_codes_on
 from training.codebook.watch import CodebookWatch
 from training.loop.steps import Stepper, StepResult
@@ -135,6 +136,9 @@ class Adversaries(Stepper):
         else:
             codebook_size = self.recipe.model.config.codebook_size
             put_codes_on(quantizers, self._sample.draw(codebook_size, self.accelerator))
+            if isinstance(quantizers[0], ResidualQuantizer):
+                latents = model(inputs, quantize=False).latents
+                match_codes_to_latents(quantizers, latents, self.accelerator, first=1)
         self._codes_matched = True
 
     def _judge(

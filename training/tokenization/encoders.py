@@ -19,6 +19,19 @@ MANIFEST = "tokenization.json"  # beside the codes: how they were made
 
 
 @dataclass(frozen=True)
+def check_one_quantizer(model: nn.Module) -> None:
+    """Refuse tokenizers with several codes a position, for which the code models have no order.
+
+    Raises:
+        SettingsError: if there are several.
+    """
+    if model.config.num_quantizers > 1:
+        raise SettingsError(
+            f"model: it gives {model.config.num_quantizers} codes at each position, and datasets of codes and "
+            "code models take one: use a tokenizer with num_quantizers=1, or `simvq encode`"
+        )
+
+
 class Variant:
     """Variant of an image that is encoded.
 
@@ -62,6 +75,7 @@ class ImageTokens:
     def __init__(self, model: nn.Module, data: ImageDataConfig, seed: int, **options):
         if model.config.model_type != "simvq_image":
             raise SettingsError(f"model: {model.config.model_type} is no tokenizer of images")
+        check_one_quantizer(model)
         factor = model.config.downsample_factor
         if data.resolution % factor:
             raise SettingsError(f"resolution: {data.resolution} is no multiple of {factor}")
@@ -104,6 +118,7 @@ class AudioTokens:
     def __init__(self, model: nn.Module, data: AudioDataConfig, seed: int, **options):
         if model.config.model_type != "simvq_audio":
             raise SettingsError(f"model: {model.config.model_type} is no tokenizer of audio")
+        check_one_quantizer(model)
         self.model, self.source_column = model, data.column
         self._encode = encoder_of(model, **options)
         self.rate = model.config.sampling_rate
