@@ -1,7 +1,9 @@
 """Commands of the package: python -m modeling_simvq --help."""
 
 import argparse
+import signal
 import sys
+from contextlib import suppress
 
 from . import (
     convert_simvq_checkpoint,
@@ -29,11 +31,17 @@ def main(arguments: list[str] | None = None) -> int:
     ):
         command.add_to(commands)
     options = parser.parse_args(arguments)
+    # What is half written goes, as after an error.
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return options.run(options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

@@ -81,6 +81,11 @@ def add_code_tokens(
                 f"the tokenizer already has {token} (id {known[token]:,}): choose another name, or find "
                 f"the tokens of {name!r} by CodeVocabulary.from_tokenizer"
             )
+    for token in known:
+        if re.fullmatch(rf"<\|{name}_(code|first|second)_\d+\|>", token):
+            raise ValueError(
+                f"the tokenizer already has {token} (id {known[token]:,}): choose another name than {name!r}"
+            )
     used, rows = max(known.values()) + 1, len(model.get_input_embeddings().weight)
     if used > rows:
         raise ValueError(f"the tokenizer has ids up to {used - 1:,}, the model only {rows:,} rows")

@@ -140,7 +140,7 @@ class CodeVocabulary:
         if len(starts) != len(ends):
             row = int((depth[:, -1] != 0).nonzero()[0])
             position = int(starts[starts[:, 0] == row][-1, 1])
-            found = rows.shape[1] - position - 1
+            found = (rows.shape[1] - position - 1) // len(self.factors or (0,))
             raise ValueError(
                 f"the {self.name} that starts in row {row} at position {position} is truncated: "
                 f"{found:,} codes and no {boundary_tokens(self.name)[1]}"

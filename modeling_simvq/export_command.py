@@ -12,7 +12,7 @@ from .command_model import Tokenizer, load_tokenizer, stored_type
 from .configuration_simvq_generation import SimVQAudioGenerationConfig, SimVQImageGenerationConfig
 from .export_generator import export_generator
 from .export_gguf import export_gguf
-from .exportable import PARTS
+from .exportable import LEAST_FRAMES, PARTS, is_audio
 from .exported_files import FORMATS, Compared, compare, write_part
 from .exported_weights import STORED_AS
 from .modeling_simvq_generation import SimVQForAudioGeneration, SimVQForImageGeneration
@@ -36,7 +36,8 @@ def add_to(commands) -> None:
         "with the model. Of a code model, write a plain Llama, for transformers and vLLM, or a GGUF file, for "
         'llama.cpp. onnx, openvino and gguf need `pip install "modeling-simvq[export]"`; executorch, for one '
         "image or clip at a time of up to 64 x 64 tokens or 1,500 frames, needs "
-        '`pip install "modeling-simvq[executorch]"`.',
+        '`pip install "modeling-simvq[executorch]"`. Give exported audio encoders whole frames: a last one '
+        "that is not full is filled with silence, which can make its code another than the model's.",
     )
     parser.add_argument(
         "model", help="folder or Hub id of an image or audio tokenizer, or code model"
@@ -129,14 +130,30 @@ def export(
             if weights == "float32" and (found.other_codes or found.worst_error > WORST_ERROR):
                 raise ValueError(f"{path.name} does not compute what the model does: {found}")
             compared[path.name] = found
-        tokenizer.model.config.to_json_file(folder / "config.json")
-        tokenizer.processor.to_json_file(folder / "preprocessor_config.json")
+        for name, part in (
+            ("config.json", tokenizer.model.config),
+            ("preprocessor_config.json", tokenizer.processor),
+        ):
+            settings = json.loads(part.to_json_string())
+            settings.pop("auto_map", None)  # code that does not come along
+            (folder / name).write_text(json.dumps(settings, indent=2) + "\n")
         described = {
             "model": tokenizer.name,
             "weights_digest": tokenizer.digest,
             "format": format,
             "weights": weights,
+            "sizes": _sizes_of(tokenizer.model),
             "files": {name: vars(found) for name, found in compared.items()},
         }
         (folder / "export.json").write_text(json.dumps(described, indent=2) + "\n")
     return compared
+
+
+def _sizes_of(model: PreTrainedModel) -> str:
+    if not is_audio(model):
+        return f"Height and width are multiples of {model.config.downsample_factor} pixels."
+    hop = model.config.hop_length
+    return (
+        f"Clips have at least {LEAST_FRAMES * hop:,} samples. The last frame of {hop} samples is filled with "
+        "silence: give whole frames for the model's own codes."
+    )

@@ -37,19 +37,21 @@ def exportable(model: PreTrainedModel, part: str) -> nn.Module:
             audio_codes (B, 1, T); "decoder", codes to pixel_values or audio_values.
 
     Returns:
-        Module whose forward takes one tensor. Height and width are multiples of the down-sampling factor; a
-        clip has at least LEAST_FRAMES frames, and its last one is filled with silence.
+        Module whose forward takes one tensor, in float32. Height and width are multiples of the
+        down-sampling factor; a clip has at least LEAST_FRAMES frames, and its last one is filled with silence.
 
     Raises:
         ValueError: if there is no such part.
     """
     if part not in PARTS:
         raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
-    model = copy.deepcopy(model).eval().requires_grad_(False)
+    model = copy.deepcopy(model).eval().float().requires_grad_(False)
     model.quantizer = _with_fixed_codebooks(model.quantizer)
     if not is_audio(model):
+        model.disable_tiling()
         _leave_out(model, part)
         return ImagePart(model, part)
+    model.disable_chunking()
     model.remove_weight_norm()
     if model.encoder.lstm is not None:
         model.encoder.lstm = LoopedLSTM(model.encoder.lstm)
@@ -137,15 +139,23 @@ def traced(
     """Trace a part that `exportable` made of a model; the rest as of dynamic_shapes.
 
     With `most` the example is as large: ExecuTorch sets memory apart for it where it loses sight of the bound.
+
+    Raises:
+        ValueError: if torch.export cannot trace the model for any size.
     """
     size = {} if most is None else {"tokens": most - 2}  # an image is two tokens wider than high
-    with torch.no_grad():
-        return torch.export.export(
-            module,
-            (example(model, part, rows=2 if batched else 1, **size),),
-            dynamic_shapes=(dynamic_shapes(model, part, batched, most),),
-            strict=False,
-        )
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                module,
+                (example(model, part, rows=2 if batched else 1, **size),),
+                dynamic_shapes=(dynamic_shapes(model, part, batched, most),),
+                strict=False,
+            )
+    except torch._dynamo.exc.UserError as error:
+        raise ValueError(
+            f"torch.export cannot trace this {part} for any size: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def input_and_output(model: PreTrainedModel, part: str) -> tuple[str, str]:

@@ -15,22 +15,29 @@ class LSTM(nn.RNNBase):
     def __init__(self, input_size: int, hidden_size: int, num_layers: int):
         super().__init__("LSTM", input_size, hidden_size, num_layers, batch_first=True)
 
-    def forward(self, rows: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
+    def forward(self, rows: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """(B, T, C) to (B, T, H), from a state on or from silence; and the state after it.
 
-        In a compiled graph for inference it begins with silence, and leaves no state.
+        Under autocast the result has its type. On a CPU it is computed in float32 all the same: for some of them
+        oneDNN has no LSTM in bfloat16.
         """
-        if torch.compiler.is_dynamo_compiling() and not torch.is_grad_enabled():
-            return _from_silence(rows, self._flat_weights), None
+        kind, weights = rows.device.type, self._flat_weights
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else rows.dtype
+        inside = weights[0].dtype if kind == "cpu" else dtype
+        rows = rows.to(inside)
         if state is None:
-            state = _silence(rows, self._flat_weights)
-        outputs, *state = _run(rows, state, self._flat_weights, self.training)
-        return outputs, tuple(state)
-
-
-def _silence(rows: Tensor, weights: list[Tensor]) -> State:
-    zeros = rows.new_zeros(len(weights) // 4, rows.shape[0], weights[1].shape[1])
-    return zeros, zeros
+            silence = rows.new_zeros(self.num_layers, rows.shape[0], self.hidden_size)
+            state = silence, silence
+        state = tuple(part.to(inside) for part in state)
+        with torch.autocast(kind, enabled=False):
+            weights = (
+                [weight.to(inside) for weight in weights] if inside != weights[0].dtype else weights
+            )
+            if torch.compiler.is_dynamo_compiling() and not torch.is_grad_enabled():
+                outputs, *state = _lstm(rows, *state, weights)
+            else:
+                outputs, *state = _run(rows, state, weights, self.training)
+        return outputs.to(dtype), tuple(state)
 
 
 def _run(
@@ -41,10 +48,15 @@ def _run(
 
 
 @torch.library.custom_op("simvq::lstm", mutates_args=())
-def _from_silence(rows: Tensor, weights: list[Tensor]) -> Tensor:
-    return _run(rows, _silence(rows, weights), weights, False)[0].contiguous()
+def _lstm(
+    rows: Tensor, hidden: Tensor, cell: Tensor, weights: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(part.contiguous() for part in _run(rows, (hidden, cell), weights, False))
 
 
-@_from_silence.register_fake
-def _(rows: Tensor, weights: list[Tensor]) -> Tensor:
-    return rows.new_empty(rows.shape[0], rows.shape[1], weights[1].shape[1])
+@_lstm.register_fake
+def _(
+    rows: Tensor, hidden: Tensor, cell: Tensor, weights: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    outputs = rows.new_empty(rows.shape[0], rows.shape[1], hidden.shape[2])
+    return outputs, torch.empty_like(hidden), torch.empty_like(cell)

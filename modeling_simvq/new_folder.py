@@ -9,17 +9,26 @@ from pathlib import Path
 
 @contextmanager
 def new_folder(output: str | Path) -> Iterator[Path]:
-    """Make a folder to write to, which appears under its name when all has been written, and not before.
+    """Make a folder to write to; it, or what it holds, appears under its name when all has been written.
 
     Raises:
         ValueError: if there is a file of that name, or a folder with something in it.
     """
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    there = output.is_dir()
+    if (output.exists() and not there) or (there and any(output.iterdir())):
         raise ValueError(f"{output} is there already and not an empty folder: choose another")
+    if output.is_symlink() and not there:
+        raise ValueError(f"{output} is a link to something that is not there: choose another")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".exporting-") as temporary:
+    # A folder that is there stays itself: it may be a link, a mounted disk or where the command runs.
+    beside = output if there else output.parent
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".exporting-") as temporary:
         written = Path(temporary) / "written"
         written.mkdir()  # with the usual permissions, which a temporary folder does not have
         yield written
-        os.replace(written, output)
+        if not there:
+            os.replace(written, output)
+            return
+        for path in written.iterdir():
+            os.replace(path, output / path.name)

@@ -65,8 +65,34 @@ def test_the_lstm_is_that_of_torch():
         (made, after), (wanted, then) = lstm(rows, given), expected(rows, given)
         for own, other in zip((made, *after), (wanted, *then), strict=True):
             assert torch.equal(own, other)
-    # Without gradients torch takes kernels of its own.
-    torch.testing.assert_close(torch.ops.simvq.lstm(rows, lstm._flat_weights), expected(rows)[0])
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_compiled_lstm_goes_on_from_its_state():
+    """Also when it alone is compiled, and the encoder hands its state from piece to piece."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    lstm, rows = LSTM(6, 6, 2).eval(), torch.randn(2, 9, 6)
+    compiled = torch.compile(lstm, fullgraph=True, backend="aot_eager")
+    first, state = compiled(rows[:, :4])
+    second, after = compiled(rows[:, 4:], state)
+    expected, then = lstm(rows)
+    torch.testing.assert_close(torch.cat([first, second], 1), expected)
+    torch.testing.assert_close(after, then)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_compiled_lstm_under_autocast():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    lstm, rows = LSTM(6, 6, 1).eval(), torch.randn(2, 9, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = lstm(rows)[0]
+        found = torch.compile(lstm, backend="aot_eager")(rows)[0]
+    assert found.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected)
 
 
 def test_a_quantizer_that_torchao_quantized_is_refused(tiny_model):

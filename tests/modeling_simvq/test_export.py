@@ -1,6 +1,8 @@
 """Parts of tokenizers for other engines: any number of images or clips of any size, and the same codes."""
 
+import copy
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +37,7 @@ from modeling_simvq.exported_weights import store_as
 from modeling_simvq.lstm import LSTM
 from modeling_simvq.modeling_simvq_audio import InverseSTFT
 from modeling_simvq.nearest_code import EXPORTED_BLOCK, _exported, nearest_code
+from modeling_simvq.new_folder import new_folder
 
 SIZES = [(1, 7), (3, 8), (1, 33)]
 CODES = 61  # no other size is
@@ -168,6 +171,8 @@ def test_the_command_writes_a_folder_that_describes_itself(tiny_folder, tmp_path
         "export.json",
     }
     described = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert "auto_map" not in (tmp_path / "out" / "config.json").read_text()
+    assert described["sizes"] == "Height and width are multiples of 2 pixels."
     assert described["format"] == "torch" and len(described["weights_digest"]) == 16
 
 
@@ -269,6 +274,73 @@ def test_exporting_leaves_the_model_alone(tiny_audio_model):
     assert all(torch.equal(before[name], after[name]) for name in before)
     with pytest.raises(ValueError, match="part must be one of encoder, decoder, got 'both'"):
         exportable(tiny_audio_model, "both")
+
+
+def test_a_model_that_runs_in_pieces_or_in_half_precision_is_exported_whole(models):
+    image, audio = models["image"], models["audio"]
+    image.enable_tiling(16, 4)
+    audio.enable_chunking()
+    try:
+        for model in (image, audio):
+            half = copy.deepcopy(model).bfloat16()
+            for one in (model, half):
+                values = example(one, "decoder")
+                made = exportable(one, "decoder")(values)
+                assert made.dtype == torch.float32
+        assert image._tiling is not None
+    finally:
+        image.disable_tiling()
+        audio.disable_chunking()
+
+
+def test_what_cannot_be_traced_is_told_in_a_line(tmp_path):
+    config = SimVQAudioConfig(
+        downsampling_ratios=[2, 4],
+        num_filters=4,
+        codebook_size=8,
+        codebook_dim=1,
+        hidden_size=32,
+        intermediate_size=48,
+        num_decoder_layers=1,
+        n_fft=32,
+    )
+    with pytest.raises(ValueError, match="torch.export cannot trace this encoder for any size"):
+        write_part(SimVQAudioModel(config).eval(), "encoder", "torch", tmp_path)
+
+
+def test_folders_that_are_there(tmp_path, monkeypatch):
+    """An empty one, a link to one and the present one are filled; a link to nothing is refused."""
+    for name in ("empty", "real", "here"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    monkeypatch.chdir(tmp_path / "here")
+    for output in (tmp_path / "empty", tmp_path / "link", Path(".")):
+        with new_folder(output) as folder:
+            (folder / "file").write_text("x")
+            assert not (output / "file").exists()
+        assert [path.name for path in output.iterdir()] == ["file"]
+    with (
+        pytest.raises(ValueError, match="link to something that is not there"),
+        new_folder(tmp_path / "gone"),
+    ):
+        pass
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "new"):
+        raise RuntimeError
+    assert not (tmp_path / "new").exists()
+    assert not list(tmp_path.glob(".exporting-*"))
+
+
+@pytest.mark.slow
+def test_a_stopped_export_leaves_nothing(tiny_folder, tmp_path):
+    command = [sys.executable, "-m", "modeling_simvq", "export", str(tiny_folder), "--format"]
+    process = subprocess.Popen(
+        [*command, "torch", "--output", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr.readline() == "writing the encoder\n"
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_format_has_a_name_and_an_ending():
