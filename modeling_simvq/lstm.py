@@ -18,7 +18,7 @@ class LSTM(nn.RNNBase):
     def forward(self, rows: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """(B, T, C) to (B, T, H), from a state on or from silence; and the state after it.
 
-        Under autocast the result has its type. On a CPU it is computed in float32 all the same: for some of them
+        Under autocast the result has its type. On a CPU it is computed in float32 all the same: for some CPUs
         oneDNN has no LSTM in bfloat16.
         """
         kind, weights = rows.device.type, self._flat_weights
