@@ -3,7 +3,7 @@
 python -m training.experiments.prefixes dataset=path/to/pictures --seeds 0,1,2
 
 Q = 4 quantizers of K codes give log2(K), 2, 3 and 4 times as many bits a position, from one training with
-dropout of quantizers in half of the batches. A single codebook of K^n codes, up to 262,144, gives n times as many
+quantizer dropout in half of the batches. A single codebook of K^n codes, up to 262,144, gives n times as many
 from a training of its own.
 """
 
