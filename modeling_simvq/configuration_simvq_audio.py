@@ -78,6 +78,7 @@ class SimVQAudioConfig(SimVQTokenizerConfig):
     def validate_architecture(self):
         """Refuse sizes that would make too large a model or do not fit each other."""
         in_groups("hidden_size", self.hidden_size, self.norm_groups)
+        self.validate_quantizers()
         check_parameters(self._about_parameters())
         if self.streaming and not self.causal:
             raise ValueError("streaming=True needs causal=True: its encoder sees no later sample")

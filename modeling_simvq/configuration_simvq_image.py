@@ -54,6 +54,7 @@ class SimVQImageConfig(SimVQTokenizerConfig):
 
     def validate_architecture(self):
         """Refuse sizes that would make too large a model, and channels that do not part into groups."""
+        self.validate_quantizers()
         in_groups("base_channels", self.base_channels, self.norm_groups)
         if self.norm_per_position and self.base_channels == self.norm_groups:
             raise ValueError(

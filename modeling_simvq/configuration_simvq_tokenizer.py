@@ -53,6 +53,10 @@ class SimVQTokenizerConfig(CheckedConfig):
         "residual: each quantizer codes what those before it left; grouped: each codes d / Q of the channels",
         known_arrangement,
     )
+    share_basis: bool = described(
+        False,
+        "whether several quantizers have one frozen basis C, each with a linear layer of its own",
+    )
     quantizer_dropout: Number = described(
         0.0,
         "share of training batches that use only the first few quantizers, so that these decode well",
@@ -68,6 +72,15 @@ class SimVQTokenizerConfig(CheckedConfig):
         if self.quantizer_options is None:
             self.quantizer_options = {}
         super().__post_init__(**kwargs)
+
+    def validate_quantizers(self) -> None:
+        """Refuse settings of several quantizers that do not fit each other.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        if self.share_basis and self.quantizer not in ("simvq", "lc"):
+            raise ValueError(f"share_basis: the quantizer {self.quantizer} has no basis to share")
 
     def quantizer_parameters(self) -> int:
         """About how many numbers the quantizer holds.

@@ -10,4 +10,4 @@ class FoldableCodebook:
         """Make the effective codebook the stored one, for export: W becomes the identity. Codes stay."""
         self.quantizer.fold_codebook()
         self.config = copy.deepcopy(self.config)  # other models may have been made with it
-        self.config.quantizer_options = {}
+        self.config.quantizer_options, self.config.share_basis = {}, False

@@ -15,6 +15,7 @@ from .nearest_code import nearest_code
 from .quantization_simvq import SimVQ
 from .quantizer import Quantizer
 from .several_quantizers import GroupedQuantizer, ResidualQuantizer
+from .shared_basis import SimVQOnBasisOf
 from .straight_through import with_gradient_of
 
 # Levels per dimension of FSQ: those of its paper (arXiv 2309.15505, section 4.1), and 262,144.
@@ -50,16 +51,20 @@ def make_quantizer(config) -> nn.Module:
     """
     if config.num_quantizers == 1:
         return _make_one(config)
-    levels = [_make_one(config) for _ in range(config.num_quantizers)]
+    levels = [_make_one(config)]
+    for _ in range(1, config.num_quantizers):
+        levels.append(_make_one(config, levels[0] if config.share_basis else None))
     grouped = config.quantizer_arrangement == "grouped"
     kind = GroupedQuantizer if grouped else ResidualQuantizer
     return kind(levels, config.quantizer_dropout)
 
 
-def _make_one(config) -> Quantizer:
+def _make_one(config, owner: SimVQ | None = None) -> Quantizer:
     name, options = config.quantizer, dict(config.quantizer_options)
     size, dim, beta = config.codebook_size, config.quantizer_dim, config.commitment_cost
     if name in ("simvq", "lc"):
+        if owner is not None:
+            return SimVQOnBasisOf(owner, size, dim, beta, **options)
         return SimVQ(size, dim, beta, **options)
     try:
         if name in ("vq", "fc"):

@@ -91,7 +91,8 @@ class SeveralQuantizers(Float32Module):
 
     def fold_codebook(self) -> None:
         """Put each effective codebook in the place of its basis, as SimVQ.fold_codebook does."""
-        for level in self.levels:
+        # The first may own the basis of the others: it changes last.
+        for level in reversed(self.levels):
             level.fold_codebook()
 
     def _drawn_count(self) -> int:

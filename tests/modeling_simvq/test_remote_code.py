@@ -128,6 +128,7 @@ def test_the_folder_holds_every_file_that_its_code_imports(tiny_folder):
         "quantizer.py",
         "quantizer_names.py",
         "several_quantizers.py",
+        "shared_basis.py",
         "straight_through.py",
         "tiling.py",
         "verified_download.py",

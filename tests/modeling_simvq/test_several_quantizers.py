@@ -1,5 +1,6 @@
 """Several codes a position: residual and grouped quantizers, their prefixes, and one quantizer as it was."""
 
+import copy
 import json
 
 import pytest
@@ -215,6 +216,35 @@ def test_one_quantizer_is_what_it_was():
         one.encode(pixels, num_quantizers=2)
 
 
+@ARRANGEMENTS
+def test_a_shared_basis(arrangement, tmp_path):
+    """C is stored once, never trained, and follows the owner's; each W is its own. Copies keep their own C."""
+    model = image_model(quantizer_arrangement=arrangement, share_basis=True).eval()
+    names = [name for name in model.state_dict() if name.endswith("basis")]
+    assert names == ["quantizer.levels.0.basis"]
+    pixels = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        expected = model.encode(pixels).image_codes
+        model.save_pretrained(tmp_path)
+        again = AutoModel.from_pretrained(tmp_path)
+        assert torch.equal(again.encode(pixels).image_codes, expected)
+        copied = copy.deepcopy(model)
+        assert copied.quantizer.levels[1].basis is copied.quantizer.levels[0].basis
+        model.quantizer.levels[0].basis.mul_(3.0)  # seen by all: the kept codebooks are made anew
+        assert not torch.equal(model.encode(pixels).image_codes[:, 1:], expected[:, 1:])
+        assert torch.equal(copied.encode(pixels).image_codes, expected)
+    bases = [level.basis for level in again.quantizer.levels]
+    assert all(basis is bases[0] for basis in bases) and not bases[0].requires_grad
+    copied.fold_codebook()
+    with torch.no_grad():
+        assert torch.equal(copied.encode(pixels).image_codes, expected)
+
+
+def test_what_has_no_basis_shares_none():
+    with pytest.raises(ValueError, match="share_basis: the quantizer fsq has no basis to share"):
+        image_model(share_basis=True, quantizer="fsq")
+
+
 def test_groups_must_divide_the_channels():
     with pytest.raises(ValueError, match="codebook_dim must be a multiple of num_quantizers = 5"):
         image_model(num_quantizers=5, quantizer_arrangement="grouped")
@@ -251,7 +281,7 @@ def test_a_folder_saved_before_there_were_several(tmp_path):
     model = image_model(num_quantizers=1).eval()
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    for name in ("num_quantizers", "quantizer_arrangement", "quantizer_dropout"):
+    for name in ("num_quantizers", "quantizer_arrangement", "quantizer_dropout", "share_basis"):
         config.pop(name)
     (tmp_path / "config.json").write_text(json.dumps(config))
     pixels = torch.rand(1, 3, 16, 16)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from modeling_simvq.configuration_simvq_tokenizer import SimVQTokenizerConfig
 from modeling_simvq.several_quantizers import levels_of
+from modeling_simvq.shared_basis import SimVQOnBasisOf
 from training.codebook.start import whiten_codes
 from training.runtime.settings import SettingsError, setting, settings_of
 
@@ -18,7 +19,7 @@ class QuantizerSettings(
     settings_of(
         SimVQTokenizerConfig,
         *("quantizer", "quantizer_options", "whiten_latents", "num_quantizers"),
-        *("quantizer_arrangement", "quantizer_dropout"),
+        *("quantizer_arrangement", "quantizer_dropout", "share_basis"),
     )
 ):
     """Settings that the models of both modalities share."""
@@ -68,7 +69,8 @@ class QuantizerSettings(
             features = features - features.mean(dim=0)
             scale = features.square().mean().sqrt().clamp(min=1e-12)
             features = features / (scale * features.shape[1] ** 0.5)
-        for quantizer in levels_of(model.quantizer):
+        owners = [q for q in levels_of(model.quantizer) if not isinstance(q, SimVQOnBasisOf)]
+        for quantizer in owners:
             quantizer.basis = nn.Parameter(features.clone())
             quantizer.basis_init = "given"
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from modeling_simvq import SimVQ
 from modeling_simvq.several_quantizers import GroupedQuantizer, SeveralQuantizers, levels_of
+from modeling_simvq.shared_basis import SimVQOnBasisOf
 from training.runtime.float64 import to_float64
 
 
@@ -124,7 +125,8 @@ def put_codes_on(quantizers: list[nn.Module], rows: Tensor) -> None:
         return
     white = torch.linalg.solve_triangular(factor, (rows - mean).T, upper=False).T
     for quantizer in quantizers:
-        if isinstance(quantizer, SimVQ) and quantizer.basis.shape == rows.shape:
+        owns = isinstance(quantizer, SimVQ) and not isinstance(quantizer, SimVQOnBasisOf)
+        if owns and quantizer.basis.shape == rows.shape:
             quantizer.basis.copy_(white / math.sqrt(width))
             quantizer.projection.weight.copy_(factor * math.sqrt(width))
             quantizer.projection.bias.copy_(mean)

@@ -59,6 +59,7 @@ FIXED: dict[str, str | Callable[..., str | None]] = {
             "whiten_latents",
             "num_quantizers",
             "quantizer_arrangement",
+            "share_basis",
         ),
         _SHAPE,
     ),
