@@ -27,9 +27,14 @@ class Louder(nn.Module):
     def __init__(self, factor: float):
         super().__init__()
         self.factor = factor
-        self.config = SimpleNamespace(codebook_size=8, hop_length=4000, sampling_rate=16_000)
+        self.config = SimpleNamespace(
+            codebook_size=8,
+            num_quantizers=1,
+            sampling_rate=16_000,
+            target_bandwidths=[4 * 3 / 1000],
+        )
 
-    def forward(self, waveforms):
+    def forward(self, waveforms, num_quantizers=None):
         codes = torch.arange(waveforms.shape[-1] // 4000)[None, None] % 8
         return SimpleNamespace(audio_values=waveforms * self.factor, audio_codes=codes)
 

@@ -32,9 +32,9 @@ class Shifted(nn.Module):
 
     def __init__(self, shift: float):
         super().__init__()
-        self.shift, self.config = shift, SimpleNamespace(codebook_size=8)
+        self.shift, self.config = shift, SimpleNamespace(codebook_size=8, num_quantizers=1)
 
-    def forward(self, pixels):
+    def forward(self, pixels, num_quantizers=None):
         codes = torch.arange(len(pixels) * 4).reshape(len(pixels), 2, 2) % 4
         return SimpleNamespace(pixel_values=pixels + self.shift, image_codes=codes)
 

@@ -18,7 +18,6 @@ from training.runtime.settings import SettingsError
 MANIFEST = "tokenization.json"  # beside the codes: how they were made
 
 
-@dataclass(frozen=True)
 def check_one_quantizer(model: nn.Module) -> None:
     """Refuse tokenizers with several codes a position, for which the code models have no order.
 
@@ -32,6 +31,7 @@ def check_one_quantizer(model: nn.Module) -> None:
         )
 
 
+@dataclass(frozen=True)
 class Variant:
     """Variant of an image that is encoded.
 
