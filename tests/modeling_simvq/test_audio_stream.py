@@ -60,12 +60,26 @@ def assert_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -
     torch.testing.assert_close(found[1], expected[1], rtol=0, atol=1e-6)
 
 
-@pytest.mark.slow
-@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.integers(1, 150), st.lists(st.integers(0, 60), max_size=12), st.integers(0, 9))
-def test_any_cut_gives_the_whole(model, length, sizes, seed):
+CUT = given(st.integers(1, 150), st.lists(st.integers(0, 60), max_size=12), st.integers(0, 9))
+
+
+def check_a_cut(model, length, sizes, seed):
     samples = noise(length, seed=seed)
     assert_same(through(model.stream(), samples, sizes), whole(model, samples))
+
+
+@pytest.mark.slow
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@CUT
+def test_any_cut_gives_the_whole(model, length, sizes, seed):
+    check_a_cut(model, length, sizes, seed)
+
+
+@pytest.mark.soak
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@CUT
+def test_any_of_many_cuts_gives_the_whole(model, length, sizes, seed):
+    check_a_cut(model, length, sizes, seed)
 
 
 def test_sample_by_sample_and_with_all_kinds_of_layers():
