@@ -29,7 +29,7 @@ CAME_LATER = {"weight_decay": 0.0, "hub_license": None, "init_from": None, "trai
 CAME_LATER |= {"norm_groups": 32, "whiten_latents": False, "codes_from_latents": False}
 CAME_LATER |= {"attention": False, "norm_per_position": False, "colour_weight": 0.0}
 CAME_LATER |= {"num_quantizers": 1, "quantizer_arrangement": "residual"}
-CAME_LATER |= {"quantizer_dropout": 0.0, "share_basis": False}
+CAME_LATER |= {"quantizer_dropout": 0.0, "share_basis": False, "decorrelation_weight": 0.0}
 CAME_LATER |= {"sync_batch_norm": False, "streamable": False, "attention_window": 128}
 # These do not change what a run finds.
 NOT_HASHED = ("output_dir", "num_workers", "tracker", "save_every", "keep_checkpoints")

@@ -23,7 +23,7 @@ APPLIED = {
     *("adversarial_weight", "adaptive_scale", "discriminator_start", "lecam_weight"),
     *("commitment_weight", "commitment_cost", "colour_weight", "sync_batch_norm"),
     # What has no weights of its own.
-    *("dropout", "attention_dropout", "quantizer_dropout"),
+    *("dropout", "attention_dropout", "quantizer_dropout", "decorrelation_weight"),
     # Samples that a validation shows.
     *("samples", "sample_classes", "guidance_scale", "temperature", "top_k", "top_p"),
 }

@@ -4,7 +4,8 @@ import torch
 from accelerate.logging import get_logger
 from torch import Tensor, nn
 
-from modeling_simvq.several_quantizers import ResidualQuantizer
+from modeling_simvq.several_quantizers import ResidualQuantizer, levels_of
+from training.codebook.decorrelation import Decorrelation
 from training.codebook.start import LatentSample, match_codes_to_latents, put_codes_on
 from training.codebook.watch import CodebookWatch
 from training.loop.steps import Stepper, StepResult
@@ -32,6 +33,9 @@ class Adversaries(Stepper):
         quantizer = unwrapped(self.accelerator, self.model).quantizer
         self.watch = CodebookWatch(quantizer, self.recipe.model.config, self.accelerator)
         self.rank_states = {"codes": self.watch.counter}
+        self._decorrelation = None
+        if self.settings.decorrelation_weight:
+            self._decorrelation = Decorrelation(levels_of(quantizer))
         self._codes_matched = False
         self._sample: LatentSample | None = None
         if self.settings.codes_from_latents:
@@ -94,6 +98,10 @@ class Adversaries(Stepper):
                 step,
                 last_layer=recipe.last_layer(unwrapped(accelerator, self.model)),
             )
+        if self._decorrelation is not None and quantize:
+            penalty = self._decorrelation()
+            total = total + self.settings.decorrelation_weight * penalty
+            terms |= {"decorrelation": penalty.detach(), "total": total.detach()}
         figures = {f"generator/{name}": value for name, value in terms.items()}
         self._backward(total)
         due, updates = accelerator.sync_gradients, []

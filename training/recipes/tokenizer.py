@@ -33,9 +33,14 @@ class TokenizerLoopSettings(LoopSettings):
         "draw C from the latents when autoencoder_steps end, not only their mean and covariance",
     )
 
+    decorrelation_weight: float = setting(
+        0.0,
+        "weight of a penalty on correlated dimensions of the codebook, where it spans few (DimVQ, ICML 2026)",
+    )
+
     def __post_init__(self):
         super().__post_init__()
-        at_least(self, 0, "autoencoder_steps")
+        at_least(self, 0, "autoencoder_steps", "decorrelation_weight")
         if self.codes_from_latents and not self.autoencoder_steps:
             raise SettingsError(
                 "codes_from_latents: there are latents to draw from only after a first phase: set "
