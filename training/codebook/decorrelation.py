@@ -10,10 +10,11 @@ from training.runtime.settings import SettingsError
 class Decorrelation:
     """Mean square by which the correlations of a codebook's dimensions differ from none.
 
-    The codes W c + b of a frozen basis C have the covariance W S W^T, S that of C: d x d numbers and O(d^3) work
-    a step, where the codebook itself has K x d. It is the covariance form of DimVQ's regularisation ("Unveiling
-    and Addressing Dimensional Collapse in Vector Quantization Models via Codebook Regularization", ICML 2026):
-    codes standardised in each dimension, the mean of (correlation - identity) squared over all d x d entries.
+    The codes W c + b of a frozen basis C have the covariance W S W^T, S that of C: d x d numbers and O(d^3)
+    work a step, where the codebook itself has K x d. It is the covariance form of DimVQ's regularisation
+    ("Unveiling and Addressing Dimensional Collapse in Vector Quantization Models via Codebook Regularization",
+    ICML 2026): codes standardised in each dimension, the mean of (correlation - identity) squared over all
+    d x d entries.
 
     Args:
         quantizers: each a SimVQ with one linear layer.
@@ -27,7 +28,7 @@ class Decorrelation:
             linear = isinstance(getattr(quantizer, "projection", None), nn.Linear)
             if not isinstance(quantizer, SimVQ) or not linear or quantizer.train_basis:
                 raise SettingsError(
-                    "decorrelation_weight: it takes the quantizer simvq with a frozen basis and one linear layer"
+                    "decorrelation_weight: it takes the quantizer simvq, of a frozen basis and one linear layer"
                 )
         self.quantizers = quantizers
         self._covariances: list[tuple[tuple, Tensor] | None] = [None] * len(quantizers)

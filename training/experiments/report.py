@@ -36,6 +36,7 @@ COLUMNS = {
     "ssim": ("SSIM", "{:.3f}"),
     "lpips_alex": ("LPIPS (AlexNet)", "{:.3f}"),
     "rank_w": ("effective rank of W", "{:.1f}"),
+    "rank_latents": ("effective rank of the latents", "{:.1f}"),
     "rank_codebook": ("effective rank of the codebook", "{:.1f}"),
 }
 

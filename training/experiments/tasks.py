@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from training.codebook.usage import CodeCounter, CodeUsage
+from training.codebook.usage import CodeCounter, CodeUsage, effective_rank
 from training.data.images import ImageDataConfig
 from training.data.recordings import AudioDataConfig
 from training.recipes.audio import AudioLoopSettings, AudioLossSettings, AudioModelSettings
@@ -74,12 +74,14 @@ def _images(settings: dict) -> dict[str, float]:
     enough = -(-TOKENS_PER_CODE * model.config.codebook_size // tokens)
     # A validation set may have fewer tokens than there are codes.
     with torch.no_grad():
-        counter = _counter(model, accelerator.device)
+        counter, ranks = _counter(model, accelerator.device), LatentRank()
         for batch in pictures(data.train_split, enough):
             if batch["valid"].any():
                 values = to_values(batch["pixel_values"][batch["valid"]])
-                counter.update(model.encode(values).image_codes)
-    return metrics | _training_usage(counter.read(accelerator))
+                encoded = model.encode(values)
+                counter.update(encoded.image_codes)
+                ranks.add(encoded.latents)
+    return metrics | ranks.metrics() | _training_usage(counter.read(accelerator))
 
 
 def _speech(settings: dict) -> dict[str, float]:
@@ -100,11 +102,31 @@ def _speech(settings: dict) -> dict[str, float]:
         found = evaluate(model, held_out, accelerator, stoi, num_quantizers=count).metrics
         metrics |= {f"{name}_first_{count}": found[name] for name in ("stoi", "bitrate")}
     with torch.no_grad():
-        counter = _counter(model, device)
+        counter, ranks = _counter(model, device), LatentRank()
         for batch in recordings(data.train_split):
             if batch["valid"].all():
-                counter.update(model.encode(batch["input_values"].to(device)).audio_codes)
-    return metrics | _training_usage(counter.read(accelerator))
+                encoded = model.encode(batch["input_values"].to(device))
+                counter.update(encoded.audio_codes)
+                ranks.add(encoded.latents)
+    return metrics | ranks.metrics() | _training_usage(counter.read(accelerator))
+
+
+class LatentRank:
+    """Effective rank of the first latents that are added."""
+
+    def __init__(self, most_rows: int = 16_384):
+        self._parts: list[torch.Tensor] = []
+        self._missing = most_rows
+
+    def add(self, latents: torch.Tensor) -> None:
+        """Take from latents (B, d, *spatial)."""
+        rows = latents.float().movedim(1, -1).flatten(0, -2)[: self._missing]
+        self._missing -= len(rows)
+        self._parts.append(rows.cpu())
+
+    def metrics(self) -> dict[str, float]:
+        """Return it, by its name in tables."""
+        return {"rank_latents": effective_rank(torch.cat(self._parts))}
 
 
 def _counter(model, device: torch.device) -> CodeCounter:

@@ -107,7 +107,8 @@ def here(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["trained_parts", "initialisation", "warmup", "long_training", "rank", "larger"]
+    "name",
+    ["trained_parts", "initialisation", "warmup", "long_training", "rank", "larger", "remedies"],
 )
 def test_each_claim_has_a_command(name, pictures, work, tmp_path, monkeypatch):
     steps = ["max_steps=4", "validate_every=2"]
@@ -117,6 +118,24 @@ def test_each_claim_has_a_command(name, pictures, work, tmp_path, monkeypatch):
     assert (tmp_path / "figure.png").stat().st_size > 5000
     rows = [line for line in (tmp_path / "README.md").read_text().splitlines() if "K = 32" in line]
     assert len([row for row in rows if row.startswith("|")]) == len(found)
+
+
+@pytest.mark.slow
+def test_prefixes_are_compared_at_equal_bits(pictures, work, tmp_path, monkeypatch):
+    steps = ["max_steps=4", "validate_every=2"]
+    here(monkeypatch, "prefixes", pictures, work, tmp_path, "--sizes", "8", *steps)
+    found = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert not [run for run in found if "error" in run], found
+    assert [run["settings"]["codebook_size"] for run in found] == [8, 64, 512, 4096, 8, 8, 8]
+    rows = [line.split(" | ") for line in (tmp_path / "README.md").read_text().splitlines()]
+    bits = {}
+    for name, number, *_ in (row for row in rows if len(row) == 5 and row[1][:1].isdigit()):
+        bits.setdefault(name.strip("| "), []).append(int(number))
+    assert list(bits) == [
+        "one codebook each",
+        *("residual, 4 of K = 8", "grouped, 4 of K = 8", "residual without dropout, 4 of K = 8"),
+    ]
+    assert all(each == [3, 6, 9, 12] for each in bits.values())
 
 
 TINY_SPEECH = ["sampling_rate=8000", "clip_seconds=0.32", "num_filters=2", "hidden_size=32"]
