@@ -28,6 +28,7 @@ from transformers import AutoConfig, AutoModel
 import modeling_simvq  # noqa: F401  (registers the models)
 from hub_cards.tokenizer_card import is_hub_id
 from modeling_simvq.nearest_code import nearest_code
+from modeling_simvq.several_quantizers import GroupedQuantizer, SeveralQuantizers, levels_of
 from training.codebook.figures import CodebookFindings, write_results
 from training.codebook.spectra import spectra, spectrum
 from training.codebook.usage import CodeCounter, latent_statistics
@@ -115,14 +116,32 @@ class TokenSample:
             self.latents, self.codes = self.latents[kept], self.codes[kept]
 
 
+def seen_by(
+    quantizer: nn.Module, number: int, latents: Tensor, codes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return what one of several quantizers saw of latents (B, d, *spatial), and its codes.
+
+    Args:
+        number: of the quantizer, from 0 on; where there is but one, everything is its own.
+        codes: (B, Q, *spatial).
+    """
+    if not isinstance(quantizer, SeveralQuantizers):
+        return latents, codes
+    if isinstance(quantizer, GroupedQuantizer):
+        return latents.chunk(len(quantizer.levels), dim=1)[number], codes[:, number]
+    before = quantizer.lookup(codes[:, :number]) if number else 0
+    return latents - before, codes[:, number]
+
+
 def encode_all(
-    model: nn.Module, loader: DataLoader, accelerator: Accelerator
+    model: nn.Module, loader: DataLoader, accelerator: Accelerator, number: int = 0
 ) -> tuple[Tensor, TokenSample]:
     """Pass the data through the encoder.
 
     Args:
         model: in evaluation mode, on the accelerator's device.
         loader: prepared.
+        number: as of seen_by.
 
     Returns:
         How often each code was chosen, (K,) int64, and a sample of the tokens; on the main process.
@@ -131,13 +150,13 @@ def encode_all(
         ValueError: if no sample can be read.
     """
     counter = CodeCounter(model.config.codebook_size, accelerator.device)
-    sample = TokenSample(SAMPLED_TOKENS, model.config.codebook_dim)
+    sample = TokenSample(SAMPLED_TOKENS, model.config.quantizer_dim)
 
     def measure(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         encoded = model.encode(to_values(batch[model.main_input_name]), return_dict=True)
-        return {"latents": encoded.latents}, encoded[
-            0
-        ]  # the codes, whatever the modality calls them
+        # encoded[0] are the codes, whatever the modality calls them.
+        latents, codes = seen_by(model.quantizer, number, encoded.latents.float(), encoded[0])
+        return {"latents": latents}, codes
 
     for measured, codes, _ in measured_batches(loader, accelerator, measure, "encoding"):
         if accelerator.is_main_process:
@@ -201,18 +220,23 @@ def code_distances(codebook: Tensor, counts: Tensor | None) -> dict[str, tuple[T
 
 @torch.no_grad()
 def analyse(
-    model: nn.Module, name: str, tokens: tuple[Tensor, TokenSample] | None, history: list[dict]
+    model: nn.Module,
+    name: str,
+    tokens: tuple[Tensor, TokenSample] | None,
+    history: list[dict],
+    number: int = 0,
 ) -> CodebookFindings:
-    """Everything about one model's codebook.
+    """Everything about one codebook of a model.
 
     Args:
         name: what to call it in figures.
         tokens: of encode_all; None without data.
         history: of read_history.
+        number: as of seen_by.
     """
-    config, quantizer = model.config, model.quantizer
+    config, quantizer = model.config, levels_of(model.quantizer)[number]
     findings = CodebookFindings(
-        name, config.quantizer, config.codebook_size, config.codebook_dim, {}
+        name, config.quantizer, config.codebook_size, config.quantizer_dim, {}
     )
     findings.spectra, findings.history = spectra(quantizer), history
     codebook = quantizer.codebook().float().cpu()
@@ -305,19 +329,23 @@ def run(settings: AnalysisSettings, data: DataSettings, accelerator: Accelerator
             raise SettingsError(
                 f"model: {folder} is {model.config.model_type}, the settings are for {kind}"
             )
-        tokens = None
+        loader = None
         if data.dataset:
             used, note = _data_of(data, model, folder)
             if note:
                 notes.append(f"{name} at {note}")
-            loader = _loader(used, settings.batch_size)
+            loader = accelerator.prepare(_loader(used, settings.batch_size))
             if accelerator.is_main_process and not findings:
                 logging.info(
                     sample_counts(data, {f"{{}} of split {data.validation_split}": loader})
                 )
-            tokens = encode_all(model, accelerator.prepare(loader), accelerator)
-        if accelerator.is_main_process:
-            findings.append(analyse(model, name, tokens, read_history(folder)))
+        quantizers = model.config.num_quantizers
+        for number in range(quantizers):
+            tokens = loader and encode_all(model, loader, accelerator, number)
+            if accelerator.is_main_process:
+                which = name if quantizers == 1 else f"{name}, quantizer {number + 1}"
+                history = read_history(folder) if number == 0 else []
+                findings.append(analyse(model, which, tokens, history, number))
     if accelerator.is_main_process:
         folder = Path(settings.output or Path(models[0]) / "codebook_analysis")
         source = ", ".join([on.name, *notes]) if on is not None else None

@@ -9,12 +9,15 @@ import torch
 from PIL import Image
 
 from modeling_simvq import (
+    SimVQ,
     SimVQAudioConfig,
     SimVQAudioModel,
     SimVQImageConfig,
     SimVQImageModel,
     SimVQImageProcessor,
 )
+from modeling_simvq.nearest_code import nearest_code
+from modeling_simvq.several_quantizers import GroupedQuantizer, ResidualQuantizer
 from tests.support.programs import run
 from training.analyze_codebook import (
     TokenSample,
@@ -23,6 +26,7 @@ from training.analyze_codebook import (
     find_model,
     nearest_other_distances,
     read_history,
+    seen_by,
 )
 from training.codebook.spectra import ranks_of, rounded_values, spectra, spectrum
 from training.runtime.settings import SettingsError
@@ -216,3 +220,20 @@ def test_a_model_that_is_not_there_is_named(tmp_path):
     with pytest.raises(SettingsError, match="nowhere/at/all does not exist: name a model"):
         find_model("nowhere/at/all")
     assert find_model("someone/tokenizer") == "someone/tokenizer"
+
+
+@pytest.mark.parametrize("kind", [ResidualQuantizer, GroupedQuantizer])
+def test_each_quantizer_is_analysed_on_what_it_saw(kind):
+    """Its codes are then the nearest to what it is given, whichever of several it is."""
+    torch.manual_seed(0)
+    width = 6 if kind is ResidualQuantizer else 2
+    several = kind([SimVQ(64, width) for _ in range(3)]).eval()
+    latents = torch.randn(2, 6, 4, 5)
+    with torch.no_grad():
+        codes = several(latents)[1]
+        for number, level in enumerate(several.levels):
+            seen, own = seen_by(several, number, latents, codes)
+            rows = seen.movedim(1, -1).reshape(-1, width)
+            assert torch.equal(nearest_code(rows, level.codebook()), own.flatten())
+        seen, own = seen_by(several.levels[0], 0, latents, codes[:, 0])
+        assert seen is latents and torch.equal(own, codes[:, 0])
