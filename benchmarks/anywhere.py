@@ -108,7 +108,8 @@ def inputs_of(tokenizer: Tokenizer, folder: Path, count: int) -> list[Tensor]:
         else:
             image = media.read(path.read_bytes(), path.name)[0]
             top, left = (max(0, size - SIDE) // 2 for size in image.shape[1:])
-            values.append(image[None, :, top : top + SIDE, left : left + SIDE])
+            piece = image[None, :, top : top + SIDE, left : left + SIDE]
+            values.append(piece.contiguous())  # other strides would be compiled again
         if len(values) == count:
             break
     if not values:
