@@ -166,7 +166,9 @@ def test_other_settings_do_not_mix_with_what_is_there(whole, image_model, pictur
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["dtype=bfloat16", "compile=true"])
+@pytest.mark.parametrize(
+    "way", ["dtype=bfloat16", pytest.param("compile=true", marks=pytest.mark.soak)]
+)
 def test_faster_encoders_are_the_models_own(
     way, whole, image_model, pictures, tmp_path, monkeypatch
 ):

@@ -14,7 +14,7 @@ from training.runtime.settings import SettingsError
 from training.tokenization.engines import FileTokenizer, list_files
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_ray_writes_the_same_files(tokenize, model, tmp_path, monkeypatch):  # noqa: F811
     source = write_folder(tmp_path / "source", list(range(20)))
     words = [f"model={model}", f"dataset={source}", "splits=[train]", "resolution=4"]
