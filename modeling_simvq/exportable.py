@@ -50,14 +50,14 @@ def exportable(model: PreTrainedModel, part: str) -> nn.Module:
     if not is_audio(model):
         model.disable_tiling()
         _leave_out(model, part)
-        return ImagePart(model, part)
+        return Part(model, part)
     model.disable_chunking()
     model.remove_weight_norm()
     if model.encoder.lstm is not None:
         model.encoder.lstm = LoopedLSTM(model.encoder.lstm)
     model.decoder.inverse_stft = RealInverseSTFT(model.config.n_fft, model.config.hop_length)
     _leave_out(model, part)
-    return AudioPart(model, part)
+    return Part(model, part)
 
 
 def _with_fixed_codebooks(quantizer: nn.Module) -> nn.Module:
@@ -166,27 +166,18 @@ def input_and_output(model: PreTrainedModel, part: str) -> tuple[str, str]:
     return f"{kind}_codes", "audio_values" if is_audio(model) else "pixel_values"
 
 
-class ImagePart(nn.Module):
-    """Encoder or decoder of an image tokenizer."""
+class Part(nn.Module):
+    """Encoder or decoder of a tokenizer, of one tensor to one."""
 
     def __init__(self, model: PreTrainedModel, part: str):
         super().__init__()
         self.model, self.part = model, part
 
     def forward(self, values: Tensor) -> Tensor:
-        if self.part == "encoder":
-            return self.model.encode(values).image_codes
-        return self.model.decode(values).pixel_values
-
-
-class AudioPart(nn.Module):
-    """Encoder or decoder of an audio tokenizer."""
-
-    def __init__(self, model: PreTrainedModel, part: str):
-        super().__init__()
-        self.model, self.part = model, part
-
-    def forward(self, values: Tensor) -> Tensor:
+        if not is_audio(self.model):
+            if self.part == "encoder":
+                return self.model.encode(values).image_codes
+            return self.model.decode(values).pixel_values
         if self.part == "decoder":
             return self.model.decode(values).audio_values
         # Whole frames in the graph's own terms: every layer's length is then a multiple of their number.

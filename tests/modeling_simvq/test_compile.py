@@ -5,33 +5,14 @@ import torch
 
 from modeling_simvq import SimVQAudioConfig, SimVQAudioModel, SimVQImageConfig, SimVQImageModel
 from modeling_simvq.lstm import LSTM
+from tests.modeling_simvq.tiny import AUDIO, IMAGE
 
 
 def models():
     torch.manual_seed(0)
-    yield SimVQImageModel(
-        SimVQImageConfig(
-            base_channels=32,
-            channel_multipliers=[1, 1],
-            num_res_blocks=1,
-            codebook_size=64,
-            codebook_dim=8,
-        )
-    )
+    yield SimVQImageModel(SimVQImageConfig(**IMAGE))
     for streaming in (False, True):
-        yield SimVQAudioModel(
-            SimVQAudioConfig(
-                streaming=streaming,
-                downsampling_ratios=[2, 4],
-                num_filters=4,
-                codebook_size=64,
-                codebook_dim=8,
-                hidden_size=32,
-                intermediate_size=48,
-                num_decoder_layers=1,
-                n_fft=32,
-            )
-        )
+        yield SimVQAudioModel(SimVQAudioConfig(streaming=streaming, **AUDIO))
 
 
 @pytest.mark.slow

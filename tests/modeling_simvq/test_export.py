@@ -38,6 +38,7 @@ from modeling_simvq.lstm import LSTM
 from modeling_simvq.modeling_simvq_audio import InverseSTFT
 from modeling_simvq.nearest_code import EXPORTED_BLOCK, _exported, nearest_code
 from modeling_simvq.new_folder import new_folder
+from tests.modeling_simvq.tiny import AUDIO, IMAGE
 
 SIZES = [(1, 7), (3, 8), (1, 33)]
 CODES = 61  # no other size is
@@ -46,25 +47,8 @@ CODES = 61  # no other size is
 @pytest.fixture(scope="module")
 def models():
     torch.manual_seed(0)
-    image = SimVQImageConfig(
-        base_channels=32,
-        channel_multipliers=[1, 1],
-        num_res_blocks=1,
-        num_mid_blocks=1,
-        codebook_size=CODES,
-        codebook_dim=8,
-    )
-    audio = dict(
-        downsampling_ratios=[2, 4],
-        num_filters=4,
-        num_lstm_layers=1,
-        codebook_size=CODES,
-        codebook_dim=8,
-        hidden_size=32,
-        intermediate_size=48,
-        num_decoder_layers=1,
-        n_fft=32,
-    )
+    image = SimVQImageConfig(**IMAGE | {"codebook_size": CODES, "num_mid_blocks": 1})
+    audio = AUDIO | {"codebook_size": CODES}
     streaming = SimVQAudioConfig(streaming=True, attention_window=4, **audio)
     made = {
         "image": SimVQImageModel(image),
@@ -294,16 +278,7 @@ def test_a_model_that_runs_in_pieces_or_in_half_precision_is_exported_whole(mode
 
 
 def test_what_cannot_be_traced_is_told_in_a_line(tmp_path):
-    config = SimVQAudioConfig(
-        downsampling_ratios=[2, 4],
-        num_filters=4,
-        codebook_size=8,
-        codebook_dim=1,
-        hidden_size=32,
-        intermediate_size=48,
-        num_decoder_layers=1,
-        n_fft=32,
-    )
+    config = SimVQAudioConfig(**AUDIO | {"codebook_dim": 1})
     with pytest.raises(ValueError, match="torch.export cannot trace this encoder for any size"):
         write_part(SimVQAudioModel(config).eval(), "encoder", "torch", tmp_path)
 

@@ -18,6 +18,7 @@ from modeling_simvq import (
 )
 from modeling_simvq.__main__ import main
 from modeling_simvq.several_quantizers import GroupedQuantizer, ResidualQuantizer
+from tests.modeling_simvq.tiny import AUDIO, IMAGE
 
 Q = 3
 ARRANGEMENTS = pytest.mark.parametrize("arrangement", ["residual", "grouped"])
@@ -25,31 +26,14 @@ ARRANGEMENTS = pytest.mark.parametrize("arrangement", ["residual", "grouped"])
 
 def image_model(**options):
     torch.manual_seed(0)
-    config = SimVQImageConfig(
-        base_channels=32,
-        channel_multipliers=[1, 1],
-        num_res_blocks=1,
-        codebook_size=64,
-        codebook_dim=12,
-        **{"num_quantizers": Q, **options},
-    )
-    return SimVQImageModel(config)
+    sizes = IMAGE | {"codebook_dim": 12, "num_quantizers": Q}
+    return SimVQImageModel(SimVQImageConfig(**sizes | options))
 
 
 def audio_model(**options):
     torch.manual_seed(0)
-    config = SimVQAudioConfig(
-        downsampling_ratios=[2, 4],
-        num_filters=4,
-        codebook_size=64,
-        codebook_dim=12,
-        hidden_size=32,
-        intermediate_size=48,
-        num_decoder_layers=1,
-        n_fft=32,
-        **{"num_quantizers": Q, **options},
-    )
-    return SimVQAudioModel(config)
+    sizes = AUDIO | {"codebook_dim": 12, "num_quantizers": Q}
+    return SimVQAudioModel(SimVQAudioConfig(**sizes | options))
 
 
 def quantizer(arrangement: str, **options):
