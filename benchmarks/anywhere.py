@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,8 +35,13 @@ sys.path.insert(0, str(REPOSITORY))
 
 from modeling_simvq.command_media import media_of  # noqa: E402
 from modeling_simvq.command_model import Tokenizer, load_tokenizer  # noqa: E402
-from modeling_simvq.exportable import PARTS, is_audio  # noqa: E402
-from modeling_simvq.exported_files import open_part, other_codes, write_part  # noqa: E402
+from modeling_simvq.exportable import PARTS, is_audio, run_part  # noqa: E402
+from modeling_simvq.exported_files import (  # noqa: E402
+    megabytes_of,
+    open_part,
+    other_codes,
+    write_part,
+)
 from training.losses.mel import LogMelSpectrogram  # noqa: E402
 from training.metrics.images import image_figures  # noqa: E402
 
@@ -69,14 +75,7 @@ class Way(NamedTuple):
 
 def eager(model) -> Way:
     """The model itself."""
-    kind, made = ("audio", "audio_values") if is_audio(model) else ("image", "pixel_values")
-
-    def encode(values: Tensor) -> Tensor:
-        return getattr(model.encode(values), f"{kind}_codes")
-
-    def decode(codes: Tensor) -> Tensor:
-        return getattr(model.decode(codes), made)
-
+    encode, decode = (partial(run_part, model, part) for part in PARTS)
     return Way(encode, decode, sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6)
 
 
@@ -93,8 +92,8 @@ def make(way: str, tokenizer: Tokenizer, folder: Path) -> Way:
         return eager(copy.deepcopy(model).to(getattr(torch, way)))
     format, _, weights = way.partition(":")
     paths = [write_part(model, part, format, folder, weights or "float32") for part in PARTS]
-    size = sum(file.stat().st_size for path in paths for file in folder.glob(f"{path.stem}.*"))
-    return Way(*(open_part(path, threads=1) for path in paths), size / 1e6)
+    opened = (open_part(path, threads=1) for path in paths)
+    return Way(*opened, sum(map(megabytes_of, paths)))
 
 
 def inputs_of(tokenizer: Tokenizer, folder: Path, count: int) -> list[Tensor]:

@@ -65,8 +65,9 @@ class Images:
     def decode(self, batch: list[Codes]) -> list[bytes]:
         """Return a PNG file of each image."""
         codes = torch.stack([torch.from_numpy(one.codes.astype("int64")) for one in batch])
-        wanted = "(h, w)" if self.tokenizer.model.config.num_quantizers == 1 else "(q, h, w)"
-        if codes.ndim != 1 + len(wanted.split(",")):
+        several = self.tokenizer.model.config.num_quantizers > 1
+        if codes.ndim != 3 + several:
+            wanted = "(q, h, w)" if several else "(h, w)"
             raise ValueError(
                 f"codes of shape {tuple(codes.shape[1:])} are not an image's, {wanted}"
             )
@@ -149,8 +150,9 @@ class Recordings:
         """Return a WAV file of each clip."""
         model = self.tokenizer.model
         rows = [torch.from_numpy(one.codes.astype("int64")) for one in batch]
-        wanted = "(T,)" if model.config.num_quantizers == 1 else "(q, T)"
-        if any(row.ndim != (1 if wanted == "(T,)" else 2) for row in rows):
+        several = model.config.num_quantizers > 1
+        if any(row.ndim != 1 + several for row in rows):
+            wanted = "(q, T)" if several else "(T,)"
             raise ValueError(f"codes of shape {tuple(rows[0].shape)} are not a clip's, {wanted}")
         # Time first while they are padded.
         frames = [row.reshape(-1, row.shape[-1]).T for row in rows]

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     """Export, and print what each file is worth."""
     kind, format = stored_type(options.model, options.revision), options.format
     if kind in CODE_MODELS:
-        print(export_code_model(options))
+        print(export_code_model(options, CODE_MODELS[kind]))
         return 0
     if format in CODE_MODEL_FORMATS:
         raise ValueError(f"{format} is a format of code models, and {options.model} is a {kind}")
@@ -78,8 +78,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def export_code_model(options: argparse.Namespace) -> Path:
-    """Export a code model as the options say; return the folder or file.
+def export_code_model(options: argparse.Namespace, model_class: type[PreTrainedModel]) -> Path:
+    """Export a code model of a class as the options say; return the folder or file.
 
     Raises:
         ValueError: if the format is one of tokenizers, or cannot store weights so.
@@ -92,16 +92,10 @@ def export_code_model(options: argparse.Namespace) -> Path:
     if options.weights != "float32" and (format == "llama" or options.weights == "int8"):
         raise ValueError(f"the format {format} does not store weights as {options.weights}")
     transformers_logging.disable_progress_bar()
-    model = load_code_model(name, options.revision)
+    model = model_class.from_pretrained(name, revision=options.revision).eval()
     if format == "llama":
         return export_generator(model, options.output, options.tokenizer)
     return export_gguf(model, options.output, options.tokenizer, options.weights)
-
-
-def load_code_model(name: str, revision: str | None = None) -> PreTrainedModel:
-    """Load a code model with this package's code, in evaluation mode."""
-    model_class = CODE_MODELS[stored_type(name, revision)]
-    return model_class.from_pretrained(name, revision=revision).eval()
 
 
 def export(

@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .export_generator import plain_llama, tokens_of
+from .missing_packages import needing
 from .modeling_simvq_generation import SimVQGenerationModel
 from .new_folder import new_folder
 
@@ -52,12 +53,8 @@ def export_gguf(
     """
     if dtype not in ("float32", "float16"):
         raise ValueError(f"dtype must be float32 or float16, got {dtype!r}")
-    try:
+    with needing("GGUF", "export"):
         import gguf
-    except ImportError as error:
-        raise ValueError(
-            f'GGUF needs {error.name}: pip install "modeling-simvq[export]"'
-        ) from error
 
     with new_folder(output) as folder:
         llama, tokens = plain_llama(model), tokens_of(model)

@@ -16,7 +16,7 @@ from torch._higher_order_ops import scan
 from torch.export import Dim
 from transformers import PreTrainedModel
 
-from .lstm import LSTM
+from .lstm import LSTM, next_cell
 from .nearest_code import nearest_code
 from .quantization_simvq import SimVQ
 from .several_quantizers import SeveralQuantizers
@@ -166,6 +166,12 @@ def input_and_output(model: PreTrainedModel, part: str) -> tuple[str, str]:
     return f"{kind}_codes", "audio_values" if is_audio(model) else "pixel_values"
 
 
+def run_part(model: PreTrainedModel, part: str, values: Tensor) -> Tensor:
+    """Run a part of the model itself: values to codes, or codes to values."""
+    output = model.encode(values) if part == "encoder" else model.decode(values)
+    return getattr(output, input_and_output(model, part)[1])
+
+
 class Part(nn.Module):
     """Encoder or decoder of a tokenizer, of one tensor to one."""
 
@@ -174,17 +180,12 @@ class Part(nn.Module):
         self.model, self.part = model, part
 
     def forward(self, values: Tensor) -> Tensor:
-        if not is_audio(self.model):
-            if self.part == "encoder":
-                return self.model.encode(values).image_codes
-            return self.model.decode(values).pixel_values
-        if self.part == "decoder":
-            return self.model.decode(values).audio_values
-        # Whole frames in the graph's own terms: every layer's length is then a multiple of their number.
-        hop, samples = self.model.config.hop_length, values.shape[-1]
-        frames = (samples + hop - 1) // hop
-        values = F.pad(values, (0, frames * hop - samples))
-        return self.model.encode(values).audio_codes
+        if self.part == "encoder" and is_audio(self.model):
+            # Whole frames in the graph's own terms: every layer's length is then a multiple of their number.
+            hop, samples = self.model.config.hop_length, values.shape[-1]
+            frames = (samples + hop - 1) // hop
+            values = F.pad(values, (0, frames * hop - samples))
+        return run_part(self.model, self.part, values)
 
 
 class FixedCodebook(nn.Module):
@@ -230,9 +231,7 @@ class LoopedLSTM(nn.Module):
 
         def step(state: tuple[Tensor, Tensor], now: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
             output, cell = state
-            enter, forget, change, leave = (now + output @ again.T).chunk(4, dim=1)
-            cell = forget.sigmoid() * cell + enter.sigmoid() * change.tanh()
-            output = leave.sigmoid() * cell.tanh()
+            output, cell = next_cell(now + output @ again.T, cell)
             return (output, cell), output.clone()
 
         _, outputs = scan(step, (silence, silence.clone()), gates.movedim(2, 0).contiguous())

@@ -1,7 +1,6 @@
 """Files of the parts of a tokenizer in each format: written, opened again, and compared with the model."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +11,12 @@ from transformers import PreTrainedModel
 
 from .export_executorch import write_executorch
 from .export_onnx import write_onnx
-from .exportable import example, exportable, is_audio, traced
+from .exportable import example, exportable, input_and_output, is_audio, run_part, traced
+from .missing_packages import needing
 from .several_quantizers import look_up
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "executorch": ".pte"}
+EXTRAS = {".pte": "executorch"}  # of the others: export
 # A code counts as another if it is farther than the model's own by more than this share: what lies between is
 # within the rounding of the encoders.
 MARGIN = 1e-4
@@ -60,7 +61,7 @@ def write_part(
     path = folder / f"{part}{FORMATS[format]}"
     if weights != "float32" and format not in ("onnx", "openvino"):
         raise ValueError(f"the format {format} stores weights as float32, not as {weights}")
-    with _explaining_what_is_missing(path):
+    with needing(path.name, EXTRAS.get(path.suffix, "export")):
         if format == "torch":
             torch.export.save(traced(exportable(model, part), model, part), path)
         elif format == "executorch":
@@ -72,18 +73,6 @@ def write_part(
                 _convert_to_openvino(onnx_path, path)
                 onnx_path.unlink()
     return path
-
-
-@contextmanager
-def _explaining_what_is_missing(path: Path) -> Iterator[None]:
-    """Turn an ImportError into an error that says what to install."""
-    try:
-        yield
-    except ImportError as error:
-        extra = "executorch" if path.suffix == ".pte" else "export"
-        raise ValueError(
-            f'{path.name} needs {error.name}: pip install "modeling-simvq[{extra}]"'
-        ) from error
 
 
 def _convert_to_openvino(onnx_path: Path, path: Path) -> None:
@@ -108,20 +97,23 @@ def open_part(path: Path, threads: int = 0) -> Callable[[Tensor], Tensor]:
         ".pt2": _open_torch,
         ".pte": _open_executorch,
     }
-    with _explaining_what_is_missing(path):
+    with needing(path.name, EXTRAS.get(path.suffix, "export")):
         return openers[path.suffix](path, threads)
+
+
+def megabytes_of(path: Path) -> float:
+    """Return the size of a file that write_part wrote, in 10^6 bytes, with what belongs to it."""
+    return sum(file.stat().st_size for file in path.parent.glob(path.stem + ".*")) / 1e6
 
 
 def compare(model: PreTrainedModel, part: str, path: Path) -> Compared:
     """Run a file and the model on one example, of another size than that which was traced."""
     values = example(model, part, rows=1, tokens=24)
-    megabytes = sum(file.stat().st_size for file in path.parent.glob(path.stem + ".*")) / 1e6
-    found = open_part(path)(values)
+    megabytes, found = megabytes_of(path), open_part(path)(values)
     with torch.no_grad():
         if part == "encoder":
             return Compared(megabytes, *other_codes(model, values, found))
-        made = model.decode(values)
-        made = made.audio_values if is_audio(model) else made.pixel_values
+        made = run_part(model, part, values)
     return Compared(megabytes, worst_error=float((found - made).abs().max() / made.abs().max()))
 
 
@@ -134,7 +126,7 @@ def other_codes(model: PreTrainedModel, values: Tensor, found: Tensor) -> tuple[
         found: the codes of another engine.
     """
     encoded = model.encode(values)
-    codes = encoded.audio_codes if is_audio(model) else encoded.image_codes
+    codes = encoded[input_and_output(model, "encoder")[1]]
     if found.shape != codes.shape:
         raise ValueError(f"codes have shape {tuple(found.shape)}, the model's {tuple(codes.shape)}")
     if not is_audio(model) and model.config.num_quantizers == 1:

@@ -40,6 +40,13 @@ class LSTM(nn.RNNBase):
         return outputs.to(dtype), tuple(state)
 
 
+def next_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """Return output and cell (B, H) of a position, from its gates (B, 4 H), in torch's order, and the last cell."""
+    enter, forget, change, leave = gates.chunk(4, dim=1)
+    cell = forget.sigmoid() * cell + enter.sigmoid() * change.tanh()
+    return leave.sigmoid() * cell.tanh(), cell
+
+
 def _run(
     rows: Tensor, state: State, weights: list[Tensor], training: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

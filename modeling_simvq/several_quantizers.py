@@ -4,6 +4,8 @@ More bits a position without a larger codebook: Q codebooks of K codes give Q * 
 Q codes decode too, coarsely: train with `dropout` so that they decode well.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -99,6 +101,10 @@ class SeveralQuantizers(Float32Module):
         whole = torch.rand(()) >= self.dropout
         return len(self.levels) if whole else int(torch.randint(1, len(self.levels) + 1, ()))
 
+    def seen(self, latents: Tensor) -> Iterator[Tensor]:
+        """Yield what each quantizer is given of latents (B, d, *spatial), computed when it is asked for."""
+        raise NotImplementedError
+
     def _quantize(self, latents: Tensor, count: int) -> tuple[Tensor, list[Tensor], Tensor]:
         """Return vectors without gradient, the codes of each level, and the loss, of float32 latents."""
         raise NotImplementedError
@@ -115,6 +121,14 @@ class ResidualQuantizer(SeveralQuantizers):
     def codebook_dim(self) -> int:
         """Width d of the latents, and of each quantizer's codes."""
         return self.levels[0].codebook_dim
+
+    def seen(self, latents: Tensor) -> Iterator[Tensor]:
+        """Yield the latents, and then what the quantizers before leave of them."""
+        yield (rest := latents)
+        total = 0.0
+        for level in self.levels[:-1]:
+            total = total + level(rest)[0].detach()
+            yield (rest := latents - total)
 
     def _quantize(self, latents: Tensor, count: int) -> tuple[Tensor, list[Tensor], Tensor]:
         total, codes, loss = None, [], 0.0
@@ -149,9 +163,13 @@ class GroupedQuantizer(SeveralQuantizers):
         """Width d of the latents, those of all groups."""
         return sum(level.codebook_dim for level in self.levels)
 
+    def seen(self, latents: Tensor) -> Iterator[Tensor]:
+        """Yield the channels of each group."""
+        yield from latents.chunk(len(self.levels), dim=1)
+
     def _quantize(self, latents: Tensor, count: int) -> tuple[Tensor, list[Tensor], Tensor]:
-        parts = latents.chunk(len(self.levels), dim=1)[:count]
-        found = [level(part) for level, part in zip(self.levels, parts, strict=False)]
+        parts = zip(self.levels[:count], self.seen(latents), strict=False)
+        found = [level(part) for level, part in parts]
         vectors, codes, losses = zip(*found, strict=True)
         return self._vectors([one.detach() for one in vectors]), list(codes), sum(losses)
 

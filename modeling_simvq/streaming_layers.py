@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .basis_and_projection import has_hooks
-from .lstm import LSTM
+from .lstm import LSTM, next_cell
 
 State = dict[str, Tensor]
 COLUMNS = 8  # of a product; with more, little is left of the gain for single frames
@@ -122,9 +122,7 @@ def recur(lstm: LSTM, hidden: Tensor, state: State, place: int) -> Tensor:
         outputs = []
         for gates in product(into, inputs, sum(biases), place).unbind(-1):
             gates = gates + _product(again, output[..., None], None)[..., 0]
-            enter, forget, change, leave = gates.chunk(4, dim=1)
-            cell = forget.sigmoid() * cell + enter.sigmoid() * change.tanh()
-            output = leave.sigmoid() * cell.tanh()
+            output, cell = next_cell(gates, cell)
             outputs.append(output)
         state.update(zip(names, (output, cell), strict=True))
         inputs = torch.stack(outputs, dim=-1)

@@ -13,7 +13,7 @@ import json
 import logging
 import sys
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 
 # Started as a script, this file's folder is on the path, but training is imported from the one above.
@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoModel
 import modeling_simvq  # noqa: F401  (registers the models)
 from hub_cards.tokenizer_card import is_hub_id
 from modeling_simvq.nearest_code import nearest_code
-from modeling_simvq.several_quantizers import GroupedQuantizer, SeveralQuantizers, levels_of
+from modeling_simvq.several_quantizers import SeveralQuantizers, levels_of
 from training.codebook.figures import CodebookFindings, write_results
 from training.codebook.spectra import spectra, spectrum
 from training.codebook.usage import CodeCounter, latent_statistics
@@ -127,10 +127,7 @@ def seen_by(
     """
     if not isinstance(quantizer, SeveralQuantizers):
         return latents, codes
-    if isinstance(quantizer, GroupedQuantizer):
-        return latents.chunk(len(quantizer.levels), dim=1)[number], codes[:, number]
-    before = quantizer.lookup(codes[:, :number]) if number else 0
-    return latents - before, codes[:, number]
+    return next(islice(quantizer.seen(latents), number, None)), codes[:, number]
 
 
 def encode_all(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 from accelerate import Accelerator
@@ -111,11 +112,9 @@ def put_codes_on(quantizers: list[nn.Module], rows: Tensor) -> None:
     if not len(rows):
         return
     if isinstance(quantizers[0], SeveralQuantizers):
-        levels, seen = next(_what_each_sees(quantizers, rows))
-        put_codes_on(levels, seen)
-        if isinstance(quantizers[0], GroupedQuantizer):
-            for levels, seen in list(_what_each_sees(quantizers, rows))[1:]:
-                put_codes_on(levels, seen)
+        count = None if isinstance(quantizers[0], GroupedQuantizer) else 1
+        for levels, seen in islice(_what_each_sees(quantizers, rows), count):
+            put_codes_on(levels, seen)
         return
     rows = to_float64(rows)
     width = rows.shape[1]
@@ -158,15 +157,8 @@ def _what_each_sees(
     if not isinstance(quantizers[0], SeveralQuantizers):
         yield quantizers, latents
         return
-    parts = latents.chunk(len(quantizers[0].levels), dim=1)
-    rest = latents
-    for index, level in enumerate(quantizers[0].levels):
-        levels = [several.levels[index] for several in quantizers]
-        if isinstance(quantizers[0], GroupedQuantizer):
-            yield levels, parts[index]
-            continue
-        yield levels, rest
-        rest = rest - level(rest)[0].detach()
+    for index, seen in enumerate(quantizers[0].seen(latents)):
+        yield [several.levels[index] for several in quantizers], seen
 
 
 def _factor(covariance: Tensor) -> tuple[Tensor, bool]:

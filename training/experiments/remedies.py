@@ -15,24 +15,8 @@ from training.experiments.report import table, write
 from training.experiments.runs import parse_plan, run_all
 from training.experiments.tasks import TASKS
 
-COLUMNS = {
-    "images": [
-        "rank_latents",
-        "rank_codebook",
-        "train_utilisation",
-        "perplexity",
-        "psnr",
-        "lpips_alex",
-    ],
-    "speech": [
-        "rank_latents",
-        "rank_codebook",
-        "train_utilisation",
-        "perplexity",
-        "mel_distance",
-        "stoi",
-    ],
-}
+COLUMNS = ["rank_latents", "rank_codebook", "train_utilisation", "perplexity"]
+QUALITY = {"images": ["psnr", "lpips_alex"], "speech": ["mel_distance", "stoi"]}
 
 
 def main() -> None:
@@ -62,7 +46,7 @@ def main() -> None:
             variants[f"{remedy}, K = {size:,}"] = {"codebook_size": size, **changes}
     runs = run_all(plan, variants)
     text = "Ranks are effective ranks, of latents of the training data and of the codebook."
-    rows = table(runs, COLUMNS[known.task], "run")
+    rows = table(runs, COLUMNS + QUALITY[known.task], "run")
     write(plan, runs, "Remedies for few dimensions", text, rows, draw_bars(runs))
 
 
