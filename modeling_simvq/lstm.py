@@ -41,7 +41,7 @@ class LSTM(nn.RNNBase):
 
 
 def next_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-    """Return output and cell (B, H) of a position, from its gates (B, 4 H), in torch's order, and the last cell."""
+    """Return output and cell (B, H) of a position, from its gates (B, 4 H) and the cell before it."""
     enter, forget, change, leave = gates.chunk(4, dim=1)
     cell = forget.sigmoid() * cell + enter.sigmoid() * change.tanh()
     return leave.sigmoid() * cell.tanh(), cell
