@@ -1,6 +1,6 @@
-"""The quantizers that the models take by name: SimVQ, and the systems that the paper compares it with.
+"""The quantizers that the models take by name: SimVQ, the systems that it is compared with, its successors.
 
-The latter are those of vector-quantize-pytorch (the optional extra `baselines`), given the face of SimVQ.
+Most are those of vector-quantize-pytorch (the optional extra `baselines`), given the face of SimVQ.
 Tables of codes are searched by nearest_code, so that only the quantizers differ.
 """
 
@@ -10,10 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .bridged_codebook import BridgedCodebook
 from .float32_module import float32_by_default
+from .index_backpropagation import IndexBackpropagation
+from .lookup_free_entropy import bit_entropy, entropy, mean_probabilities
 from .nearest_code import nearest_code
 from .quantization_simvq import SimVQ
 from .quantizer import Quantizer
+from .row_quantizer import RowQuantizer
 from .several_quantizers import GroupedQuantizer, ResidualQuantizer
 from .shared_basis import SimVQOnBasisOf
 from .straight_through import with_gradient_of
@@ -44,6 +48,12 @@ def make_quantizer(config) -> nn.Module:
     - "lfq": log2(codebook_size) bits, with an entropy loss. Options: those of vector-quantize-pytorch's LFQ.
     - "lc" (VQGAN-LC): frozen features of another network through a trained linear layer: SimVQ whose basis is
       given (training takes it from codebook_features). Options: basis_dim, width of the features.
+    - "ibq": the choice of a code has a gradient to all codes (arXiv 2412.02692). Options: those of
+      IndexBackpropagation.
+    - "diveq": "vq" whose error has a random direction in training, and so a gradient to latents and codes
+      instead of losses (DiVeQ, openreview KRVnpTbx7R). Options: variance (0.005).
+    - "fvq": "vq" behind a small transformer over all codes (arXiv 2509.10140). Options: those of
+      BridgedCodebook.
 
     Raises:
         ValueError: if the codebook size or an option does not suit the quantizer.
@@ -72,6 +82,12 @@ def _make_one(config, owner: SimVQ | None = None) -> Quantizer:
             return CodebookQuantizer(size, dim, beta, **options)
         if name == "vq_ema":
             return CodebookQuantizer(size, dim, beta, **{"decay": 0.99, **options})
+        if name == "diveq":
+            return CodebookQuantizer(size, dim, beta, **{"variance": 5e-3, **options})
+        if name == "ibq":
+            return IndexBackpropagation(size, dim, beta, **options)
+        if name == "fvq":
+            return BridgedCodebook(size, dim, beta, **options)
         if name == "fsq":
             return FSQuantizer(size, dim, **options)
         return LFQuantizer(size, dim, beta, **options)
@@ -79,31 +95,15 @@ def _make_one(config, owner: SimVQ | None = None) -> Quantizer:
         raise ValueError(f"quantizer_options of {name!r}: {error}") from error
 
 
-class RowQuantizer(Quantizer):
-    """Quantizer around `inner`, a module of vector-quantize-pytorch, which takes rows (N, d).
-
-    A subclass implements `_quantize_rows` and `_vectors`. Gradients are copied from layout to layout, which
-    SimVQ saves (straight_through.py): it would double the time of its backward pass.
-    """
-
-    def _quantize(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rows = latents.movedim(1, -1)
-        quantized, codes, loss = self._quantize_rows(rows.reshape(-1, self.codebook_dim))
-        return quantized.view(rows.shape).movedim(-1, 1).contiguous(), codes, loss
-
-    def _quantize_rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return quantized rows (N, d), with the gradient for the encoder, codes (N,) and the loss ()."""
-        raise NotImplementedError
-
-
 class CodebookQuantizer(RowQuantizer):
-    """Quantizer with a trained table of codes: "vq", "vq_ema" and "fc" of make_quantizer.
+    """Quantizer with a trained table of codes: "vq", "vq_ema", "fc" and "diveq" of make_quantizer.
 
     Args:
         commitment_cost: beta.
         code_dim: width of the table, with linear layers on both sides unless it is d.
         unit_length: latents and codes are compared as directions.
         decay: of running means in the place of gradients.
+        variance: of the direction of DiVeQ's error in training, which replaces straight-through and losses.
     """
 
     def __init__(
@@ -116,9 +116,11 @@ class CodebookQuantizer(RowQuantizer):
         unit_length: bool = False,
         decay: float | None = None,
         eps: float = 1e-5,
+        variance: float | None = None,
     ):
         super().__init__(codebook_size, codebook_dim)
         self.commitment_cost, self.unit_length = commitment_cost, unit_length
+        self.variance = variance
         self.averages = decay is not None
         self.inner = _load(
             "VectorQuantize",
@@ -142,6 +144,10 @@ class CodebookQuantizer(RowQuantizer):
             z = F.normalize(z, dim=1)
         codes = nearest_code(z.detach(), table.detach())
         q = F.embedding(codes, table)
+        if self.training and self.variance is not None:
+            from vector_quantize_pytorch.vector_quantize_pytorch import directional_reparam
+
+            return directional_reparam(z, q, self.variance), codes, z.new_zeros(())
         loss = self.commitment_cost * F.mse_loss(z, q.detach())
         if not self.averages:
             loss = loss + F.mse_loss(q, z.detach())
@@ -196,7 +202,15 @@ class FSQuantizer(RowQuantizer):
 
 
 class LFQuantizer(RowQuantizer):
-    """Lookup-free quantization, "lfq" of make_quantizer. Its loss can be negative: it rewards entropy."""
+    """Lookup-free quantization, "lfq" of make_quantizer. Its loss can be negative: it rewards entropy.
+
+    The entropies are those of vector-quantize-pytorch without its matrix of latents x codes
+    (lookup_free_entropy.py), where the codes are the corners of a cube; other options of it go through it.
+    """
+
+    # Options with which all is computed here.
+    OWN = {"entropy_loss_weight", "diversity_gamma", "commitment_loss_weight", "codebook_scale"}
+    INVERSE_TEMPERATURE = 100.0
 
     def __init__(self, codebook_size: int, codebook_dim: int, commitment_cost: float, **options):
         super().__init__(codebook_size, codebook_dim)
@@ -204,10 +218,26 @@ class LFQuantizer(RowQuantizer):
             raise ValueError(f"codebook_size: lfq needs a power of two, got {codebook_size}")
         options = {"commitment_loss_weight": commitment_cost, **options}
         self.inner = _load("LFQ", dim=codebook_dim, codebook_size=codebook_size, **options)
+        self.factorises = options.keys() <= self.OWN
 
     def _quantize_rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        quantized, codes, loss = self.inner(rows[None])
-        return quantized[0], codes[0], loss
+        if not self.training or not self.factorises:
+            quantized, codes, loss = self.inner(rows[None])
+            return quantized[0], codes[0], loss
+        inner, z = self.inner, self.inner.project_in(rows)
+        bits = z > 0
+        q = inner.bits_to_codes(bits.to(z.dtype))
+        # Log odds of a bit: the difference of squared distances over the temperature.
+        logits = 4 * self.INVERSE_TEMPERATURE * inner.codebook_scale * z
+        mean = mean_probabilities(logits)
+        if torch.distributed.is_initialized():
+            from torch.distributed.nn.functional import all_reduce
+
+            mean = all_reduce(mean) / torch.distributed.get_world_size()
+        loss = inner.entropy_loss_weight * (
+            bit_entropy(logits) - inner.diversity_gamma * entropy(mean)
+        ) + inner.commitment_loss_weight * F.mse_loss(z, q)
+        return inner.project_out(with_gradient_of(z, q)), (bits * inner.mask).sum(dim=1), loss
 
     def _vectors(self, codes: Tensor) -> Tensor:
         return self.inner.project_out(F.embedding(codes, self.inner.codebook))

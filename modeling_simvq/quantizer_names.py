@@ -3,6 +3,8 @@
 They stand alone so that reading a configuration imports no search and no Triton.
 """
 
-QUANTIZERS = ("simvq", "vq", "vq_ema", "fc", "fsq", "lfq", "lc")
+# SimVQ and the systems of the paper, then those that came after it.
+PAPER = ("simvq", "vq", "vq_ema", "fc", "fsq", "lfq", "lc")
+QUANTIZERS = (*PAPER, "ibq", "diveq", "fvq")
 
 ARRANGEMENTS = ("residual", "grouped")

@@ -68,8 +68,8 @@ def test_no_conversion_reaches_the_quantizer(name, road):
     latents = torch.randn(1, 16, 6, 6)
     codes = model.quantizer(latents)[1]
     model = ROADS[road](model)
-    if road == "apply" and name not in ("simvq", "lc"):
-        # Modules of vector-quantize-pytorch do not resist on their own.
+    if road == "apply" and name not in ("simvq", "lc", "ibq"):
+        # Modules of torch and vector-quantize-pytorch do not resist on their own.
         with pytest.raises(ValueError, match="load the quantizer again"):
             model.quantizer(latents)
         return

@@ -175,6 +175,87 @@ def test_losses_of_the_paper():
         assert torch.equal(gradient, upstream)
 
 
+@pytest.mark.parametrize("size", [2, 32, 256])
+def test_entropies_over_bits_are_those_over_codes(size):
+    """Loss, vectors, codes and gradients are the package's, which holds all latents x codes."""
+    torch.manual_seed(0)
+    quantizer = make_quantizer(image_config("lfq", codebook_size=size)).train()
+    assert quantizer.factorises
+    rows, found = 0.05 * torch.randn(64, 12), []
+    for quantizer.factorises in (True, False):
+        z = rows.clone().requires_grad_()
+        quantizer.zero_grad()
+        quantized, codes, loss = quantizer(z)
+        (loss + quantized.square().mean()).backward()
+        found.append(
+            (quantized, codes.float(), loss, z.grad, quantizer.inner.project_in.weight.grad)
+        )
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_an_option_of_the_package_goes_through_it():
+    options = {"spherical": True}
+    quantizer = make_quantizer(image_config("lfq", quantizer_options=options)).train()
+    assert not quantizer.factorises and quantizer(torch.randn(2, 12))[2].isfinite()
+
+
+def test_index_backpropagation_is_that_of_its_equations():
+    """Through the matrix of latents x codes: loss and gradients (arXiv 2412.02692, equations 4 to 7)."""
+    torch.manual_seed(0)
+    quantizer = make_quantizer(image_config("ibq", commitment_cost=0.5)).train()
+    rows, upstream = torch.randn(300, 12), torch.randn(300, 12)
+
+    def gradients(quantized, loss, z):
+        quantizer.zero_grad()
+        ((quantized * upstream).mean() + loss).backward()
+        return quantized.detach(), loss.detach(), z.grad, quantizer.table.grad.clone()
+
+    z = rows.clone().requires_grad_()
+    quantized, codes, loss = quantizer(z)
+    ours = gradients(quantized, loss, z)
+    z = rows.clone().requires_grad_()
+    products = z @ quantizer.table.T
+    assert codes.equal(products.argmax(dim=1))
+    hard, soft = F.one_hot(codes, 256).float(), products.softmax(dim=1)
+    q, chosen = hard @ quantizer.table, hard - soft.detach() + soft
+    # The table as vectors is reached by the choice alone, as it is by index.
+    out = chosen @ quantizer.table.detach() + q - q.detach()
+    loss = F.mse_loss(out, z) + F.mse_loss(z, q.detach()) + 0.5 * F.mse_loss(q, z.detach())
+    sharp = (products / 0.01).softmax(dim=1)
+    each = -(sharp * (products / 0.01).log_softmax(dim=1)).sum(dim=1).mean()
+    mean = sharp.mean(dim=0)
+    loss = loss + 0.05 * (each + (mean * (mean + 1e-5).log()).sum())
+    for found, expected in zip(ours, gradients(out, loss, z), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_every_code_of_a_bridged_codebook_moves():
+    torch.manual_seed(0)
+    quantizer = make_quantizer(image_config("fvq", quantizer_options={"bridge_tokens": 32})).train()
+    before = quantizer.codebook().clone()
+    _, codes, loss = quantizer(torch.randn(8, 12))
+    loss.backward()
+    torch.optim.SGD(quantizer.parameters(), 1.0).step()
+    moved = (quantizer.codebook() - before).abs().amax(dim=1)
+    assert len(codes.unique()) <= 8 and moved.gt(0).all()
+
+
+def test_the_error_of_diveq_keeps_its_length_and_carries_gradients():
+    torch.manual_seed(0)
+    quantizer = make_quantizer(image_config("diveq")).train()
+    rows = torch.randn(64, 12, requires_grad=True)
+    quantized, codes, loss = quantizer(rows)
+    q = quantizer.codebook()[codes]
+    assert loss == 0 and not torch.allclose(quantized, q)
+    torch.testing.assert_close((quantized - rows).norm(dim=1), (q - rows).norm(dim=1))
+    quantized.square().mean().backward()
+    picked = quantizer.inner.codebook.shape[0]
+    table = next(quantizer.parameters()).grad.view(picked, 12)
+    assert rows.grad.norm() > 0 and table.norm(dim=1)[codes].gt(0).all()
+    assert torch.equal(quantizer.eval()(rows.detach())[0], q)
+
+
 def test_only_picked_codes_of_a_plain_codebook_move():
     torch.manual_seed(0)
     quantizer = make_quantizer(image_config("vq")).train()
@@ -203,6 +284,7 @@ def test_known_levels_multiply_to_the_size(size, levels):
         ({"quantizer": "lfq", "codebook_size": 100}, "power of two, got 100"),
         ({"quantizer": "vq", "quantizer_options": {"speed": 1}}, "quantizer_options of 'vq'"),
         ({"quantizer": "lfq", "quantizer_options": {"speed": 1}}, "quantizer_options of 'lfq'"),
+        ({"quantizer": "fvq", "codebook_size": 1000}, "fvq joins 1000 codes to 512 tokens"),
     ],
 )
 def test_impossible_choices_are_named(changes, words):

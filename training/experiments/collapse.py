@@ -5,24 +5,18 @@ python -m training.experiments.collapse dataset=path/to/pictures codebook_featur
 The features are for VQGAN-LC: python training/external_features.py makes them; without, it is left out.
 """
 
-from modeling_simvq.quantizer_names import QUANTIZERS
+from modeling_simvq.quantizer_names import PAPER
 from training.experiments.report import NAMES, by_variant, mean, new_figure, table, write
 from training.experiments.runs import parse_plan, run_all
 
 FSQ_SIZES = {1024: 1000, 8192: 8000, 65536: 64000}
-# LFQ's entropy loss holds a matrix of latents x codes; it is taken over a part of the latents.
-LFQ_ENTRIES = 1 << 25
 
 
-def changes(quantizer: str, size: int, base: dict, features: str | None) -> dict:
+def changes(quantizer: str, size: int, features: str | None) -> dict:
     """Settings of a quantizer at a codebook size."""
     settings = {"quantizer": quantizer, "codebook_size": size}
     if quantizer == "fsq":
         settings["codebook_size"] = FSQ_SIZES.get(size, size)
-    if quantizer == "lfq":
-        side = base["resolution"] // 2 ** (len(base["channel_multipliers"]) - 1)
-        share = min(1.0, LFQ_ENTRIES / (size * base["batch_size"] * side**2))
-        settings["quantizer_options"] = {"frac_per_sample_entropy": share}
     if quantizer == "lc":
         settings["codebook_features"] = features
     return settings
@@ -32,9 +26,9 @@ def main() -> None:
     """Command line."""
     plan = parse_plan("collapse", __doc__, [1024, 8192, 65536, 262144])
     features = plan.base.pop("codebook_features", None)
-    systems = [name for name in QUANTIZERS if name != "lc" or features]
+    systems = [name for name in PAPER if name != "lc" or features]
     variants = {
-        f"{NAMES[name]}, K = {size:,}": changes(name, size, plan.base, features)
+        f"{NAMES[name]}, K = {size:,}": changes(name, size, features)
         for size in plan.sizes
         for name in systems
     }

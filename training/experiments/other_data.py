@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from hub_cards.user_error import UserError
 from modeling_simvq import SimVQImageConfig
 from modeling_simvq.quantization_baselines import make_quantizer
-from modeling_simvq.quantizer_names import QUANTIZERS
+from modeling_simvq.quantizer_names import PAPER
 from training.codebook.usage import CodeUsage
 from training.experiments.collapse import FSQ_SIZES
 from training.experiments.report import NAMES, new_figure, publish, settings_hash
@@ -35,7 +35,6 @@ from training.experiments.runs import REPOSITORY
 WIDTH, LARGEST, BATCH = 32, 131_072, 4096
 LEARNING_RATE = 1e-2
 PATCH, FRAMES = 8, 4
-LFQ_ENTRIES = 1 << 22
 
 
 class MissingData(UserError):
@@ -124,14 +123,7 @@ def run(rows: Tensor, name: str, size: int, steps: int, seed: int) -> dict:
     """Train a quantizer on rows (N, d); its usage over all of them, and error over their variance."""
     size = FSQ_SIZES.get(size, size) if name == "fsq" else size
     torch.manual_seed(seed)
-    options = {}
-    if (
-        name == "lfq"
-    ):  # its entropy loss holds a matrix of vectors x codes: taken over a part of the vectors
-        options["frac_per_sample_entropy"] = min(1.0, LFQ_ENTRIES / (size * BATCH))
-    config = SimVQImageConfig(
-        codebook_size=size, codebook_dim=WIDTH, quantizer=name, quantizer_options=options
-    )
+    config = SimVQImageConfig(codebook_size=size, codebook_dim=WIDTH, quantizer=name)
     quantizer = make_quantizer(config).train()
     trained = [p for p in quantizer.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, LEARNING_RATE) if trained else None
@@ -181,7 +173,7 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown := set(known.data.split(",")) - set(makers):
         parser.error(f"--data: there are {', '.join(makers)}, got {', '.join(unknown)}")
     sizes, seeds = ([int(n) for n in words.split(",")] for words in (known.sizes, known.seeds))
-    systems = [name for name in QUANTIZERS if name != "lc"]  # its features are of images
+    systems = [name for name in PAPER if name != "lc"]  # its features are of images
     runs, counts = [], {}
     for data in known.data.split(","):
         try:

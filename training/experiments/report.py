@@ -30,6 +30,7 @@ COLUMNS = {
     "train_perplexity": ("perplexity (training)", "{:,.0f}"),
     "mel_distance": ("log-mel distance", "{:.3f}"),
     "stoi": ("STOI", "{:.3f}"),
+    "pesq": ("PESQ", "{:.2f}"),
     "utilisation": ("codes used (validation)", "{:.1%}"),
     "perplexity": ("perplexity", "{:,.0f}"),
     "psnr": ("PSNR, dB", "{:.2f}"),

@@ -30,6 +30,8 @@ CAME_LATER |= {"norm_groups": 32, "whiten_latents": False, "codes_from_latents":
 CAME_LATER |= {"attention": False, "norm_per_position": False, "colour_weight": 0.0}
 CAME_LATER |= {"num_quantizers": 1, "quantizer_arrangement": "residual"}
 CAME_LATER |= {"quantizer_dropout": 0.0, "share_basis": False, "decorrelation_weight": 0.0}
+CAME_LATER |= {"gram_weight": 0.0, "drift_weight": 0.0, "replace_unused_every": 0}
+CAME_LATER |= {"end_phase_early": False, "encoder_steps": None}
 CAME_LATER |= {"sync_batch_norm": False, "streamable": False, "attention_window": 128}
 # These do not change what a run finds.
 NOT_HASHED = ("output_dir", "num_workers", "tracker", "save_every", "keep_checkpoints")

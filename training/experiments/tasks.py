@@ -95,12 +95,12 @@ def _speech(settings: dict) -> dict[str, float]:
     def recordings(split: str) -> DataLoader:
         return whole_recordings(data, split, model.config.sampling_rate, accelerator)
 
-    stoi = {"stoi": LOADERS["stoi"](device)}
-    metrics = evaluate(model, recordings(data.validation_split), accelerator, stoi).metrics
+    speech = {name: LOADERS[name](device) for name in ("pesq", "stoi")}
+    metrics = evaluate(model, recordings(data.validation_split), accelerator, speech).metrics
     for count in range(1, model.config.num_quantizers):
         held_out = recordings(data.validation_split)
-        found = evaluate(model, held_out, accelerator, stoi, num_quantizers=count).metrics
-        metrics |= {f"{name}_first_{count}": found[name] for name in ("stoi", "bitrate")}
+        found = evaluate(model, held_out, accelerator, speech, num_quantizers=count).metrics
+        metrics |= {f"{n}_first_{count}": found[n] for n in ("pesq", "stoi", "bitrate")}
     with torch.no_grad():
         counter, ranks = _counter(model, device), LatentRank()
         for batch in recordings(data.train_split):

@@ -24,6 +24,7 @@ APPLIED = {
     *("commitment_weight", "commitment_cost", "colour_weight", "sync_batch_norm"),
     # What has no weights of its own.
     *("dropout", "attention_dropout", "quantizer_dropout", "decorrelation_weight"),
+    *("gram_weight", "drift_weight", "replace_unused_every", "encoder_steps"),
     # Samples that a validation shows.
     *("samples", "sample_classes", "guidance_scale", "temperature", "top_k", "top_p"),
 }
@@ -74,6 +75,7 @@ FIXED: dict[str, str | Callable[..., str | None]] = {
     **dict.fromkeys(("discriminator_channels", "discriminator_layers"), _JUDGE),
     **dict.fromkeys(("period_channels", "resolution_channels", "dac_channels"), _JUDGE),
     **dict.fromkeys(("codebook_features", "start_from_data", "codes_from_latents"), _START),
+    "end_phase_early": _START,
     **dict.fromkeys(("init_from", "train"), _START),
     "autoencoder_steps": _autoencoder_steps,
 }

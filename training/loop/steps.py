@@ -37,6 +37,7 @@ class Stepper:
         modules: what is trained, by name, prepared by Accelerate; the first is the model.
         optimizers: of each, under the same names.
         average: the model with averaged weights.
+        total_steps: of the run.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class Stepper:
         modules: dict[str, nn.Module],
         optimizers: dict,
         average: nn.Module,
+        total_steps: int,
     ):
         self.recipe, self.accelerator, self.settings = recipe, accelerator, settings
         self.modules, self.optimizers, self.average = modules, optimizers, average
+        self.total_steps = total_steps
         self.guard = NonFiniteGuard(
             settings.max_bad_steps, accelerator, recipe.modules, recipe.companions
         )

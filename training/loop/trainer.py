@@ -63,9 +63,8 @@ class Trainer:
         self.model = next(iter(self.modules.values()))
         self.batches = TrainingBatches(prepared.train_loader, accelerator, self.progress, total)
         self.validation_loader = prepared.validation_loader
-        self.stepper = recipe.stepper(
-            recipe, accelerator, settings, self.modules, prepared.optimizers, self.ema.module
-        )
+        parts = self.modules, prepared.optimizers, self.ema.module
+        self.stepper = recipe.stepper(recipe, accelerator, settings, *parts, total)
         self.reports = Reports(recipe, accelerator, self.progress)
         means = self.reports.means
         self.window = StepWindow(lambda result: means.add(result.figures, result.weights))

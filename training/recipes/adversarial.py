@@ -4,8 +4,10 @@ import torch
 from accelerate.logging import get_logger
 from torch import Tensor, nn
 
-from modeling_simvq.several_quantizers import ResidualQuantizer, levels_of
-from training.codebook.decorrelation import Decorrelation
+from modeling_simvq.several_quantizers import ResidualQuantizer
+from training.codebook.penalties import CodebookPenalties
+from training.codebook.phase_end import PhaseEnd
+from training.codebook.replacement import CodeReplacement
 from training.codebook.start import LatentSample, match_codes_to_latents, put_codes_on
 from training.codebook.watch import CodebookWatch
 from training.loop.steps import Stepper, StepResult
@@ -23,7 +25,7 @@ class Adversaries(Stepper):
     tokenizer's gradients are made: its own then hold nothing of the tokenizer's loss. (In the original
     the generator's backward pass leaks into them.)
 
-    The first `autoencoder_steps` train without quantizer and commitment loss.
+    The first `autoencoder_steps`, or fewer with end_phase_early, train without quantizer and commitment loss.
     """
 
     def __init__(self, *args):
@@ -33,9 +35,19 @@ class Adversaries(Stepper):
         quantizer = unwrapped(self.accelerator, self.model).quantizer
         self.watch = CodebookWatch(quantizer, self.recipe.model.config, self.accelerator)
         self.rank_states = {"codes": self.watch.counter}
-        self._decorrelation = None
-        if self.settings.decorrelation_weight:
-            self._decorrelation = Decorrelation(levels_of(quantizer))
+        self._penalties = CodebookPenalties(quantizer, self.settings, self.total_steps)
+        self._phase_end: PhaseEnd | None = None
+        if self.settings.end_phase_early:
+            config = self.recipe.model.config
+            self._phase_end = PhaseEnd(config.code_bits, config.codebook_dim, self.accelerator)
+            self.rank_states["phase_end"] = self._phase_end
+        self._replacement: CodeReplacement | None = None
+        if every := self.settings.replace_unused_every:
+            both = [quantizer, self.average.quantizer]
+            optimizer = self.optimizers["generator"]
+            self._replacement = CodeReplacement(both, optimizer, every, self.accelerator)
+            self.rank_states["unused"] = self._replacement.counter
+        self._first_quantized = self.settings.autoencoder_steps
         self._codes_matched = False
         self._sample: LatentSample | None = None
         if self.settings.codes_from_latents:
@@ -67,17 +79,24 @@ class Adversaries(Stepper):
 
     def state_dict(self) -> dict:
         adviser = self.watch.adviser.state_dict()
-        return super().state_dict() | {"codes_matched": self._codes_matched, "adviser": adviser}
+        return super().state_dict() | {
+            "codes_matched": self._codes_matched,
+            "adviser": adviser,
+            "first_quantized": self._first_quantized,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self._codes_matched = state["codes_matched"]
+        if self._phase_end is not None:
+            self._first_quantized = state.get("first_quantized", self._first_quantized)
         self.watch.adviser.load_state_dict(state.get("adviser", {}))  # older checkpoints have none
 
     def step(self, batch: dict[str, Tensor], step: int) -> StepResult:
         accelerator, recipe = self.accelerator, self.recipe
-        inputs, quantize = recipe.inputs(batch), step >= self.settings.autoencoder_steps
-        if step == self.settings.autoencoder_steps > 0 and not self._codes_matched:
+        inputs, quantize = recipe.inputs(batch), step >= self._first_quantized
+        self._steps = step + 1
+        if step == self._first_quantized > 0 and not self._codes_matched:
             self._match_codes(inputs)
         plain_discriminator = unwrapped(accelerator, self.discriminator)
         plain_discriminator.requires_grad_(False)
@@ -98,14 +117,14 @@ class Adversaries(Stepper):
                 step,
                 last_layer=recipe.last_layer(unwrapped(accelerator, self.model)),
             )
-        if self._decorrelation is not None and quantize:
-            penalty = self._decorrelation()
-            total = total + self.settings.decorrelation_weight * penalty
-            terms |= {"decorrelation": penalty.detach(), "total": total.detach()}
+        codes, latents = recipe.codes(output), output.latents.detach()
+        if quantize:
+            total = self._penalties.add(total, terms, latents, codes, step)
         figures = {f"generator/{name}": value for name, value in terms.items()}
         self._backward(total)
         due, updates = accelerator.sync_gradients, []
         if due:
+            self._freeze_encoder(step)
             updates.append(self._due("generator", self.model, figures))
         if judged := step >= recipe.loss.discriminator_start:
             terms = self._judge(inputs, reconstruction.detach(), plain_discriminator, step)
@@ -118,19 +137,36 @@ class Adversaries(Stepper):
             recipe.discriminator_trained = True
             figures |= terms
         skipped = bad is not None
-        self.watch.note(recipe.codes(output), output.latents.detach())
+        self.watch.note(codes, latents)
         if self._sample is not None and not quantize:
-            self._sampled.note(output.latents.detach())
+            self._sampled.note(latents)
+        if self._phase_end is not None and not quantize and not skipped:
+            self._phase_end.note(latents)
+        if self._replacement is not None and quantize:
+            self._replacement.note(codes, latents)
         return StepResult(figures, int(skipped))
+
+    def _freeze_encoder(self, step: int) -> None:
+        """Drop the encoder's gradients once encoder_steps have passed: the optimiser leaves it as it is."""
+        if self.settings.encoder_steps is not None and step >= self.settings.encoder_steps:
+            encoder = unwrapped(self.accelerator, self.model).encoder
+            for parameter in encoder.parameters():
+                parameter.grad = None
 
     def settle(self, skipped: bool) -> None:
         super().settle(skipped)
         self.watch.settle(skipped)
         if self._sample is not None:
             self._sampled.settle(skipped)
+        if self._replacement is not None:
+            self._replacement.settle(skipped, self._steps)
+        in_phase = self._phase_end is not None and self._steps < self._first_quantized
+        if in_phase and self._phase_end.due(self._steps):
+            self._first_quantized = self._steps
+            logger.info(f"step {self._steps}: quantization begins, as end_phase_early has it")
 
     def report(self, step: int) -> tuple[dict[str, float], str]:
-        begun = max(self.settings.autoencoder_steps, self.settings.warmup_steps)
+        begun = max(self._first_quantized, self.settings.warmup_steps)
         return self.watch.report(step, advise=step > begun)
 
     @torch.no_grad()

@@ -33,14 +33,42 @@ class TokenizerLoopSettings(LoopSettings):
         "draw C from the latents when autoencoder_steps end, not only their mean and covariance",
     )
 
+    end_phase_early: bool = setting(
+        False,
+        "end autoencoder_steps sooner, once the latents have all directions that log2 K bits can reach",
+    )
+
+    encoder_steps: int | None = setting(
+        None, "freeze the encoder after so many steps; codebook and decoder go on (NSVQ)"
+    )
+
+    drift_weight: float = setting(
+        0.0, "weight with which codes that are not picked follow the latents (NSVQ: 0.01)"
+    )
+
+    replace_unused_every: int = setting(
+        0, "every so many steps put codes that were not picked on latents; 0 never (NSVQ, DiVeQ)"
+    )
+
     decorrelation_weight: float = setting(
         0.0,
         "weight of a penalty on correlated dimensions of the codebook, where it spans few (DimVQ, ICML 2026)",
     )
 
+    gram_weight: float = setting(
+        0.0, "weight of DimVQ's own penalty, of the whole codebook (published: 0.001)"
+    )
+
     def __post_init__(self):
         super().__post_init__()
-        at_least(self, 0, "autoencoder_steps", "decorrelation_weight")
+        at_least(self, 0, "autoencoder_steps", "decorrelation_weight", "gram_weight")
+        at_least(self, 0, "drift_weight", "replace_unused_every")
+        if self.encoder_steps is not None:
+            at_least(self, 1, "encoder_steps")
+        if self.end_phase_early and not self.autoencoder_steps:
+            raise SettingsError(
+                "end_phase_early: there is no phase to end: set autoencoder_steps, the longest that it may take"
+            )
         if self.codes_from_latents and not self.autoencoder_steps:
             raise SettingsError(
                 "codes_from_latents: there are latents to draw from only after a first phase: set "

@@ -84,23 +84,13 @@ def test_simvq_uses_more_codes_than_plain_vq(small, tmp_path):
 def test_the_hash_knows_all_that_a_run_depends_on(small, tmp_path, monkeypatch):
     """Also what is no argument: a learning rate that is edited must not keep the hash."""
     words = ["--data", "gaussian", "--sizes", "64", "--steps", "1", "--output", str(tmp_path)]
-    monkeypatch.setattr(other_data, "QUANTIZERS", ("simvq",))
+    monkeypatch.setattr(other_data, "PAPER", ("simvq",))
     found = []
     for rate in (1e-2, 1e-3, 1e-2):
         monkeypatch.setattr(other_data, "LEARNING_RATE", rate)
         other_data.main(words)
         found.append(json.loads((tmp_path / "results.json").read_text())["runs"][0]["hash"])
     assert found[0] == found[2] != found[1]
-
-
-def test_the_entropy_of_lfq_is_bounded_in_memory(small, monkeypatch):
-    pytest.importorskip("vector_quantize_pytorch")
-    made = []
-    make = other_data.make_quantizer
-    monkeypatch.setattr(other_data, "make_quantizer", lambda c: made.append(c) or make(c))
-    monkeypatch.setattr(other_data, "LFQ_ENTRIES", 1 << 16)
-    other_data.run(other_data.gaussian(0), "lfq", 256, steps=1, seed=0)
-    assert made[0].quantizer_options == {"frac_per_sample_entropy": 0.25}  # of 1,024 x 256
 
 
 def test_data_whose_package_is_missing_is_left_out(monkeypatch, tmp_path, capsys):

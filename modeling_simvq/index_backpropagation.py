@@ -1,0 +1,92 @@
+"""Index backpropagation quantization, IBQ (arXiv 2412.02692): all codes learn, through the choice itself."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import initialization as init
+
+from .nearest_code import nearest_code
+from .row_quantizer import RowQuantizer
+from .straight_through import with_gradient_of
+
+# Latents whose probabilities of all codes exist at a time.
+BLOCK = 128
+
+
+class IndexBackpropagation(RowQuantizer):
+    """Quantizer with a trained table, "ibq" of make_quantizer: the code of the largest inner product.
+
+    The gradient goes through the softmax of all inner products instead of around the choice. Its expectation
+    over the codes is attention with the table as keys and values, which no matrix (N, K) is needed for.
+
+    Args:
+        commitment_cost: beta, which here weighs the codes' side of the loss.
+        entropy_weight: of the entropy loss (few codes a latent, all codes over a batch).
+        entropy_temperature: of the probabilities in it.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        codebook_dim: int,
+        commitment_cost: float,
+        *,
+        entropy_weight: float = 0.05,
+        entropy_temperature: float = 0.01,
+    ):
+        super().__init__(codebook_size, codebook_dim)
+        self.commitment_cost = commitment_cost
+        self.entropy_weight, self.entropy_temperature = entropy_weight, entropy_temperature
+        self.table = nn.Parameter(torch.empty(codebook_size, codebook_dim, dtype=torch.float32))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the table again, N(0, 1)."""
+        init.normal_(self.table)
+
+    def _quantize_rows(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        codes = self._largest_product(rows.detach())
+        q = F.embedding(codes, self.table)
+        if not self.training:
+            return q, codes, (1 + self.commitment_cost) * F.mse_loss(q, rows)
+        table = self.table[None, None]
+        expected = F.scaled_dot_product_attention(
+            rows[None, None], table, table.detach(), scale=1.0
+        )[0, 0]
+        out = q + (expected - expected.detach())
+        loss = (
+            F.mse_loss(out, rows)
+            + F.mse_loss(rows, q.detach())
+            + self.commitment_cost * F.mse_loss(q, rows.detach())
+        )
+        if self.entropy_weight:
+            loss = loss + self.entropy_weight * self._entropy_loss(rows)
+        return with_gradient_of(out, q), codes, loss
+
+    @torch.no_grad()
+    def _largest_product(self, rows: Tensor) -> Tensor:
+        """Return the codes (N,) of the largest inner products.
+
+        One more dimension makes all codes equally long: the nearest is then that of the largest product.
+        """
+        squares = self.table.detach().square().sum(dim=1, keepdim=True)
+        longer = torch.cat([self.table.detach(), (squares.max() - squares).sqrt()], dim=1)
+        return nearest_code(F.pad(rows, (0, 1)), longer)
+
+    def _entropy_loss(self, rows: Tensor) -> Tensor:
+        """Return the mean entropy of a latent's codes less that of the mean over the latents, in nats."""
+        each, mean = rows.new_zeros(()), rows.new_zeros(self.codebook_size)
+        for block in rows.split(BLOCK):
+            entropies, sums = checkpoint(self._entropies, block, use_reentrant=False)
+            each, mean = each + entropies, mean + sums
+        each, mean = each / len(rows), mean / len(rows)
+        return each + (mean * (mean + 1e-5).log()).sum()
+
+    def _entropies(self, block: Tensor) -> tuple[Tensor, Tensor]:
+        logs = F.log_softmax(block @ self.table.T / self.entropy_temperature, dim=1)
+        probabilities = logs.exp()
+        return -(probabilities * logs).sum(), probabilities.sum(dim=0)
+
+    def _vectors(self, codes: Tensor) -> Tensor:
+        return F.embedding(codes, self.table)
