@@ -83,7 +83,12 @@ def parse_plan(
     parser.add_argument("--work", default="runs/experiments", help="folder of the runs")
     parser.add_argument("--seeds", default="0", help="0,1,2 runs everything three times")
     parser.add_argument("--sizes", default=",".join(map(str, sizes)), help="codebook sizes K")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, on as many cores")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="runs at a time; they share the cores, or take OMP_NUM_THREADS each",
+    )
     known, words = parser.parse_known_args(arguments)
     try:
         base = convert_values(groups, read_yaml(known.config) | parse_overrides(words))
@@ -143,7 +148,7 @@ def run_all(plan: Plan, variants: dict[str, dict]) -> list[dict]:
         if (folder / "result.json").is_file():
             found[key] = json.loads((folder / "result.json").read_text())
     todo = {key: settings for _, _, key, settings, _ in runs if key not in found}
-    threads = max(1, (os.cpu_count() or 1) // plan.jobs)
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // plan.jobs))
     os.environ["TQDM_DISABLE"] = (
         "1"  # read by the processes that are to come, when they import tqdm
     )
