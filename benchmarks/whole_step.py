@@ -15,7 +15,6 @@ with that, so that the rest of the ratio can be seen. Figures are medians of sev
 import argparse
 import copy
 import ctypes
-import multiprocessing
 import statistics
 import sys
 import tempfile
@@ -26,13 +25,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 from profile_step import make_trainer  # noqa: E402
 from quantizer import Published  # noqa: E402
+from turns import take_turns  # noqa: E402
 
 from training.data.images import to_values  # noqa: E402
 from training.loop.trainer import Trainer  # noqa: E402
@@ -113,24 +112,12 @@ def leave_memory_as_usual() -> None:
 
 def compare(codebook_size: int, options: argparse.Namespace) -> str:
     """Return a row of the table: K, the seconds of each kind, and ours against each of the others."""
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
-    for kind in KINDS:
-        pipes[kind], other = context.Pipe()
-        arguments = (kind, codebook_size, options.batch_size, options.threads, other)
-        processes.append(context.Process(target=serve, args=arguments, daemon=True))
-        processes[-1].start()
-        other.close()  # so that the death of the process ends the wait for its answer
-    seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for turn in tqdm(range(options.runs + 1), desc=f"K = {codebook_size:,}", unit="turn"):
-        for kind, pipe in pipes.items():
-            pipe.send(True)
-            taken, options.threads = pipe.recv()
-            if turn:  # the first one warms up
-                seconds[kind].append(taken)
-    for pipe, process in zip(pipes.values(), processes, strict=True):
-        pipe.send(False)
-        process.join()
+    servers = {
+        kind: (serve, (kind, codebook_size, options.batch_size, options.threads)) for kind in KINDS
+    }
+    answers = take_turns(servers, options.runs, f"K = {codebook_size:,}")
+    options.threads = answers["ours"][-1][1]
+    seconds = {kind: [taken for taken, _ in some] for kind, some in answers.items()}
     figures = [statistics.median(some) for some in seconds.values()]
     for kind in KINDS[1:]:
         pairs = zip(seconds["ours"], seconds[kind], strict=True)

@@ -42,18 +42,18 @@ def measure(system: str, size: int) -> dict[str, float]:
     trained = [p for p in quantizer.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained)
     _small_step(device)  # threads and kernels exist before, whatever is measured
-    before = _reset_peak(device)
+    before = reset_peak(device)
     quantized, _, loss = quantizer(latents)
     (loss + quantized.square().mean()).backward()
     optimizer.step()
-    peak = _peak(device) - before
+    most = peak_memory(device) - before
     held = [p.grad for p in trained]
     held += [v for p in trained for v in optimizer.state[p].values() if v.ndim]
     codebook = quantizer.basis
     return {
         "codebook": codebook.numel() * codebook.element_size() / MIB,
         "training": sum(t.numel() * t.element_size() for t in held) / MIB,
-        "peak": peak / MIB,
+        "peak": most / MIB,
     }
 
 
@@ -64,7 +64,8 @@ def _small_step(device: str) -> None:
     torch.optim.Adam(p for p in quantizer.parameters() if p.requires_grad).step()
 
 
-def _reset_peak(device: str) -> int:
+def reset_peak(device: str) -> int:
+    """Begin to measure; returns the bytes that are held now."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
@@ -72,7 +73,8 @@ def _reset_peak(device: str) -> int:
     return _status("VmRSS")
 
 
-def _peak(device: str) -> int:
+def peak_memory(device: str) -> int:
+    """Return the most bytes that were held since."""
     return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
 
 

@@ -25,7 +25,7 @@ def remedies(steps: int, width: int) -> dict[str, dict]:
         steps: of the run.
         width: of the codes.
     """
-    phase, often = steps // 5, max(1, steps // 20)
+    phase, often = max(1, steps // 5), max(1, steps // 20)
     return {
         "SimVQ": {},
         "covariance penalty (DimVQ), 0.1": {"decorrelation_weight": 0.1},
@@ -33,7 +33,7 @@ def remedies(steps: int, width: int) -> dict[str, dict]:
         "Gram penalty (DimVQ), 0.001": {"gram_weight": 1e-3},
         f"autoencoder for {phase} steps": {"autoencoder_steps": phase},
         "autoencoder until no direction is added": {
-            "autoencoder_steps": steps // 2,
+            "autoencoder_steps": max(1, steps // 2),
             "end_phase_early": True,
         },
         f"autoencoder for {phase} steps, codes from latents": {
@@ -55,7 +55,7 @@ def remedies(steps: int, width: int) -> dict[str, dict]:
             "quantizer": "vq",
             "drift_weight": 0.01,
             "replace_unused_every": often,
-            "encoder_steps": steps * 3 // 5,
+            "encoder_steps": max(1, steps * 3 // 5),
         },
         "DiVeQ": {"quantizer": "diveq", "replace_unused_every": often},
         "IBQ": {"quantizer": "ibq"},
