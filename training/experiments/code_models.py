@@ -54,7 +54,8 @@ def train_and_evaluate(groups: dict) -> dict[str, float | list[float]]:
     grids = {name: read_codes(groups["data"], split) for name, split in splits.items()}
     held_out, train = grids["validation"], grids["train"]
     by_position = bits_by_position(model, held_out.to(device))
-    train_by_position = bits_by_position(model, train[: len(held_out)].to(device))
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    train_by_position = bits_by_position(model, train[order[: len(held_out)]].to(device))
     figures = {
         "bits": sum(by_position),
         "train_bits": sum(train_by_position),
@@ -70,10 +71,9 @@ def train_and_evaluate(groups: dict) -> dict[str, float | list[float]]:
     kept = f"inception_{Path(data.dataset).name}_{images.resolution}.safetensors"
     real = real_features(images, inception, accelerator, codes.parent.with_name(kept))
     generator = torch.Generator(device).manual_seed(seed)
-    some = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:SAMPLES]
     for name, chosen in (
         ("gfid", draw_images(model, SAMPLES, generator)),
-        ("floor_fid", train[some].to(device)),
+        ("floor_fid", train[order[:SAMPLES]].to(device)),
     ):
         distance = frechet_distance(device)
         distance.update(to_float64(real.to(device)), real=True)
