@@ -28,8 +28,8 @@ from training.runtime.setting_values import read_yaml
 from training.runtime.settings import convert_values
 
 TASK = "code_models"
-METRICS = ["train_utilisation", "psnr", "bits", "bits_per_code", "share_of_capacity"]
-METRICS += ["train_bits", "gfid", "floor_fid"]
+METRICS = ["train_utilisation", "psnr", "bits", "bits_per_code", "neighbour_bits"]
+METRICS += ["share_of_capacity", "train_bits", "gfid", "floor_fid"]
 TEXT = (
     "Tokenizers that differ in the number of their codes alone, and a code model over each, of equal size and "
     "training. Bits are of held-out images. FID is of samples against held-out images; decoded training images "
@@ -97,7 +97,7 @@ def rank_table(runs: list[dict]) -> list[str]:
     done = [run["metrics"] for run in runs if _done(run)]
     if len(done) < 3:
         return []
-    results = {"bits": "bits an image", "gfid": "gFID"}
+    results = {"bits": "bits an image", "share_of_capacity": "share of log2 K", "gfid": "gFID"}
     heading = [f"rank correlation over {len(done)} runs with", *results.values()]
     rows = ["", f"| {' | '.join(heading)} |", "|" + "---|" * len(heading)]
     for cheap, name in CHEAP.items():
@@ -126,19 +126,27 @@ def draw(runs: list[dict], sizes: list[int]):
         rate.plot(mean(done, "bits"), mean(done, "psnr"), "o", label=f"K = {size:,}", **style)
         points = [[run["metrics"][name] for run in done] for name in ("neighbour_bits", "gfid")]
         cheap.plot(*points, "o", label=f"K = {size:,}", **style)
-    by_position.plot([], [], ":", color="0.4", label="training images, by heart")
-    by_position.set(xlabel="position", title="bits a code, by position", ylim=(0, None))
-    by_position.legend(fontsize=7)
+    by_position.plot([], [], ":", color="0.4", label="training images, known by heart")
+    by_position.set(xscale="log", xlabel="position, in raster order", title="bits a code, held out")
+    by_position.set_ylim(0, None)
+    _ticks(by_position, [2**n for n in range(7)])
     rate.set(xlabel="bits an image, held out", title="PSNR, dB")
     known = [size for size, _ in groups]
     for name, label in (("gfid", "samples"), ("floor_fid", "decoded training images")):
         quality.plot(known, [mean(done, name) for _, done in groups], "o-", label=label)
     quality.set(xscale="log", xlabel="K, number of codes", title="FID", ylim=(0, None))
-    quality.legend(fontsize=8)
+    _ticks(quality, known)
     cheap.set(xlabel=CHEAP["neighbour_bits"], title="gFID of each run, by the cheap figure")
     for axis in axes.flat:
         axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
     return figure
+
+
+def _ticks(axis, values: list[int]) -> None:
+    """Mark these values of a logarithmic axis, and no powers of ten."""
+    axis.set_xticks(values, [f"{value:,}" for value in values])
+    axis.minorticks_off()
 
 
 def _done(run: dict) -> bool:
