@@ -155,7 +155,8 @@ def run_all(
         if (folder / "result.json").is_file() and has_model:
             found[key] = json.loads((folder / "result.json").read_text())
     todo = {key: settings for _, _, key, settings, _ in runs if key not in found and start}
-    threads = max(1, (os.cpu_count() or 1) // plan.jobs)
+    # No more than OMP_NUM_THREADS, where it is set: threads that wait for each other waste a shared machine.
+    threads = max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // plan.jobs))
     os.environ["TQDM_DISABLE"] = (
         "1"  # read by the processes that are to come, when they import tqdm
     )
