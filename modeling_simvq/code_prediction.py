@@ -38,6 +38,10 @@ class PlainCodes(nn.Module):
         """Hidden states (B, n, d) to logits (B, n, K)."""
         return F.linear(hidden, self._output_table())
 
+    def draw(self, hidden: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw a code after each hidden state (N, d): (N,) int64, with the probabilities of the logits."""
+        return _draw(self.logits(hidden), generator)
+
     def _output_table(self) -> Tensor:
         return self.table.weight[: self.codebook_size] if self.head is None else self.head.weight
 
@@ -96,6 +100,19 @@ class FactorizedCodes(nn.Module):
         place = F.linear(within, place_weight).float().log_softmax(dim=-1)
         return (cell[..., None] + place).flatten(-2)[..., self.rank]
 
+    @brings_weights
+    def draw(self, hidden: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw a code after each hidden state (N, d): (N,) int64, with the probabilities of the logits.
+
+        A cell and then a place in it, so that it costs K1 + K2 logits and not K. For plain sampling only: what
+        top-k, top-p, temperature and guidance do to the joint probabilities does not factorize.
+        """
+        cell_weight, place_weight = self._output_tables()
+        cells = _draw(F.linear(hidden, cell_weight), generator)
+        within = F.silu(self.mixer(hidden) + self.cell_of_place(cells))
+        places = _draw(F.linear(within, place_weight), generator)
+        return self.rank.argsort()[cells * self.place_table.num_embeddings + places]
+
     @torch.no_grad()
     def arrange(self, codebook: Tensor) -> None:
         """Make cells of similar codes. Before training: it changes what the tables mean.
@@ -118,6 +135,10 @@ class FactorizedCodes(nn.Module):
         if self.cell_head is None:
             return self.cell_table.weight, self.place_table.weight
         return self.cell_head.weight, self.place_head.weight
+
+
+def _draw(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.multinomial(logits.float().softmax(dim=-1), 1, generator=generator)[:, 0]
 
 
 def make_codes(config: SimVQGenerationConfig) -> PlainCodes | FactorizedCodes:

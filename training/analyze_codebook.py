@@ -30,6 +30,7 @@ from hub_cards.tokenizer_card import is_hub_id
 from modeling_simvq.nearest_code import nearest_code
 from modeling_simvq.several_quantizers import SeveralQuantizers, levels_of
 from training.codebook.figures import CodebookFindings, write_results
+from training.codebook.predictability import SampleOfCodes, predictability
 from training.codebook.spectra import spectra, spectrum
 from training.codebook.usage import CodeCounter, latent_statistics
 from training.data.images import build_image_dataloader, to_values
@@ -90,15 +91,18 @@ class TokenSample:
     Attributes:
         latents: (n, d) float32.
         codes: (n,) int64.
+        whole: the codes of whole samples, at random too.
     """
 
     def __init__(self, size: int, width: int):
         self.size, self.generator = size, torch.Generator().manual_seed(0)
         self.keys, self.latents = torch.empty(0), torch.empty(0, width)
         self.codes = torch.empty(0, dtype=torch.int64)
+        self.whole = SampleOfCodes()
 
     def add(self, latents: Tensor, codes: Tensor) -> None:
         """Add latents (B, d, *spatial) and codes of the same tokens, (B, ...)."""
+        self.whole.add(codes)
         rows = latents.movedim(1, -1).reshape(-1, latents.shape[1])
         keys = torch.rand(len(rows), generator=self.generator)
         if (
@@ -241,6 +245,8 @@ def analyse(
     codes = code_distances(codebook, counts)
     if sample is not None:
         findings.counts = counts.sort(descending=True).values
+        if len(sample.whole.codes) > 1:
+            findings.predictability = predictability(sample.whole.codes, codebook)
         z = sample.latents
         findings.spectra["latents"] = spectrum(z)
         # Some quantizers compare latents with codes after a projection (fc, fsq, lfq): of those distances

@@ -198,6 +198,20 @@ def test_similar_codes_share_a_cell():
     torch.testing.assert_close(output.loss, expected)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_codes_are_drawn_with_the_probabilities_of_the_logits(way):
+    model = image_model(**way)
+    model.arrange_codes(torch.randn(32, 6, generator=torch.Generator().manual_seed(0)))
+    torch.manual_seed(1)
+    for weights in model.codes.parameters():  # far from equal probabilities
+        torch.nn.init.normal_(weights, std=0.5)
+    hidden = torch.randn(1, 32)
+    expected = model.codes.logits(hidden[None])[0, 0].softmax(-1)
+    drawn = model.codes.draw(hidden.expand(20_000, -1), torch.Generator().manual_seed(2))
+    found = drawn.bincount(minlength=32) / len(drawn)
+    assert 0.5 * (found - expected).abs().sum() < 0.03
+
+
 def test_class_names_are_kept(tmp_path):
     config = SimVQImageGenerationConfig(num_classes=2, id2label={0: "cat", 1: "dog"})
     config.save_pretrained(tmp_path)

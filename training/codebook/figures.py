@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from training.codebook.advice import diagnose_collapse
+from training.codebook.predictability import Predictability
 from training.codebook.spectra import Spectrum
 from training.codebook.usage import CodeUsage
 
@@ -50,6 +51,7 @@ class CodebookFindings:
         counts: (K,) int64, tokens of every code, descending. None without data, like the next.
         scale_ratio: of latent_statistics; None too where latents and codes are no vectors of one space.
         history: figures of the run's validations, in the order of steps.
+        predictability: of the codes; None without at least two samples.
     """
 
     name: str
@@ -61,13 +63,14 @@ class CodebookFindings:
     counts: Tensor | None = None
     scale_ratio: float | None = None
     history: list[dict[str, float]] = field(default_factory=list)
+    predictability: Predictability | None = None
 
     def usage(self) -> dict[str, float]:
         """Figures of the codes' use by the data.
 
         Those of CodeUsage; dead_codes: codes that no token has; utilisation_by_chance: see
         reachable_utilisation; scale_ratio, and lost_variance: mean square of latent minus code, over that of
-        latent minus mean.
+        latent minus mean; and those of Predictability.
         """
         usage, dead = CodeUsage.from_counts(self.counts), int((self.counts == 0).sum())
         figures = vars(usage) | {"dead_codes": dead, "utilisation_by_chance": usage.reachable}
@@ -78,7 +81,7 @@ class CodebookFindings:
             )
             lost = error / spread if spread else math.nan
             figures |= {"scale_ratio": self.scale_ratio, "lost_variance": lost}
-        return figures
+        return figures | (self.predictability.metrics() if self.predictability else {})
 
     def verdict(self) -> str:
         """Judge the findings in a few sentences."""
@@ -351,6 +354,10 @@ def _usage_table(models: list[CodebookFindings]) -> list[str]:
         "perplexity": ("perplexity", "{:,.1f}"),
         "spread of the latents over that of the codes": ("scale_ratio", "{:.3g}"),
         "variance of the latents lost": ("lost_variance", "{:.1%}"),
+        "bits a code at most (log2 K)": ("uniform_bits", "{:.2f}"),
+        "bits a held-out code, by its frequency": ("frequency_bits", "{:.2f}"),
+        "bits a held-out code, by its frequency and neighbours": ("neighbour_bits", "{:.2f}"),
+        "held-out codes that no other sample has": ("unseen", "{:.2%}"),
     }
     usages = [model.usage() for model in models]
     rows = [

@@ -39,6 +39,13 @@ COLUMNS = {
     "rank_w": ("effective rank of W", "{:.1f}"),
     "rank_latents": ("effective rank of the latents", "{:.1f}"),
     "rank_codebook": ("effective rank of the codebook", "{:.1f}"),
+    "bits": ("bits an image", "{:.0f}"),
+    "bits_per_code": ("bits a code", "{:.2f}"),
+    "neighbour_bits": ("bits a code by analyze_codebook", "{:.2f}"),
+    "share_of_capacity": ("share of log2 K", "{:.1%}"),
+    "train_bits": ("bits of a training image", "{:.0f}"),
+    "gfid": ("gFID", "{:.1f}"),
+    "floor_fid": ("FID of decoded training images", "{:.1f}"),
 }
 
 

@@ -60,16 +60,23 @@ class Plan:
 
 
 def parse_plan(
-    name: str, description: str, sizes: list[int], arguments=None, task: str = "images"
+    name: str,
+    description: str,
+    sizes: list[int],
+    arguments: list[str] | None = None,
+    task: str = "images",
+    more: argparse.ArgumentParser | None = None,
 ) -> Plan:
     """Command line of an experiment; results go to docs/results/NAME unless told otherwise.
 
     Args:
         sizes: codebook sizes by default.
         task: name in TASKS of what is trained.
+        more: parser of the experiment's own options, made with add_help=False, for --help.
     """
     groups, config = TASKS[task].groups, TASKS[task].config
     parser = argparse.ArgumentParser(
+        parents=[more] if more else [],
         description=description,
         epilog="Settings of the trainer follow as key=value: dataset=PATH is needed.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -123,14 +130,20 @@ def _shown(settings: dict) -> dict:
     for name in ("dataset", "codebook_features"):
         if kept.get(name):
             kept[name] = Path(kept[name]).name
+    if kept.get("tokenizer"):  # of a run: its folder's name is its hash
+        kept["tokenizer"] = kept["tokenizer"].removesuffix("/model").rpartition("/")[2]
     return kept
 
 
-def run_all(plan: Plan, variants: dict[str, dict]) -> list[dict]:
+def run_all(
+    plan: Plan, variants: dict[str, dict], start: bool = True, with_model: bool = False
+) -> list[dict]:
     """Train and evaluate every variant with every seed.
 
     Args:
         variants: name to what it changes in the base.
+        start: whether to do what is not done yet; otherwise it is left out.
+        with_model: whether a run counts as done only if its model is still there.
 
     Returns:
         One dict a run, in order: variant, seed, hash, settings (what differs from the defaults), metrics,
@@ -145,10 +158,12 @@ def run_all(plan: Plan, variants: dict[str, dict]) -> list[dict]:
             runs.append((name, seed, key, settings | {"output_dir": str(folder)}, folder))
     found: dict[str, dict] = {}
     for _, _, key, _, folder in runs:
-        if (folder / "result.json").is_file():
+        has_model = (folder / "model").is_dir() or not with_model
+        if (folder / "result.json").is_file() and has_model:
             found[key] = json.loads((folder / "result.json").read_text())
-    todo = {key: settings for _, _, key, settings, _ in runs if key not in found}
-    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // plan.jobs))
+    todo = {key: settings for _, _, key, settings, _ in runs if key not in found and start}
+    # No more than OMP_NUM_THREADS, where it is set: threads that wait for each other waste a shared machine.
+    threads = max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // plan.jobs))
     os.environ["TQDM_DISABLE"] = (
         "1"  # read by the processes that are to come, when they import tqdm
     )
@@ -159,7 +174,9 @@ def run_all(plan: Plan, variants: dict[str, dict]) -> list[dict]:
         ):
             found[futures[future]] = future.result()
     return [
-        {"variant": name, "seed": seed, "hash": key, **found[key]} for name, seed, key, *_ in runs
+        {"variant": name, "seed": seed, "hash": key, **found[key]}
+        for name, seed, key, *_ in runs
+        if key in found
     ]
 
 

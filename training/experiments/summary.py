@@ -1,9 +1,9 @@
-"""Put the tables of docs/results/*/README.md into docs/results.md, so that no figure is copied by hand.
+"""Put the tables of docs/results/*/README.md into the pages of docs/, so that no figure is copied by hand.
 
 python -m training.experiments.summary          # after an experiment was run again
-python -m training.experiments.summary --check  # fails if the page does not hold what the experiments found
+python -m training.experiments.summary --check  # fails if a page does not hold what the experiments found
 
-A table stands between the lines <!-- NAME --> and <!-- end of NAME -->, with the sentence about its scale.
+Tables stand between the lines <!-- NAME --> and <!-- end of NAME -->, with the sentence about their scale.
 """
 
 import argparse
@@ -31,7 +31,8 @@ def filled(page: str, results: Path) -> str:
                 f"there is no {readme}: run python -m training.experiments.{name} first"
             )
         lines = readme.read_text().splitlines()
-        table = [line for line in lines if line.startswith("|")]
+        places = [number for number, line in enumerate(lines) if line.startswith("|")]
+        table = lines[places[0] : places[-1] + 1]  # an experiment may have several
         scale = [line for line in lines if line.startswith("Scale: ")]
         body = "\n".join([*table, "", *scale])
         return f"<!-- {name} -->\n{body}\n<!-- end of {name} -->"
@@ -46,16 +47,17 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="change nothing, fail if it would")
-    parser.add_argument("--docs", default=str(REPOSITORY / "docs"), help="folder of results.md")
+    parser.add_argument("--docs", default=str(REPOSITORY / "docs"), help="folder of the pages")
     known = parser.parse_args(arguments)
-    path = Path(known.docs) / "results.md"
-    with one_line_errors():
+    folder = Path(known.docs)
+    for path in sorted(folder.glob("*.md")):
         before = path.read_text()
-        after = filled(before, path.with_name("results"))
-    if known.check and before != after:
-        sys.exit(f"error: {path} is out of date: python -m training.experiments.summary")
-    path.write_text(after)
-    print(f"{path} holds the tables of the experiments")
+        with one_line_errors():
+            after = filled(before, folder / "results")
+        if known.check and before != after:
+            sys.exit(f"error: {path} is out of date: python -m training.experiments.summary")
+        path.write_text(after)
+    print(f"the pages in {folder} hold the tables of the experiments")
 
 
 if __name__ == "__main__":

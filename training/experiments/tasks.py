@@ -1,16 +1,19 @@
-"""Trainings that experiments repeat, of images or of speech: a run's settings, and its figures afterwards."""
+"""Trainings that experiments repeat, of tokenizers and code models: a run's settings, and its figures."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 
 from training.codebook.usage import CodeCounter, CodeUsage, effective_rank
+from training.data.codes import TokenDataConfig
 from training.data.images import ImageDataConfig
 from training.data.recordings import AudioDataConfig
+from training.experiments.one_training import train_model
 from training.recipes.audio import AudioLoopSettings, AudioLossSettings, AudioModelSettings
+from training.recipes.drawn_samples import SampleSettings
+from training.recipes.generator import GeneratorLoopSettings, GeneratorModelSettings
 from training.recipes.image import ImageLossSettings, ImageModelSettings
 from training.recipes.tokenizer import TokenizerLoopSettings
 from training.runtime.settings import build_settings
@@ -34,28 +37,14 @@ class Task:
     train_and_evaluate: Callable[[dict], dict[str, float]]
 
 
-def _train(settings: dict, task: str, build_recipe: Callable):
-    """Train; returns the model in evaluation mode, the groups of settings and the accelerator."""
-    from accelerate.state import AcceleratorState
-    from transformers import AutoModel
-
-    from training.recipes.run import make_accelerator, train
-
-    AcceleratorState._reset_state(reset_partial_state=True)  # several runs in one process
-    groups = build_settings(TASKS[task].groups, settings)
-    accelerator = make_accelerator(groups["loop"])
-    train(groups, build_recipe, accelerator)
-    model = AutoModel.from_pretrained(Path(groups["loop"].output_dir) / "model").eval()
-    return model.to(accelerator.device), groups, accelerator
-
-
 def _images(settings: dict) -> dict[str, float]:
     from training.data.images import build_image_dataloader, to_values
     from training.evaluation.image import evaluate
     from training.losses.perceptual import load_lpips
     from training.recipes.image import build_image_recipe
 
-    model, groups, accelerator = _train(settings, "images", build_image_recipe)
+    groups = build_settings(TASKS["images"].groups, settings)
+    model, accelerator = train_model(groups, build_image_recipe)
     data = groups["data"]
 
     def pictures(split: str, limit: int | None):
@@ -89,7 +78,8 @@ def _speech(settings: dict) -> dict[str, float]:
     from training.metrics.speech import LOADERS
     from training.recipes.audio import build_audio_recipe
 
-    model, groups, accelerator = _train(settings, "speech", build_audio_recipe)
+    groups = build_settings(TASKS["speech"].groups, settings)
+    model, accelerator = train_model(groups, build_audio_recipe)
     data, device = groups["data"], accelerator.device
 
     def recordings(split: str) -> DataLoader:
@@ -109,6 +99,13 @@ def _speech(settings: dict) -> dict[str, float]:
                 counter.update(encoded.audio_codes)
                 ranks.add(encoded.latents)
     return metrics | ranks.metrics() | _training_usage(counter.read(accelerator))
+
+
+def _code_models(settings: dict) -> dict[str, float | list[float]]:
+    """Train on the codes of images: `dataset` names the images, and `tokenizer` what turns them into codes."""
+    from training.experiments.code_models import train_and_evaluate
+
+    return train_and_evaluate(build_settings(TASKS["code_models"].groups, settings))
 
 
 class LatentRank:
@@ -161,5 +158,15 @@ TASKS = {
         },
         "speech_small.yaml",
         _speech,
+    ),
+    "code_models": Task(
+        {
+            "data": TokenDataConfig,
+            "model": GeneratorModelSettings,
+            "samples": SampleSettings,
+            "loop": GeneratorLoopSettings,
+        },
+        "code_models_small.yaml",
+        _code_models,
     ),
 }

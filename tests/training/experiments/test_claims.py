@@ -2,18 +2,24 @@
 
 import importlib
 import json
+import math
+import shutil
 import sys
 from concurrent.futures import Executor, Future
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
+import yaml
 from PIL import Image
 
 from tests.support import programs
 from tests.training.support.recordings import RATE, noise
-from training.experiments import report, runs
+from training.experiments import code_models, report, runs
+from training.metrics.inception import frechet_distance
 
 REPOSITORY = Path(__file__).parents[3]
 TINY = [
@@ -140,6 +146,73 @@ def test_prefixes_are_compared_at_equal_bits(pictures, work, tmp_path, monkeypat
         *("residual, 4 of K = 8", "grouped, 4 of K = 8", "residual without dropout, 4 of K = 8"),
     ]
     assert all(each == [3, 6, 9, 12] for each in bits.values())
+
+
+TINY_CODE_MODELS = {
+    **{"num_workers": 0, "label_column": None, "tracker": "none", "samples": 0},
+    **{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1},
+    **{"num_attention_heads": 2, "batch_size": 4, "max_steps": 2, "validate_every": 2},
+}
+
+
+class FewFeatures(torch.nn.Module):
+    """In the place of Inception."""
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(pictures.float() / 255, 2).flatten(1)
+
+
+@pytest.mark.slow
+def test_which_k_trains_a_code_model_over_each_tokenizer(pictures, work, tmp_path, monkeypatch):
+    monkeypatch.setattr(code_models, "load_inception", FewFeatures)
+    monkeypatch.setattr(code_models, "frechet_distance", partial(frechet_distance, width=12))
+    monkeypatch.setattr(code_models, "SAMPLES", 5)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY_CODE_MODELS))
+    words = ["--sizes", "16,24,64", "--code-models", str(tmp_path / "tiny.yaml")]
+    out = tmp_path / "out"
+    here(monkeypatch, "which_k", pictures, work, out, *words)
+    found = json.loads((out / "results.json").read_text())
+    for name, task in (("runs", "images"), ("code_models", "code_models")):
+        assert [run["variant"] for run in found[name]] == ["K = 16", "K = 24", "K = 64"]
+        for run in found[name]:
+            assert "error" not in run, run
+            assert runs.config_hash(run["settings"], task) == run["hash"]
+    assert [run["settings"]["tokenizer"] for run in found["code_models"]] == [
+        run["hash"] for run in found["runs"]
+    ]
+    for size, run in zip((16, 24, 64), found["code_models"], strict=True):
+        figures = run["metrics"]
+        assert (
+            len(figures["bits_by_position"]) == 64
+            and math.prod(run["settings"]["code_factors"]) == size
+        )
+        assert figures["bits"] == pytest.approx(sum(figures["bits_by_position"]))
+        # Two steps learn next to nothing: about a guess.
+        assert 0.9 < figures["bits"] / 64 / math.log2(size) < 1.1
+        assert sum(figures["prefix_entropies"]) == pytest.approx(math.log2(12))
+        assert figures["gfid"] > 0 and figures["floor_fid"] > 0
+    page = (out / "README.md").read_text()
+    assert "rank correlation over 3 runs" in page and "2 steps of 4 images" in page
+    assert (out / "figure.png").stat().st_size > 5000
+    # What is not done is left out, on request, and what is done is not done again.
+    times = {path: path.stat().st_mtime_ns for path in work.glob("*/result.json")}
+    words[1] = "16,24,64,256"
+    here(monkeypatch, "which_k", pictures, work, tmp_path / "again", *words, "--finished")
+    assert json.loads((tmp_path / "again" / "results.json").read_text()) == found
+    assert times == {path: path.stat().st_mtime_ns for path in work.glob("*/result.json")}
+
+
+@pytest.mark.slow
+def test_a_tokenizer_without_its_model_is_trained_again(pictures, work, tmp_path, monkeypatch):
+    here(monkeypatch, "rank", pictures, work, tmp_path, "--sizes", "20")
+    (run,) = json.loads((tmp_path / "results.json").read_text())["runs"]
+    shutil.rmtree(work / run["hash"] / "model")
+    plan = runs.parse_plan("rank", "", [20], ["--work", str(work), f"dataset={pictures}", *TINY])
+    variants = {"again": {"codebook_size": 20}}
+    assert runs.run_all(plan, variants, start=False)[0]["metrics"] == run["metrics"]
+    assert runs.run_all(plan, variants, start=False, with_model=True) == []
+    runs.run_all(plan, variants, with_model=True)
+    assert (work / run["hash"] / "model").is_dir()
 
 
 TINY_SPEECH = ["sampling_rate=8000", "clip_seconds=0.32", "num_filters=2", "hidden_size=32"]

@@ -1,0 +1,187 @@
+"""Number of codes for generation: tokenizers of several K, and a small code model over each.
+
+python -m training.experiments.which_k dataset=path/to/pictures --seeds 0,1,2
+
+All tokenizers are trained alike, and so are all code models: each code is two factors of about sqrt(K), so that
+tables and classifiers stay small at every K. Seed after seed, the page is written with what there is.
+"""
+
+import argparse
+import math
+from dataclasses import replace
+
+import torch
+from torchmetrics.functional import spearman_corrcoef
+
+from training.experiments.report import (
+    by_variant,
+    final,
+    mean,
+    new_figure,
+    publish,
+    scale,
+    table,
+)
+from training.experiments.runs import REPOSITORY, Plan, parse_plan, run_all
+from training.experiments.tasks import TASKS
+from training.runtime.setting_values import read_yaml
+from training.runtime.settings import convert_values
+
+TASK = "code_models"
+METRICS = ["train_utilisation", "psnr", "bits", "bits_per_code", "neighbour_bits"]
+METRICS += ["share_of_capacity", "train_bits", "gfid", "floor_fid"]
+TEXT = (
+    "Tokenizers that differ in the number of their codes alone, and a code model over each, of equal size and "
+    "training. Bits are of held-out images. FID is of samples against held-out images; decoded training images "
+    "say what it would be if the code model were perfect."
+)
+# What analyze_codebook tells without a code model, and log2 K for comparison.
+CHEAP = {
+    "uniform_bits": "log2 K alone",
+    "frequency_bits": "bits a code by its frequency",
+    "neighbour_bits": "bits a code by its frequency and neighbours",
+    "told_by_neighbours": "bits that the neighbours tell",
+    "unseen": "held-out codes that no other image has",
+}
+
+
+def factors_of(size: int) -> list[int]:
+    """Return two factors of K, as near to its square root as they can be."""
+    first = next(n for n in range(math.isqrt(size), 0, -1) if size % n == 0)
+    return [first, size // first]
+
+
+def run_seed(plan: Plan, code_models: dict, start: bool) -> tuple[list[dict], list[dict]]:
+    """Train the tokenizers of one seed, and a code model over each.
+
+    Args:
+        code_models: settings that the code models share.
+        start: as of run_all.
+
+    Returns:
+        Runs of the tokenizers and of the code models, the latter with the figures of their tokenizer too.
+    """
+    sizes = {f"K = {size:,}": {"codebook_size": size} for size in plan.sizes}
+    tokenizers = run_all(plan, sizes, start, with_model=True)
+    done = {run["variant"]: run for run in tokenizers if "metrics" in run}
+    base = code_models | {"dataset": plan.base["dataset"]}
+    variants = {
+        name: {
+            "tokenizer": str(plan.work / run["hash"] / "model"),
+            "code_factors": factors_of(sizes[name]["codebook_size"]),
+        }
+        for name, run in done.items()
+    }
+    models = run_all(replace(plan, base=base, task=TASK), variants, start)
+    for run in models:
+        run["tokenizer"] = {
+            name: final(done[run["variant"]], name) for name in ("train_utilisation", "psnr")
+        }
+    return tokenizers, models
+
+
+def with_tokenizers(models: list[dict]) -> list[dict]:
+    """Return runs of code models with all figures that the tables show among their metrics."""
+    found = []
+    for run in models:
+        metrics = dict(run.get("metrics", {}))
+        if metrics:
+            metrics["bits_per_code"] = metrics["bits"] / len(metrics["bits_by_position"])
+            metrics["share_of_capacity"] = metrics["bits_per_code"] / metrics["uniform_bits"]
+        found.append(run | {"metrics": metrics | run["tokenizer"]})
+    return found
+
+
+def rank_table(runs: list[dict]) -> list[str]:
+    """Return Markdown rows: whether cheap figures order runs as code models do; none of two runs."""
+    done = [run["metrics"] for run in runs if _done(run)]
+    if len(done) < 3:
+        return []
+    results = {"bits": "bits an image", "share_of_capacity": "share of log2 K", "gfid": "gFID"}
+    heading = [f"rank correlation over {len(done)} runs with", *results.values()]
+    rows = ["", f"| {' | '.join(heading)} |", "|" + "---|" * len(heading)]
+    for cheap, name in CHEAP.items():
+        cells = [f"{_spearman(done, cheap, result):+.2f}" for result in results]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return rows
+
+
+def _spearman(done: list[dict], first: str, second: str) -> float:
+    pair = (torch.tensor([float(run[name]) for run in done]) for name in (first, second))
+    return float(spearman_corrcoef(*pair))
+
+
+def draw(runs: list[dict], sizes: list[int]):
+    """Draw bits by position, bits against PSNR, gFID by K, and the cheap figure against the code models."""
+    figure, axes = new_figure(2, rows=2)
+    (by_position, rate), (quality, cheap) = axes
+    groups = [(size, by_variant(runs).get(f"K = {size:,}", [])) for size in sizes]
+    groups = [(size, done) for size, all_ in groups if (done := [r for r in all_ if _done(r)])]
+    for color, (size, done) in enumerate(groups):
+        style = {"color": f"C{color}"}
+        for name, line in (("bits_by_position", "-"), ("prefix_entropies", ":")):
+            curves = torch.tensor([run["metrics"][name] for run in done]).mean(dim=0)
+            label = f"K = {size:,}" if line == "-" else None
+            by_position.plot(range(1, len(curves) + 1), curves, line, label=label, **style)
+        rate.plot(mean(done, "bits"), mean(done, "psnr"), "o", label=f"K = {size:,}", **style)
+        points = [[run["metrics"][name] for run in done] for name in ("neighbour_bits", "gfid")]
+        cheap.plot(*points, "o", label=f"K = {size:,}", **style)
+    by_position.plot([], [], ":", color="0.4", label="training images, known by heart")
+    by_position.set(xscale="log", xlabel="position, in raster order", title="bits a code, held out")
+    by_position.set_ylim(0, None)
+    _ticks(by_position, [2**n for n in range(7)])
+    rate.set(xlabel="bits an image, held out", title="PSNR, dB")
+    known = [size for size, _ in groups]
+    for name, label in (("gfid", "samples"), ("floor_fid", "decoded training images")):
+        quality.plot(known, [mean(done, name) for _, done in groups], "o-", label=label)
+    quality.set(xscale="log", xlabel="K, number of codes", title="FID", ylim=(0, None))
+    _ticks(quality, known)
+    cheap.set(xlabel=CHEAP["neighbour_bits"], title="gFID of each run, by the cheap figure")
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    return figure
+
+
+def _ticks(axis, values: list[int]) -> None:
+    """Mark these values of a logarithmic axis, and no powers of ten."""
+    axis.set_xticks(values, [f"{value:,}" for value in values])
+    axis.minorticks_off()
+
+
+def _done(run: dict) -> bool:
+    return "bits" in run["metrics"]
+
+
+def main() -> None:
+    """Command line."""
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument(
+        "--code-models",
+        default=str(REPOSITORY / "training" / "configs" / TASKS[TASK].config),
+        help="configuration of the code models",
+    )
+    own.add_argument("--finished", action="store_true", help="start nothing: of what is done")
+    options, words = own.parse_known_args()
+    plan = parse_plan("which_k", __doc__, [4**n for n in range(5, 10)], words, more=own)
+    code_models = convert_values(TASKS[TASK].groups, read_yaml(options.code_models))
+    tokenizers, models = [], []
+    for number, seed in enumerate(plan.seeds, 1):
+        found = run_seed(replace(plan, seeds=[seed]), code_models, not options.finished)
+        tokenizers, models = tokenizers + found[0], models + found[1]
+        runs = with_tokenizers(models)
+        publish(
+            plan.output,
+            {"runs": tokenizers, "code_models": models},
+            "Which K for generation",
+            TEXT,
+            table(runs, METRICS, "tokenizer") + rank_table(runs),
+            draw(runs, plan.sizes),
+            f"{scale(replace(plan, seeds=plan.seeds[:number]))} Code models: {code_models['max_steps']:,} "
+            f"steps of {code_models['batch_size']} images, {code_models['num_hidden_layers']} layers of width "
+            f"{code_models['hidden_size']}.",
+        )
+
+
+if __name__ == "__main__":
+    main()
