@@ -11,11 +11,14 @@ import torch
 from PIL import Image
 
 from hub_cards.dataset_card import make_dataset_card
+from hub_cards.generator_card import make_generator_card
 from modeling_simvq import (
     SimVQAudioConfig,
     SimVQAudioModel,
     SimVQForAudioGeneration,
+    SimVQForImageGeneration,
     SimVQImageConfig,
+    SimVQImageGenerationConfig,
     SimVQImageModel,
     SimVQImageProcessor,
 )
@@ -26,6 +29,7 @@ from tests.training.support.generator_runs import train_here, write_split
 from training.data.codes import AudioTokenDecoder, ImageTokenDecoder
 from training.data.reader import UnreadableSample
 from training.data.recordings import AudioDataConfig
+from training.evaluation.generated_pictures import from_pipeline
 from training.runtime.settings import SettingsError
 from training.tokenization.encoders import AudioTokens
 
@@ -90,6 +94,39 @@ def test_from_a_dataset_to_samples(tokenizer, pictures, tmp_path):
     words = [f"model={tokenizer}", f"dataset={pictures}", "resolution=8", "num_workers=0"]
     again = launch(TRAINING / "tokenize_dataset.py", *words, f"output={codes}", "num_quantizers=1")
     assert again.returncode and "num_quantizers was 2, is 1" in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("levels", [1, 2])
+def test_the_pipeline_and_its_evaluation(tokenizer, levels):
+    """A code model of the first quantizer alone, too."""
+    from modeling_simvq import SimVQImagePipeline
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    config = SimVQImageGenerationConfig(
+        codebook_size=64,
+        num_quantizers=levels,
+        num_classes=2,
+        grid_size=(4, 4),
+        num_attention_heads=2,
+        **sizes,
+    )
+    model = SimVQForImageGeneration(config).eval()
+    decoder = SimVQImageModel.from_pretrained(tokenizer).eval()
+    pipe = SimVQImagePipeline(decoder, model, SimVQImageProcessor(size_divisor=2))
+    pipe.set_progress_bar_config(disable=True)
+    codes = pipe(1, num_images=2, guidance_scale=2.0, output_type="latent").images
+    assert codes.shape == ((2, 4, 4) if levels == 1 else (2, 2, 4, 4))
+    made = from_pipeline(pipe, 3, resolution=8, batch_size=3, ranks=1, seed=0)
+    pixels, labels = made.pixels(next(iter(made.loader)))
+    assert pixels.shape == (3, 3, 8, 8) and labels.tolist() == [0, 1, 0]
+    card = str(make_generator_card(model, "me/made"))
+    assert ("codes at each position Q" in card) == (levels > 1)
+    one = SimVQImageModel(SimVQImageConfig(**IMAGE))
+    if levels > 1:
+        with pytest.raises(ValueError, match="1 quantizers, but the transformer makes codes of 2"):
+            SimVQImagePipeline(one, model, SimVQImageProcessor())
 
 
 @pytest.mark.parametrize(("count", "shape"), [(1, (5,)), (2, (2, 5)), (3, (3, 5))])
