@@ -43,6 +43,7 @@ def make_dataset_card(
     columns: list[str],
     *,
     codebook_size: int,
+    num_quantizers: int = 1,
     files: dict[str, list[str]] | None = None,
     digest: str | None = None,
     source: str | None = None,
@@ -59,6 +60,7 @@ def make_dataset_card(
         tokenizer: Hub id of the model that made the codes; another name is not shown.
         splits: name to number of rows.
         columns: of which one is image_codes or audio_codes.
+        num_quantizers: Q, codes of a position; above 1 they are (Q, h, w) or (Q, T) in each row.
         source: Hub id of the dataset that was tokenised.
         license: of the source.
 
@@ -92,6 +94,7 @@ def make_dataset_card(
             tokenizer=tokenizer if HUB_ID.fullmatch(tokenizer) else None,
             source=source,
             codebook_size=codebook_size,
+            num_quantizers=num_quantizers,
             column=column,
             columns=", ".join(map(in_code, columns)),
             splits=list(splits.items()),
@@ -106,6 +109,7 @@ def push_tokens(
     tokenizer: str,
     *,
     codebook_size: int,
+    num_quantizers: int = 1,
     source: str | None = None,
     license: str | None = None,
     private: bool | None = None,
@@ -114,6 +118,7 @@ def push_tokens(
 
     Args:
         splits: name to rows with a column image_codes (h, w) or audio_codes (T,), and any others.
+        num_quantizers: Q; above 1 the codes are (Q, h, w) or (Q, T).
 
     Returns:
         Address of the commit.
@@ -125,7 +130,12 @@ def push_tokens(
     first = next(iter(splits.values()))
     sizes = {name: rows.num_rows for name, rows in splits.items()}
     repo_id = full_name(repo_id)
-    options = {"codebook_size": codebook_size, "source": source, "license": license}
+    options = {
+        "codebook_size": codebook_size,
+        "num_quantizers": num_quantizers,
+        "source": source,
+        "license": license,
+    }
     with tempfile.TemporaryDirectory(prefix="simvq-tokens-") as made:
         shards = {
             name: _write_shards(_narrowed(rows, codebook_size), name, Path(made))
@@ -140,6 +150,7 @@ def push_code_files(
     tokenizer: str,
     *,
     codebook_size: int,
+    num_quantizers: int = 1,
     source: str | None = None,
     license: str | None = None,
     private: bool | None = None,
@@ -148,6 +159,7 @@ def push_code_files(
 
     Args:
         files: split to its Parquet files, whose codes have the type code_type.
+        num_quantizers: Q, as of push_tokens.
 
     Returns:
         Address of the commit.
@@ -169,7 +181,12 @@ def push_code_files(
                 for name in columns:
                     _check_codes(batch.column(name), name, codebook_size)
     shards = {split: {f"data/{path.name}": path for path in some} for split, some in files.items()}
-    options = {"codebook_size": codebook_size, "source": source, "license": license}
+    options = {
+        "codebook_size": codebook_size,
+        "num_quantizers": num_quantizers,
+        "source": source,
+        "license": license,
+    }
     return _commit(shards, repo_id, tokenizer, sizes, names, private, options)
 
 

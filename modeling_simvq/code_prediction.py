@@ -14,13 +14,18 @@ from .hooked_weights import brings_weights
 
 
 class PlainCodes(nn.Module):
-    """A vector for each code, and a classifier over all of them."""
+    """A vector for each code, and a classifier over all of them.
 
-    def __init__(self, config: SimVQGenerationConfig):
+    Args:
+        start_tokens: tokens that are embedded beside the codes; the configuration's by default.
+    """
+
+    def __init__(self, config: SimVQGenerationConfig, start_tokens: int | None = None):
         super().__init__()
         self.codebook_size = config.codebook_size
         width = config.hidden_size
-        self.table = nn.Embedding(config.codebook_size + config.num_start_tokens, width)
+        starts = config.num_start_tokens if start_tokens is None else start_tokens
+        self.table = nn.Embedding(config.codebook_size + starts, width)
         tied = config.tie_word_embeddings
         self.head = None if tied else nn.Linear(width, config.codebook_size, bias=False)
 
@@ -57,15 +62,19 @@ class FactorizedCodes(nn.Module):
 
     The indices of SimVQ's codes are arbitrary, as its basis is random: cells become sets of similar codes by
     ``arrange(codebook)``, before training. With cells of arbitrary codes far less is learned.
+
+    Args:
+        start_tokens: tokens that are embedded beside the codes; the configuration's by default.
     """
 
-    def __init__(self, config: SimVQGenerationConfig):
+    def __init__(self, config: SimVQGenerationConfig, start_tokens: int | None = None):
         super().__init__()
         self.codebook_size = config.codebook_size
         (cells, places), width = config.code_factors, config.hidden_size
         self.cell_table = nn.Embedding(cells, width)
         self.place_table = nn.Embedding(places, width)
-        self.start_table = nn.Embedding(config.num_start_tokens, width)
+        starts = config.num_start_tokens if start_tokens is None else start_tokens
+        self.start_table = nn.Embedding(starts, width)
         self.cell_of_place = nn.Embedding(cells, width)
         self.mixer = nn.Linear(width, width)
         tied = config.tie_word_embeddings
@@ -141,9 +150,12 @@ def _draw(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.multinomial(logits.float().softmax(dim=-1), 1, generator=generator)[:, 0]
 
 
-def make_codes(config: SimVQGenerationConfig) -> PlainCodes | FactorizedCodes:
-    """The way that the configuration asks for."""
-    return PlainCodes(config) if config.code_factors is None else FactorizedCodes(config)
+def make_codes(
+    config: SimVQGenerationConfig, start_tokens: int | None = None
+) -> PlainCodes | FactorizedCodes:
+    """The way that the configuration asks for, of the codes of one quantizer."""
+    kind = PlainCodes if config.code_factors is None else FactorizedCodes
+    return kind(config, start_tokens)
 
 
 def order_by_similarity(vectors: Tensor, cells: int) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
-from .code_vocabulary import CodeVocabulary, boundary_tokens
+from .code_vocabulary import KINDS, CodeVocabulary, boundary_tokens
 
 # New rows spread around the mean of the old ones with this share of the old rows' own spread. What the model
 # says about text hardly changes (where logits of old tokens have a standard deviation s, those of new ones have
@@ -34,6 +34,7 @@ def add_code_tokens(
     pad_to_multiple_of: int | None = None,
     seed: int = 0,
     factors: tuple[int, int] | None = None,
+    num_quantizers: int = 1,
 ) -> CodeVocabulary:
     """Give a language model K tokens for codes and two that stand before and after them; both change in place.
 
@@ -61,6 +62,7 @@ def add_code_tokens(
             adds 1,024 rows instead of 262,144; sequences become twice as long. SimVQ numbers its codes at
             random; number them by order_by_similarity (code_prediction.py), and codes that share their first
             token are similar.
+        num_quantizers: Q, codes of a position, each with K tokens of its own. Does not go with factors.
 
     Raises:
         ValueError: if an argument is out of range, the tokenizer already has one of the tokens, reads them in
@@ -72,8 +74,12 @@ def add_code_tokens(
         raise ValueError(f"name must be lower-case letters, digits and underscores, got {name!r}")
     if factors is not None:
         factors = _checked_factors(factors, codebook_size)
+    if num_quantizers < 1 or (num_quantizers > 1 and factors is not None):
+        raise ValueError(
+            f"num_quantizers must be at least 1, and 1 with factors, got {num_quantizers} and factors={factors}"
+        )
     known = tokenizer.get_vocab()
-    planned = CodeVocabulary(name, 0, 1, 2, codebook_size, factors)
+    planned = CodeVocabulary(name, 0, 1, 2, codebook_size, factors, num_quantizers)
     tokens = [*boundary_tokens(name), *map(planned.token, range(planned.code_tokens))]
     for token in tokens:
         if token in known:
@@ -82,7 +88,7 @@ def add_code_tokens(
                 f"the tokens of {name!r} by CodeVocabulary.from_tokenizer"
             )
     for token in known:
-        if re.fullmatch(rf"<\|{name}_(code|first|second)_\d+\|>", token):
+        if re.fullmatch(rf"<\|{name}_({KINDS})_\d+\|>", token):
             raise ValueError(
                 f"the tokenizer already has {token} (id {known[token]:,}): choose another name than {name!r}"
             )
@@ -140,6 +146,8 @@ def _start_rows(table: nn.Parameter, first: int, generator: torch.Generator) -> 
 def _check_reading(tokenizer: PreTrainedTokenizerBase, vocabulary: CodeVocabulary) -> None:
     """Raise unless the tokenizer reads the tokens in a text as what they are."""
     codes = torch.tensor([[0, vocabulary.codebook_size // 2, vocabulary.codebook_size - 1]])
+    if vocabulary.num_quantizers > 1:
+        codes = codes[:, None].expand(-1, vocabulary.num_quantizers, -1)
     (text,), expected = vocabulary.to_text(codes), vocabulary.to_ids(codes)[0].tolist()
     found = tokenizer(text, add_special_tokens=False)["input_ids"]
     if found != expected:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,9 @@ class CodeVocabulary:
         codebook_size: K, number of codes.
         factors: None, or (K1, K2) with K1 * K2 = K: a code k takes two tokens, <|image_first_3|> and
             <|image_second_5|>, with the ids offset + k // K2 and offset + K1 + k % K2.
+        num_quantizers: Q, codes of a position. Above 1 each quantizer has K tokens of its own: code k of the
+            first one is <|image_level1_k|>, and of quantizer q, from 1, the id is offset + (q - 1) * K + k.
+            A position's Q codes follow each other, first to last, and then come those of the next position.
     """
 
     name: str
@@ -30,6 +34,7 @@ class CodeVocabulary:
     offset: int
     codebook_size: int
     factors: tuple[int, int] | None = None
+    num_quantizers: int = 1
 
     @classmethod
     def from_tokenizer(
@@ -42,13 +47,20 @@ class CodeVocabulary:
         """
         vocabulary = tokenizer.get_vocab()
         start, end = (_find(vocabulary, token, name) for token in boundary_tokens(name))
-        factorised = code_token(name, 0) not in vocabulary and f"<|{name}_first_0|>" in vocabulary
+        pattern = re.compile(rf"<\|{re.escape(name)}_({KINDS})_\d+\|>")
+        found = Counter(m[1] for token in vocabulary if (m := pattern.fullmatch(token)))
+        levels = [kind for kind in found if kind.startswith("level")]
+        factorised, several = (
+            "first" in found and "code" not in found,
+            levels and "code" not in found,
+        )
         kinds = ("first", "second") if factorised else ("code",)
+        if several:
+            kinds = tuple(f"level{number}" for number in range(1, len(levels) + 1))
         offset = _find(vocabulary, f"<|{name}_{kinds[0]}_0|>", name)
         sizes, following = [], offset
         for kind in kinds:
-            pattern = re.compile(rf"<\|{re.escape(name)}_{kind}_\d+\|>")
-            present = sum(1 for token in vocabulary if pattern.fullmatch(token))
+            present = found[kind]
             for number in range(max(present, 1)):
                 token = f"<|{name}_{kind}_{number}|>"
                 if vocabulary.get(token) != following:
@@ -58,43 +70,63 @@ class CodeVocabulary:
                     )
                 following += 1
             sizes.append(present)
+        if several:
+            if len(set(sizes)) > 1:
+                raise ValueError(f"quantizers of {name} have different numbers of tokens: {sizes}")
+            return cls(name, start, end, offset, sizes[0], num_quantizers=len(sizes))
         factors = tuple(sizes) if factorised else None
         return cls(name, start, end, offset, math.prod(sizes), factors)
 
     @property
     def tokens_per_code(self) -> int:
-        """Tokens of a code: 1, or 2 with factors."""
-        return 1 if self.factors is None else 2
+        """Tokens of a position: 1, 2 with factors, or those of its Q codes."""
+        return self.num_quantizers if self.factors is None else 2
 
     @property
     def code_tokens(self) -> int:
-        """Tokens of all codes in the vocabulary, from the id offset on: K, or K1 + K2."""
-        return self.codebook_size if self.factors is None else sum(self.factors)
+        """Tokens of all codes in the vocabulary, from the id offset on: K, K1 + K2 or Q * K."""
+        return sum(self.kinds.values())
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """The kinds of tokens of a position in their order, and how many there are of each."""
+        if self.factors is not None:
+            return dict(zip(("first", "second"), self.factors, strict=True))
+        if self.num_quantizers == 1:
+            return {"code": self.codebook_size}
+        numbers = range(1, self.num_quantizers + 1)
+        return {f"level{number}": self.codebook_size for number in numbers}
 
     def token(self, number: int) -> str:
         """The token whose id is offset + number."""
-        if self.factors is None:
-            return code_token(self.name, number)
-        cells = self.factors[0]
-        kind, number = ("first", number) if number < cells else ("second", number - cells)
-        return f"<|{self.name}_{kind}_{number}|>"
+        for kind, count in self.kinds.items():
+            if number < count:
+                return f"<|{self.name}_{kind}_{number}|>"
+            number -= count
+        raise ValueError(
+            f"{self.name} has {self.code_tokens:,} tokens of codes, none of a larger number"
+        )
 
     def to_ids(self, codes: Tensor) -> Tensor:
         """Codes to token ids.
 
         Args:
             codes: (B, ...) integers of any type in [0, K), such as image_codes (B, h, w) or audio_codes
-                (B, 1, T); read row by row.
+                (B, 1, T); read row by row. With Q codes a position (B, Q, ...).
 
         Returns:
-            (B, 1 + n + 1) int64: start, the n codes of a sample, end; (B, 1 + 2 * n + 1) with factors.
+            (B, 1 + n + 1) int64: start, the n codes of a sample, end; (B, 1 + 2 * n + 1) with factors,
+            (B, 1 + Q * n + 1) of n positions with Q codes each.
 
         Raises:
-            ValueError: if a code lies outside [0, K), or they are no integers.
+            ValueError: if a code lies outside [0, K), they are no integers, or not of Q quantizers.
         """
         codes = integers("codes", codes)
+        levels, shape = self.num_quantizers, tuple(codes.shape)
+        if levels > 1 and (codes.ndim < 3 or shape[1] != levels):
+            raise ValueError(f"codes must be integers (B, {levels}, ...), got shape {shape}")
         if codes.ndim < 2:
-            raise ValueError(f"codes must be integers (B, ...), got shape {tuple(codes.shape)}")
+            raise ValueError(f"codes must be integers (B, ...), got shape {shape}")
         flat = codes.flatten(1)
         bad = (flat < 0) | (flat >= self.codebook_size)
         if bad.any():
@@ -105,6 +137,9 @@ class CodeVocabulary:
         if self.factors is not None:
             cells, places = self.factors
             flat = torch.stack([flat // places, cells + flat % places], dim=2).flatten(1)
+        elif levels > 1:
+            first = self.codebook_size * torch.arange(levels, device=flat.device)
+            flat = (flat.unflatten(1, (levels, -1)).transpose(1, 2) + first).flatten(1)
         return torch.cat([start, flat + self.offset, end], dim=1)
 
     def to_codes(self, ids: Tensor, shape: tuple[int, ...] | None = None) -> Tensor | list[Tensor]:
@@ -112,15 +147,16 @@ class CodeVocabulary:
 
         Args:
             ids: (L,) or (B, L) integers.
-            shape: of the codes of each, such as (h, w) or (1, T); None where lengths differ.
+            shape: of the codes of each, such as (h, w) or (1, T), or (Q, h, w); None where lengths differ.
 
         Returns:
-            (N, *shape) int64, N in all the sequences together; a list of N tensors (n,) without a shape.
+            (N, *shape) int64, N in all the sequences together; a list of N tensors (n,), or (Q, n), without a
+            shape.
 
         Raises:
             ValueError: if a start has no end, an end no start, something other than codes stands between them,
-                codes stand outside, factors are not first, second, first, ..., or their number does not fit the
-                shape; naming row and position.
+                codes stand outside, factors are not first, second, first, ..., quantizers not in their order,
+                or their number does not fit the shape; naming row and position.
         """
         ids = integers("ids", ids)
         rows = ids if ids.ndim == 2 else ids[None]
@@ -135,12 +171,12 @@ class CodeVocabulary:
             rows, inside & ~is_code, f"is no code, but stands where the {self.name} has not ended"
         )
         self._refuse(rows, is_code & ~inside, "is a code outside of start and end")
-        if self.factors is not None:
-            self._refuse_order(rows, is_code, starts)
+        if self.tokens_per_code > 1:
+            self._refuse_order(rows, is_code)
         if len(starts) != len(ends):
             row = int((depth[:, -1] != 0).nonzero()[0])
             position = int(starts[starts[:, 0] == row][-1, 1])
-            found = (rows.shape[1] - position - 1) // len(self.factors or (0,))
+            found = (rows.shape[1] - position - 1) // self.tokens_per_code
             raise ValueError(
                 f"the {self.name} that starts in row {row} at position {position} is truncated: "
                 f"{found:,} codes and no {boundary_tokens(self.name)[1]}"
@@ -150,8 +186,15 @@ class CodeVocabulary:
         if self.factors is not None:
             cells, places = self.factors
             codes = codes[::2] * places + codes[1::2] - cells
+        levels = self.num_quantizers
+        codes, lengths = codes % self.codebook_size, lengths * levels
         if shape is None:
-            return list(codes.split(lengths.tolist()))
+            samples = codes.split(lengths.tolist())
+            return [one.reshape(-1, levels).T if levels > 1 else one for one in samples]
+        if levels > 1 and (not shape or shape[0] != levels):
+            raise ValueError(
+                f"shape must begin with {levels}, the codes of a position, got {shape}"
+            )
         wanted = int(torch.Size(shape).numel())
         wrong = lengths != wanted
         if wrong.any():
@@ -160,7 +203,11 @@ class CodeVocabulary:
                 f"the {self.name} that starts in row {row} at position {position} has "
                 f"{int(lengths[wrong][0]):,} codes, of the shape {tuple(shape)} are {wanted:,}"
             )
-        return codes.reshape(-1, *shape)
+        return (
+            codes.reshape(len(lengths), wanted // levels, levels)
+            .transpose(1, 2)
+            .reshape(-1, *shape)
+        )
 
     def mask(self, ids: Tensor) -> Tensor:
         """Mark the ids that are codes or their start and end; bool, the shape of ids. The others are text."""
@@ -176,15 +223,19 @@ class CodeVocabulary:
     def _is_code(self, ids: Tensor) -> Tensor:
         return (ids >= self.offset) & (ids < self.offset + self.code_tokens)
 
-    def _refuse_order(self, rows: Tensor, is_code: Tensor, starts: Tensor) -> None:
-        """Raise unless the codes' tokens are first, second, first, ... after each start, and come in pairs."""
-        is_second = rows >= self.offset + self.factors[0]
+    def _refuse_order(self, rows: Tensor, is_code: Tensor) -> None:
+        """Raise unless each position's tokens are those of all kinds, in their order, after each start."""
+        parts, whole = ("code of a quantizer", "codes of a position")
+        if self.factors is not None:
+            parts, whole = ("factor", "two factors of a code")
+        ends = torch.tensor(list(self.kinds.values()), device=rows.device).cumsum(0)
+        kind = torch.bucketize(rows - self.offset, ends, right=True)
         place = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
         began = torch.where(rows == self.start, place, 0).cummax(1).values
-        wants_second = (place - began) % 2 == 0
-        self._refuse(rows, is_code & (is_second != wants_second), "is a factor out of turn")
-        halved = (rows == self.end) & wants_second
-        self._refuse(rows, halved, "stands between the two factors of a code")
+        wanted = (place - began - 1) % self.tokens_per_code
+        self._refuse(rows, is_code & (kind != wanted), f"is a {parts} out of turn")
+        halved = (rows == self.end) & (wanted != 0)
+        self._refuse(rows, halved, f"stands between the {whole}")
 
     def _refuse(self, rows: Tensor, bad: Tensor, fault: str) -> None:
         if bad.any():
@@ -200,7 +251,7 @@ class CodeLogitsProcessor(LogitsProcessor):
     model.generate(..., logits_processor=[CodeLogitsProcessor(vocabulary, length=h * w)])
 
     Args:
-        length: codes of each image or clip; None lets the model choose when it ends.
+        length: codes, or positions, of each image or clip; None lets the model choose when it ends.
     """
 
     def __init__(self, vocabulary: CodeVocabulary, length: int | None = None):
@@ -221,17 +272,17 @@ class CodeLogitsProcessor(LogitsProcessor):
         made = width - 1 - started
         full = inside & (made >= v.tokens_per_code * (self.length or width + 1))
         allowed = (~inside)[:, None].expand_as(scores).clone()
-        first, last_of_codes = v.offset, v.offset + v.code_tokens
-        if v.factors is None:
-            whole = inside
-            allowed[:, first:last_of_codes] = (inside & ~full)[:, None]
-        else:
-            whole = inside & (made % 2 == 0)
-            second = first + v.factors[0]
-            allowed[:, first:second] = (whole & ~full)[:, None]
-            allowed[:, second:last_of_codes] = (inside & ~whole)[:, None]
-        allowed[:, v.end] = full if self.length else whole
+        turn, first = made % v.tokens_per_code, v.offset
+        for number, count in enumerate(v.kinds.values()):
+            wanted = inside & (turn == number)
+            allowed[:, first : first + count] = (wanted & ~full if number == 0 else wanted)[:, None]
+            first += count
+        allowed[:, v.end] = full if self.length else inside & (turn == 0)
         return scores.masked_fill(~allowed, -torch.inf)
+
+
+# Of the tokens that add_code_tokens gives names to, as a regular expression.
+KINDS = r"code|first|second|level\d+"
 
 
 def code_token(name: str, code: int) -> str:

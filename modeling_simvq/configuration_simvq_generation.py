@@ -51,6 +51,13 @@ class SimVQGenerationConfig(CheckedConfig):
         None, "[K1, K2] with K1 * K2 = K: predict a code in two parts, for large K", pair
     )
 
+    num_quantizers: int = described(
+        1,
+        "Q, codes of a position; above 1 they are predicted by a delay pattern",
+        at_least(1),
+        at_most(64),
+    )
+
     def __post_init__(self, **kwargs):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
@@ -77,8 +84,13 @@ class SimVQGenerationConfig(CheckedConfig):
         layer = (4 * self.hidden_size + 3 * self.intermediate_size) * self.hidden_size
         check_parameters(
             self.num_hidden_layers * layer
-            + codebook_parameters(self.codebook_size, self.hidden_size, {})
+            + self.num_quantizers * codebook_parameters(self.codebook_size, self.hidden_size, {})
         )
+
+    @property
+    def codes_of_all(self) -> int | None:
+        """Positions that every sample has codes at; None if samples differ in length."""
+        return None
 
     @property
     def vocab_size(self) -> int:
@@ -165,9 +177,14 @@ class SimVQImageGenerationConfig(SimVQGenerationConfig):
         return self.num_classes + 1
 
     @property
+    def codes_of_all(self) -> int:
+        """Positions of an image, h * w."""
+        return self.grid_size[0] * self.grid_size[1]
+
+    @property
     def longest_sequence(self) -> int:
-        """Positions of a sequence: the class and all codes."""
-        return 1 + self.grid_size[0] * self.grid_size[1]
+        """Positions of a sequence: the class and all codes, the last ones delayed."""
+        return self.codes_of_all + self.num_quantizers
 
 
 @strict_fields
@@ -178,11 +195,11 @@ class SimVQAudioGenerationConfig(SimVQGenerationConfig):
 
     max_codes: int = described(
         2048,
-        "codes of the longest clip, in training and in generation; 27 seconds at 75 codes a second",
+        "positions of the longest clip, in training and in generation; 27 seconds at 75 codes a second",
         at_least(1),
     )
 
     @property
     def longest_sequence(self) -> int:
-        """Positions of a sequence: the start and all codes."""
-        return 1 + self.max_codes
+        """Positions of a sequence: the start and all codes, the last ones delayed."""
+        return self.max_codes + self.num_quantizers

@@ -74,10 +74,15 @@ def plain_llama(model: SimVQGenerationModel) -> LlamaForCausalLM:
     sqrt(D / D') and a smaller epsilon, (D * epsilon - c ** 2) / D', undo both exactly.
 
     Raises:
-        ValueError: if the model is of another class, predicts codes in two factors, has no epsilon to take c
-            from, or its weights are elsewhere.
+        ValueError: if the model is of another class, predicts several codes a position or codes in two factors,
+            has no epsilon to take c from, or its weights are elsewhere.
     """
     name, config = kind_of(model), model.config
+    if config.num_quantizers > 1:
+        raise ValueError(
+            f"num_quantizers = {config.num_quantizers}: it predicts several codes at a step, and a Llama one "
+            "token: serve this model with transformers, or train on codes of one quantizer"
+        )
     if not isinstance(model.codes, PlainCodes):
         raise ValueError(
             f"code_factors = {list(config.code_factors)} predicts the second through a hidden layer, which "

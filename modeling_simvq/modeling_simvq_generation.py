@@ -1,7 +1,8 @@
 """Generators: transformers' own Llama over the codes of a SimVQ tokenizer.
 
 A sequence is a start token, which for images is the class, and then the codes: those of an image in raster
-order, those of a clip in time. Only codes can be predicted, so nothing else can be sampled.
+order, those of a clip in time. Only codes can be predicted, so nothing else can be sampled. Of a tokenizer with
+several codes a position each step predicts one of every level, in a delay pattern (delayed_codes.py).
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,14 @@ from .configuration_simvq_generation import (
     SimVQAudioGenerationConfig,
     SimVQGenerationConfig,
     SimVQImageGenerationConfig,
+)
+from .delayed_codes import (
+    NO_CODE,
+    DelayedCodes,
+    KnownCodes,
+    delay,
+    ids_of_rows,
+    undelay,
 )
 from .generation_options import (
     FIXED,
@@ -38,12 +47,25 @@ class GeneratedAudioCodes(ModelOutput):
     """Prompts and what was made after them, as SimVQAudioModel.decode takes them.
 
     Attributes:
-        audio_codes: (B, 1, T) int64.
+        audio_codes: (B, Q, T) int64.
         audio_codes_mask: (B, 1, T) bool, false for padding on the right where prompts were of unequal length.
     """
 
     audio_codes: torch.LongTensor | None = None
     audio_codes_mask: torch.BoolTensor | None = None
+
+
+@dataclass
+class CodeModelOutput(CausalLMOutputWithPast):
+    """Output of both code models.
+
+    Attributes:
+        loss, logits, past_key_values: as of CausalLMOutputWithPast.
+        level_losses: (Q,), the mean cross-entropy of each quantizer's codes, whose mean is the loss; None with
+            one code a position.
+    """
+
+    level_losses: torch.FloatTensor | None = None
 
 
 class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
@@ -64,12 +86,13 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
     def __init__(self, config: SimVQGenerationConfig):
         super().__init__(config)
         self.model = LlamaModel(config.llama_config())
-        self.model.embed_tokens = make_codes(config)
+        several = config.num_quantizers > 1
+        self.model.embed_tokens = DelayedCodes(config) if several else make_codes(config)
         self.post_init()
 
     @property
     def codes(self) -> nn.Module:
-        """The embedding and the prediction of codes, PlainCodes or FactorizedCodes."""
+        """The embedding and the prediction of codes: PlainCodes, FactorizedCodes or DelayedCodes."""
         return self.model.embed_tokens
 
     @can_return_tuple
@@ -77,26 +100,41 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         logits_to_keep: int = 1,
+        code_spans: Tensor | None = None,
         **kwargs,
-    ) -> CausalLMOutputWithPast:
+    ) -> CodeModelOutput:
         """Compute the logits of the codes that follow the tokens, for ``generate``.
 
         Args:
-            input_ids: (B, n) start tokens and codes, as start_tokens and forward arrange them.
+            input_ids: (B, n) start tokens and codes, as start_tokens and forward arrange them; (B * Q, n) with
+                Q codes a position, level by level for each sample, delayed.
             logits_to_keep: positions from the end whose logits are wanted; 0 for all.
+            code_spans: (B * Q, 2), see ids_of_rows; by default all sequences begin with the start token.
             kwargs: attention_mask, position_ids, past_key_values, use_cache, as of LlamaModel.
         """
-        output = self.model(input_ids=self._integers("input_ids", input_ids), **kwargs)
+        ids, levels = self._integers("input_ids", input_ids), self.config.num_quantizers
+        if levels > 1:
+            past = kwargs.get("past_key_values")
+            columns = torch.arange(ids.shape[1], device=ids.device)
+            columns = columns + (0 if past is None else past.get_seq_length())
+            ids = ids_of_rows(ids, levels, columns, code_spans, self.config.codes_of_all)
+            for name in ("attention_mask", "position_ids"):  # alike in all levels of a sample
+                if kwargs.get(name) is not None:
+                    kwargs[name] = kwargs[name][::levels]
+        output = self.model(input_ids=ids, **kwargs)
         logits = self.codes.logits(output.last_hidden_state[:, -logits_to_keep:])
-        return CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
+        if levels > 1:
+            logits = logits.flatten(0, 1)
+        return CodeModelOutput(logits=logits, past_key_values=output.past_key_values)
 
-    def arrange_codes(self, codebook: Tensor) -> None:
+    def arrange_codes(self, codebook: Tensor | list[Tensor]) -> None:
         """Give similar codes the same first factor, before training with config.code_factors.
 
         Args:
-            codebook: (K, d), ``tokenizer.quantizer.codebook()``. Without factors there is nothing to do.
+            codebook: (K, d), ``tokenizer.quantizer.codebook()``; of several quantizers a list, one of each.
+                Without factors there is nothing to do.
         """
-        if isinstance(self.codes, FactorizedCodes):
+        if isinstance(self.codes, (FactorizedCodes, DelayedCodes)):
             self.codes.arrange(codebook)
 
     def _continue(
@@ -109,7 +147,16 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
         generator: torch.Generator | None,
         **kwargs,
     ) -> Tensor:
-        """Tokens (B, n), and the codes that follow, (B', n + length), by ``generate``."""
+        """Tokens (B, n), and the codes that follow, (B', n + length), by ``generate``.
+
+        With Q codes a position both have Q rows for each sample, and `length` counts steps.
+        """
+        levels, beams = self.config.num_quantizers, kwargs.get("num_beams", 1)
+        if levels > 1 and beams > 1:
+            raise ValueError(
+                f"num_beams = {beams} does not go with {levels} codes a position, whose beams would part: "
+                "sample, or set it to 1"
+            )
         if not number("temperature", temperature) > 0:
             raise ValueError(f"temperature must be above 0, got {temperature} (or do_sample=False)")
         if not 0 < number("top_p", top_p) <= 1:
@@ -126,9 +173,11 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
 
     def _learn(
         self, starts: Tensor, codes: Tensor, mask: Tensor | None, return_logits: bool
-    ) -> CausalLMOutputWithPast:
-        """Loss of codes (B, n) after start tokens (B, 1), where the mask (B, n) is true."""
+    ) -> CodeModelOutput:
+        """Loss of codes (B, n), or (B, Q, n), after start tokens (B, 1), where the mask (B, n) is true."""
         self._check_codes(codes)
+        if self.config.num_quantizers > 1:
+            return self._learn_levels(starts, codes, mask, return_logits)
         inputs = torch.cat([starts, codes[:, :-1]], dim=1)
         hidden = self.model(input_ids=inputs, use_cache=False).last_hidden_state
         if mask is None:
@@ -137,7 +186,19 @@ class SimVQGenerationModel(VerifiedDownload, PreTrainedModel, GenerationMixin):
             real = mask.flatten().nonzero()[:, 0]  # waits once; each use of a mask would
             loss = self.codes.loss(hidden.flatten(0, 1)[real], codes.flatten()[real])
         logits = self.codes.logits(hidden) if return_logits else None
-        return CausalLMOutputWithPast(loss=loss, logits=logits)
+        return CodeModelOutput(loss=loss, logits=logits)
+
+    def _learn_levels(
+        self, starts: Tensor, codes: Tensor, mask: Tensor | None, return_logits: bool
+    ) -> CodeModelOutput:
+        """Loss of codes (B, Q, n), as _learn."""
+        first = starts[:, None].repeat(1, codes.shape[1], 1)
+        first[:, 1:] = NO_CODE
+        inputs = torch.cat([first, delay(codes, mask)[..., :-1]], dim=2)
+        hidden = self.model(input_ids=inputs, use_cache=False).last_hidden_state
+        losses = self.codes.loss(hidden, codes, mask)
+        logits = undelay(self.codes.logits(hidden)) if return_logits else None
+        return CodeModelOutput(loss=losses.mean(), logits=logits, level_losses=losses)
 
     def _integers(self, name: str, values) -> Tensor:
         # Tensors stay where they are, and a replica of DataParallel does not know its own device.
@@ -171,14 +232,16 @@ class SimVQForImageGeneration(SimVQGenerationModel):
         class_labels: Tensor | None = None,
         return_logits: bool = False,
         **kwargs,
-    ) -> CausalLMOutputWithPast:
+    ) -> CodeModelOutput:
         """The loss of images.
 
         Args:
-            image_codes: (B, h, w) or (B, h * w) integers of any type in [0, codebook_size).
+            image_codes: (B, h, w) or (B, h * w) integers of any type in [0, codebook_size); with Q codes a
+                position (B, Q, h, w) or (B, Q, h * w).
             class_labels: (B,) integers in [0, num_classes], of which the last is the null class; None for
                 the null class.
-            return_logits: whether to return the logits (B, h * w, K) too, which may be large.
+            return_logits: whether to return the logits (B, h * w, K), or (B, Q, h * w, K), too, which may be
+                large.
             input_ids, kwargs: what ``generate`` passes in place of the others, see ``step``.
 
         Returns:
@@ -195,13 +258,15 @@ class SimVQForImageGeneration(SimVQGenerationModel):
         if image_codes is None:
             raise ValueError("the model takes image_codes (B, h, w), and class_labels (B,) if any")
         image_codes = self._integers("image_codes", image_codes)
-        shape = tuple(image_codes.shape)
-        if not shape or shape[0] == 0 or shape[1:] not in ((height, width), (height * width,)):
-            raise ValueError(
-                f"image_codes must be (B, {height}, {width}) or (B, {height * width}), got shape {shape}"
-            )
+        shape, levels = tuple(image_codes.shape), self.config.num_quantizers
+        several = () if levels == 1 else (levels,)
+        wanted = ((*several, height, width), (*several, height * width))
+        if not shape or shape[0] == 0 or shape[1:] not in wanted:
+            grid, flat = (", ".join(map(str, sizes)) for sizes in wanted)
+            raise ValueError(f"image_codes must be (B, {grid}) or (B, {flat}), got shape {shape}")
         starts = self.start_tokens(class_labels, len(image_codes), image_codes.device)
-        return self._learn(starts, image_codes.flatten(1), None, return_logits)
+        flattened = image_codes.reshape(len(image_codes), *several, height * width)
+        return self._learn(starts, flattened, None, return_logits)
 
     def generate_images(
         self,
@@ -230,7 +295,8 @@ class SimVQForImageGeneration(SimVQGenerationModel):
                 generation_options.PASSED_ON.
 
         Returns:
-            image_codes (B * num_images, h, w) int64, label by label, for SimVQImageModel.decode.
+            image_codes (B * num_images, h, w) int64, or (B * num_images, Q, h, w), label by label, for
+            SimVQImageModel.decode.
 
         Raises:
             ValueError: naming the argument that is impossible, or that is not passed on.
@@ -245,14 +311,15 @@ class SimVQForImageGeneration(SimVQGenerationModel):
         starts = self.start_tokens(
             class_labels, 1 if class_labels is None else class_labels.numel()
         )
-        starts = starts.repeat_interleave(each, dim=0).to(running_device(self))
+        levels = self.config.num_quantizers
+        starts = starts.repeat_interleave(each * levels, dim=0).to(running_device(self))
         if guided:
             nulls = self.start_tokens(None, len(starts)).to(running_device(self))
             kwargs |= {"guidance_scale": float(guidance_scale), "negative_prompt_ids": nulls}
-        tokens = self._continue(
-            starts, height * width, temperature, top_k, top_p, generator, **kwargs
-        )
-        return tokens[:, 1:].unflatten(1, (height, width))
+        steps = height * width + levels - 1
+        tokens = self._continue(starts, steps, temperature, top_k, top_p, generator, **kwargs)
+        codes = undelay(tokens[:, 1:].unflatten(0, (-1, levels))).unflatten(2, (height, width))
+        return codes[:, 0] if levels == 1 else codes
 
     def start_tokens(self, class_labels: Tensor | None, batch: int, device=None) -> Tensor:
         """Class labels (B,), or None for the null class, to token ids (B, 1)."""
@@ -291,15 +358,16 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
         audio_codes: Tensor | None = None,
         audio_codes_mask: Tensor | None = None,
         return_logits: bool = False,
+        code_spans: Tensor | None = None,
         **kwargs,
-    ) -> CausalLMOutputWithPast:
+    ) -> CodeModelOutput:
         """The loss of clips.
 
         Args:
-            audio_codes: (B, 1, T) integers in [0, codebook_size), T up to config.max_codes.
+            audio_codes: (B, Q, T) integers in [0, codebook_size), T up to config.max_codes.
             audio_codes_mask: (B, 1, T), 1 or true for codes, then 0 for padding, which is ignored.
-            return_logits: whether to return the logits (B, T, K) too, which may be large.
-            input_ids, kwargs: what ``generate`` passes in place of the others, see ``step``.
+            return_logits: whether to return the logits (B, T, K), or (B, Q, T, K), too, which may be large.
+            input_ids, code_spans, kwargs: what ``generate`` passes in place of the others, see ``step``.
 
         Returns:
             Output with ``loss``, the mean cross-entropy of a code: float32 scalar, natural logarithm.
@@ -308,15 +376,20 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
             ValueError: if a shape, type or value is impossible.
         """
         learnt = {"audio_codes": audio_codes, "audio_codes_mask": audio_codes_mask}
+        kwargs |= {"code_spans": code_spans}
         check_forward(type(self).__name__, input_ids, learnt, kwargs)
         if input_ids is not None:
             return self.step(input_ids, return_dict=True, **kwargs)
         if audio_codes is None:
-            raise ValueError("the model takes audio_codes (B, 1, T), and audio_codes_mask if any")
+            levels = self.config.num_quantizers
+            raise ValueError(
+                f"the model takes audio_codes (B, {levels}, T), and audio_codes_mask if any"
+            )
         audio_codes = self._integers("audio_codes", audio_codes)
         mask = self._clips(audio_codes, audio_codes_mask)
         starts = torch.full_like(audio_codes[:, 0, :1], self.config.codebook_size)
-        return self._learn(starts, audio_codes[:, 0], mask, return_logits)
+        one = self.config.num_quantizers == 1
+        return self._learn(starts, audio_codes[:, 0] if one else audio_codes, mask, return_logits)
 
     def generate_audio(
         self,
@@ -333,10 +406,10 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
         """Sample audio, by transformers' ``generate``.
 
         Args:
-            num_codes: how many codes to make, ``round(seconds * tokenizer.config.frame_rate)``.
-            audio_codes: (B, 1, T), prompts to continue from; None for clips from nothing.
+            num_codes: how many positions to make, ``round(seconds * tokenizer.config.frame_rate)``.
+            audio_codes: (B, Q, T), prompts to continue from; None for clips from nothing.
             audio_codes_mask: (B, 1, T), 0 for padding on the right of shorter prompts.
-            num_clips: clips of each prompt, (B * num_clips, 1, T) prompt by prompt.
+            num_clips: clips of each prompt, (B * num_clips, Q, T) prompt by prompt.
             temperature, top_k, top_p, generator, kwargs: as of SimVQForImageGeneration.generate_images.
 
         Raises:
@@ -345,8 +418,9 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
         whole_number("num_codes", num_codes)
         check_options(self.generate_audio, kwargs, "num_codes", "audio_codes")
         each = sequences(kwargs, whole_number("num_clips", num_clips), guided=False)
+        levels, mask = self.config.num_quantizers, None
         if audio_codes is None:
-            audio_codes = torch.empty(1, 1, 0, dtype=torch.int64)
+            audio_codes = torch.empty(1, levels, 0, dtype=torch.int64)
             lengths = torch.zeros(1, dtype=torch.int64)
         else:
             audio_codes = self._integers("audio_codes", audio_codes)
@@ -354,47 +428,72 @@ class SimVQForAudioGeneration(SimVQGenerationModel):
             self._check_codes(audio_codes)
             full = torch.full((len(audio_codes),), audio_codes.shape[2])
             lengths = full if mask is None else mask.sum(dim=1)
-        codes, lengths = (
+        delayed, lengths = (
             value.to(running_device(self)).repeat_interleave(each, dim=0)
-            for value in (audio_codes[:, 0], lengths)
+            for value in (delay(audio_codes, mask), lengths)
         )
-        longest = codes.shape[1]
+        longest = audio_codes.shape[2]
         if longest + num_codes > self.config.max_codes:
             raise ValueError(
                 f"num_codes = {num_codes} after {longest} codes is more than max_codes = "
                 f"{self.config.max_codes}"
             )
         # Shorter prompts are padded on the left, so that all continue at the same position.
-        padding = (longest - lengths)[:, None]
-        place = torch.arange(-1, longest, device=running_device(self)) - padding
-        with_start = torch.nn.functional.pad(codes, (1, 0), value=self.config.codebook_size)
+        padding = longest - lengths
+        place = torch.arange(-1, longest, device=delayed.device) - padding[:, None]
+        with_start = torch.nn.functional.pad(delayed, (1, 0), value=NO_CODE)
+        index = (place + 1).clamp(min=0)[:, None].expand(-1, levels, -1)
+        tokens = with_start.gather(2, index)
+        # The start token, and what is no code: `step` knows it by its place.
+        tokens = tokens.where(tokens != NO_CODE, self.config.codebook_size).flatten(0, 1)
+        if levels > 1:
+            kwargs |= self._delayed_rest(delayed, lengths, padding, num_codes, kwargs)
         tokens = self._continue(
-            with_start.gather(1, (place + 1).clamp(min=0)),
-            num_codes,
+            tokens,
+            num_codes + levels - 1,
             temperature,
             top_k,
             top_p,
             generator,
-            attention_mask=(place >= -1).long(),
+            attention_mask=(place >= -1).long().repeat_interleave(levels, dim=0),
             **kwargs,
         )
-        whole = tokens[:, 1:]
-        padding = padding.repeat_interleave(len(whole) // len(padding), dim=0)  # of several beams
-        place = torch.arange(longest + num_codes, device=running_device(self)) + padding
-        mask = place < whole.shape[1]
-        whole = whole.gather(1, place.clamp(max=whole.shape[1] - 1)).where(mask, 0)
-        return GeneratedAudioCodes(whole[:, None], mask[:, None])
+        made = tokens[:, 1:].unflatten(0, (-1, levels))
+        padding = padding.repeat_interleave(len(made) // len(padding))  # of several beams
+        mask = mask_of_clips(longest + num_codes - padding, longest + num_codes)
+        return GeneratedAudioCodes(undelay(made, padding, mask.shape[2]).where(mask, 0), mask)
+
+    def _delayed_rest(
+        self, delayed: Tensor, lengths: Tensor, padding: Tensor, num_codes: int, options: dict
+    ) -> dict:
+        """Arguments of ``generate``: the prompts' codes behind their last whole step, and where codes stand."""
+        levels, longest = self.config.num_quantizers, delayed.shape[2] - delayed.shape[1] + 1
+        behind = lengths[:, None] + torch.arange(levels - 1, device=delayed.device)
+        known = delayed.gather(2, behind[:, None].expand(-1, levels, -1)).flatten(0, 1)
+        spans = torch.stack([1 + padding, torch.full_like(padding, 1 + longest + num_codes)], dim=1)
+        return {
+            "logits_processor": [
+                *(options.get("logits_processor") or ()),
+                KnownCodes(known, 1 + longest),
+            ],
+            "code_spans": spans.repeat_interleave(levels, dim=0),
+        }
 
     def _clips(self, audio_codes: Tensor, audio_codes_mask: Tensor | None) -> Tensor | None:
         """Check codes; their mask as (B, T) bool, or None if there is no padding."""
         shape = tuple(audio_codes.shape)
-        if len(shape) != 3 or shape[1] != 1 or 0 in shape:
-            raise ValueError(f"audio_codes must be (B, 1, T) and not empty, got shape {shape}")
+        levels = self.config.num_quantizers
+        if len(shape) != 3 or shape[1] != levels or 0 in shape:
+            raise ValueError(
+                f"audio_codes must be (B, {levels}, T) and not empty, got shape {shape}"
+            )
         if shape[2] > self.config.max_codes:
             raise ValueError(
                 f"audio_codes has {shape[2]} codes in time, more than max_codes = {self.config.max_codes}"
             )
         if audio_codes_mask is None:
             return None
-        lengths = clip_lengths("audio_codes_mask", audio_codes_mask, shape, audio_codes.device)
+        lengths = clip_lengths(
+            "audio_codes_mask", audio_codes_mask, (shape[0], 1, shape[2]), audio_codes.device
+        )
         return None if lengths is None else mask_of_clips(lengths, shape[2])[:, 0]

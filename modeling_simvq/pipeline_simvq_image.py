@@ -56,7 +56,8 @@ class SimVQImagePipeline(DiffusionPipeline):
         processor: SimVQImageProcessor, which makes PIL images of pixels.
 
     Raises:
-        ValueError: if one is of another kind, or the numbers of codes of tokenizer and transformer differ.
+        ValueError: if one is of another kind, or the numbers of codes of tokenizer and transformer differ, or
+            the transformer makes codes of more quantizers than the tokenizer has.
     """
 
     model_cpu_offload_seq = "transformer->tokenizer"
@@ -86,6 +87,11 @@ class SimVQImagePipeline(DiffusionPipeline):
         if here != there:
             raise ValueError(
                 f"the tokenizer has {here} codes, but the transformer was made for {there}"
+            )
+        here, there = tokenizer.config.num_quantizers, transformer.config.num_quantizers
+        if here < there:
+            raise ValueError(
+                f"the tokenizer has {here} quantizers, but the transformer makes codes of {there}"
             )
         self.register_modules(tokenizer=tokenizer, transformer=transformer, processor=processor)
 
@@ -175,7 +181,8 @@ class SimVQImagePipeline(DiffusionPipeline):
                 does not depend on the others.
             batch_size: images that are made at the same time.
             output_type: "pil" for PIL images; "np" for an array (N, H, W, 3) in [0, 1]; "pt" for a tensor
-                (N, 3, H, W) in about [-1, 1]; "latent" for the codes (N, h, w), for the tokenizer's decode.
+                (N, 3, H, W) in about [-1, 1]; "latent" for the codes (N, h, w), or (N, Q, h, w), for the
+                tokenizer's decode.
 
         Returns:
             Output whose ``images`` are the images, class by class.
@@ -193,9 +200,8 @@ class SimVQImagePipeline(DiffusionPipeline):
         chosen = class_labels(self.transformer.config, classes)
         labels = torch.tensor(chosen).repeat_interleave(num_images)
         batches, generators = _batches(labels, generator, batch_size)
-        height, width = self.transformer.config.grid_size
-        pictures = []
-        with self.progress_bar(total=len(batches) * height * width) as bar:
+        steps, pictures = self.transformer.config.longest_sequence - 1, []
+        with self.progress_bar(total=len(batches) * steps) as bar:
             for batch, one in zip(batches, generators, strict=True):
                 _load_offloaded(self.transformer)
                 codes = self.transformer.generate_images(
@@ -224,7 +230,7 @@ class SimVQImagePipeline(DiffusionPipeline):
         return class_label(self.transformer.config, wanted)
 
     def _finished(self, codes: torch.Tensor, output_type: str):
-        """Codes (B, h, w) as what is asked for, B of them."""
+        """Codes (B, h, w), or (B, Q, h, w), as what is asked for, B of them."""
         if output_type == "latent":
             return codes
         _load_offloaded(self.tokenizer)
@@ -266,7 +272,7 @@ def _of_component(dtype, name: str):
 
 
 class _Progress(BaseStreamer):
-    """Moves the bar by one for each code of a batch."""
+    """Moves the bar by one for each step of a batch."""
 
     def __init__(self, bar):
         self.bar, self.prompt = bar, True

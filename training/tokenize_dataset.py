@@ -114,7 +114,11 @@ def _finish(job: Job, counts: dict[str, int]) -> None:
     write_manifest(folder, job.plan | {"source": sources})
     source = data.dataset if is_hub_id(data.dataset) else None
     name = settings.push_to_hub or folder.resolve().name
-    options = {"codebook_size": job.model.config.codebook_size, "source": source}
+    options = {
+        "codebook_size": job.model.config.codebook_size,
+        "num_quantizers": settings.num_quantizers,
+        "source": source,
+    }
     tokenizer = settings.model if is_hub_id(settings.model) else Path(settings.model).resolve().name
     digest = content_digest(path for paths in files.values() for path in paths)
     card = make_dataset_card(name, tokenizer, rows, columns, digest=digest, **options)

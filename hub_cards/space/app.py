@@ -10,6 +10,7 @@ code is run when modeling_simvq is not installed: list only those you trust.
 import argparse
 import html
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,14 +65,15 @@ def figures(config, encoded: tokenizer.Encoded) -> str:
     """HTML of the statistics of codes."""
     found = code_statistics(encoded.codes, config.codebook_size)
     rows, columns = encoded.codes.shape
+    levels, grid = encoded.levels, "codes"
     if config.model_type == "simvq_image":
         height, width = encoded.size
-        grid = f"codes, {rows} × {columns}"
+        sides = [rows // levels, columns] if levels == 1 else [levels, rows // levels, columns]
+        grid = f"codes, {' × '.join(map(str, sides))}"
         rate = (f"{found.bits / (height * width):.4f}", "bits per pixel")
         size = (f"{width} × {height}", "pixels")
     else:
         seconds = encoded.size[0] / config.sampling_rate
-        grid = "codes"
         rate = (f"{found.bits / seconds / 1000:.3f}", "kbit/s")
         size = (f"{seconds:.2f}", "seconds")
     shown = [
@@ -81,6 +83,9 @@ def figures(config, encoded: tokenizer.Encoded) -> str:
         (f"{found.perplexity:.1f}", "perplexity of these codes"),
         rate,
     ]
+    if (most := tokenizer.quantizers(config)) > 1:
+        bits = levels * math.log2(config.codebook_size)
+        shown.append((f"{bits:g}", f"bits at each position, {levels} of {most} codes"))
     boxes = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for value, name in shown)
     return f'<div class="figures">{boxes}</div>'
 
@@ -91,17 +96,22 @@ def select(names: list[str], name: str) -> tuple:
         _listed(names, name)
         config = tokenizer.load_config(name)
     image = config.model_type == "simvq_image"
-    size = f"K = {config.codebook_size:,} codes"
+    size, levels = f"K = {config.codebook_size:,} codes", tokenizer.quantizers(config)
+    number = "one code" if levels == 1 else f"{levels} codes"
     if image:
         side = config.downsample_factor
-        about = f"Images: one code for {side} × {side} pixels, {size}."
+        about = f"Images: {number} for {side} × {side} pixels, {size}."
     else:
         each = f"{config.hop_length} samples at {config.sampling_rate:,} Hz"
-        about = f"Audio: one code for {each}, {size}. Each line of codes is one second."
+        about = f"Audio: {number} for {each}, {size}."
+        about += " Each line of codes is one second." if levels == 1 else ""
+    if levels > 1:
+        about += " The rows are those of the first quantizer, then those of the second, and so on."
     streaming = not image and getattr(config, "streaming", False)
     return (
         about,
         *(gr.Column(visible=shown) for shown in (image, image, image, not image, not image)),
+        gr.Slider(visible=levels > 1, maximum=max(levels, 2), value=levels),
         *(None, None, None, "", "", "", None),
         *_tabs(streaming),
     )
@@ -118,13 +128,16 @@ def nothing_chosen() -> tuple:
     return (
         about,
         *(gr.Column(visible=False) for _ in range(5)),
+        gr.Slider(visible=False),
         *(None, None, None, "", "", "", None),
         *_tabs(False),
     )
 
 
-def reconstruct(names: list[str], name: str, picture: str | None, sound: str | None) -> tuple:
-    """Encode the upload and decode its codes."""
+def reconstruct(
+    names: list[str], name: str, picture: str | None, sound: str | None, count: int | None = None
+) -> tuple:
+    """Encode the upload and decode its codes, those of the first quantizers if there are several."""
     with errors_shown():
         _listed(names, name)
         config = tokenizer.load_config(name)
@@ -139,25 +152,37 @@ def reconstruct(names: list[str], name: str, picture: str | None, sound: str | N
             read, note = tokenizer.read_sound(sound, config.sampling_rate)
             encoded = tokenizer.encode_sound(model, processor, read)
         text = write_codes(encoded.codes, _line(config))
-        return *_results(name, encoded), note, text, encoded
+        return *_results(name, encoded, count), note, text, encoded
 
 
-def decode(names: list[str], name: str, text: str, original: tokenizer.Encoded | None) -> tuple:
+def decode(
+    names: list[str],
+    name: str,
+    text: str,
+    original: tokenizer.Encoded | None,
+    count: int | None = None,
+) -> tuple:
     """Decode the codes in the text field, which need not be those of an upload."""
     with errors_shown():
         _listed(names, name)
         config = tokenizer.load_config(name)
-        one_row = config.model_type == "simvq_audio"
+        one_row = _line(config) is not None
         limits = tokenizer.largest_grid(config)
         codes = read_codes(text or "", config.codebook_size, *limits, one_row=one_row)
         if original is not None and original.codes.shape == codes.shape:
             changed = int(np.count_nonzero(original.codes != codes))
-            encoded = tokenizer.Encoded(codes, original.size)
+            encoded = tokenizer.Encoded(codes, original.size, original.levels)
             note = f"Decoded from the text field: {changed:,} of {codes.size:,} codes changed."
         else:
-            encoded = tokenizer.Encoded(codes, tokenizer.whole_size(config, codes))
+            size, levels = tokenizer.whole_size(config, codes), tokenizer.quantizers(config)
+            encoded = tokenizer.Encoded(codes, size, levels)
             note = "Decoded from the text field."
-        return *_results(name, encoded), note
+        return *_results(name, encoded, count), note
+
+
+def decode_again(names: list[str], name: str, text: str, *rest) -> tuple:
+    """Decode as `decode`, for a slider that may be moved before there is anything."""
+    return decode(names, name, text, *rest) if text else (gr.skip(),) * 5
 
 
 def hear(recording: microphone.Recording | None, piece: str) -> None:
@@ -178,9 +203,10 @@ def answer(names: list[str], name: str, recording: microphone.Recording | None) 
         yield from microphone.answers(model, recording)
 
 
-def _results(name: str, encoded: tokenizer.Encoded) -> tuple:
-    """Reconstructed image, reconstructed audio, image of the codes, figures."""
+def _results(name: str, encoded: tokenizer.Encoded, count: int | None) -> tuple:
+    """Reconstructed image, reconstructed audio, image of the codes, figures: of the first `count` levels."""
     model, processor = tokenizer.load(name)
+    encoded = encoded.first(max(1, min(int(count or encoded.levels), encoded.levels)))
     picture = sound = None
     if model.config.model_type == "simvq_image":
         picture = tokenizer.decode_picture(model, processor, encoded)
@@ -191,8 +217,9 @@ def _results(name: str, encoded: tokenizer.Encoded) -> tuple:
 
 
 def _line(config) -> int | None:
-    """Codes that are shown in a line: those of one second of audio, or a whole row of an image."""
-    return max(1, round(config.frame_rate)) if config.model_type == "simvq_audio" else None
+    """Codes that are shown in a line: those of one second of audio; None for whole rows."""
+    one_row = config.model_type == "simvq_audio" and tokenizer.quantizers(config) == 1
+    return max(1, round(config.frame_rate)) if one_row else None
 
 
 def _listed(names: list[str], name: str) -> None:
@@ -255,6 +282,9 @@ def build_page(names: list[str]) -> gr.Blocks:
                 with gr.Column() as photographs:
                     if paths := example_pictures():
                         gr.Examples(paths, picture, label="Photographs to try")
+                count = gr.Slider(
+                    1, 2, step=1, label="Codes of a position to decode", visible=False
+                )
                 run = gr.Button("Encode and reconstruct", variant="primary")
                 note = gr.Markdown(elem_id="note")
                 statistics = gr.HTML(elem_id="statistics", padding=False)
@@ -282,7 +312,7 @@ def build_page(names: list[str]) -> gr.Blocks:
             "concurrency_limit": 1,
             "show_progress_on": [made_picture, made_sound],
         }
-        parts = [picture_in, picture_out, photographs, sound_in, sound_out]
+        parts = [picture_in, picture_out, photographs, sound_in, sound_out, count]
         shown = [about, *parts, *results, text, original, tabs, microphone_tab, heard, line]
         chosen = gr.on(
             [page.load, name.change],
@@ -296,14 +326,15 @@ def build_page(names: list[str]) -> gr.Blocks:
         chosen.failure(nothing_chosen, None, shown, api_visibility="private")
         run.click(
             partial(reconstruct, names),
-            [name, picture, sound],
+            [name, picture, sound, count],
             [*results, text, original],
             api_name="reconstruct",
             **alone,
         )
-        run_decode.click(
-            partial(decode, names), [name, text, original], results, api_name="decode", **alone
-        )
+        given = [name, text, original, count]
+        run_decode.click(partial(decode, names), given, results, api_name="decode", **alone)
+        again = partial(decode_again, names)
+        count.release(again, given, results, api_visibility="private", **alone)
     return page
 
 

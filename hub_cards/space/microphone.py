@@ -102,12 +102,13 @@ def answers(model, recording: Recording) -> Iterator[tuple[bytes | None, str]]:
         nonlocal heard, codes
         heard += len(samples)
         found = stream.encode(torch.from_numpy(samples)[None, None].to(model.device))
-        codes += found.shape[-1]
+        codes += found.numel()
         return stream.decode(found)
 
     def answer(made: torch.Tensor) -> tuple[bytes | None, str]:
         seconds = max(heard, 1) / config.sampling_rate
-        rate = config.frame_rate * math.log2(config.codebook_size)
+        levels = getattr(config, "num_quantizers", 1)
+        rate = config.frame_rate * levels * math.log2(config.codebook_size)
         line = (
             f"**{codes:,} codes** in {seconds:.1f} s, {rate:.0f} bit/s; latency "
             f"{1000 * stream.latency / config.sampling_rate:.0f} ms, computing takes "
@@ -127,7 +128,7 @@ def answers(model, recording: Recording) -> Iterator[tuple[bytes | None, str]]:
     start = time.perf_counter()
     made = [through(resampler.rest())]
     last_codes, last = stream.flush()
-    codes += last_codes.shape[-1]
+    codes += last_codes.numel()
     busy += time.perf_counter() - start
     yield answer(torch.cat([*made, last], dim=-1))
 

@@ -36,10 +36,25 @@ class CheckpointError(ValueError):
 
 @dataclass
 class Encoded:
-    """Codes of one input: codes (h, w), or (1, T) for audio; size: (height, width) in pixels, or (samples,)."""
+    """Codes of one input.
+
+    codes: (h, w), or (1, T) for audio; of several quantizers (levels * h, w), one grid below the other, or
+    (levels, T). size: (height, width) in pixels, or (samples,). levels: quantizers whose codes these are.
+    """
 
     codes: np.ndarray
     size: tuple[int, ...]
+    levels: int = 1
+
+    def first(self, count: int) -> "Encoded":
+        """The codes of the first quantizers."""
+        rows = len(self.codes) // self.levels
+        return Encoded(self.codes[: count * rows], self.size, count)
+
+
+def quantizers(config) -> int:
+    """Codes of a position; configurations of checkpoints from before there were several have no such field."""
+    return getattr(config, "num_quantizers", 1)
 
 
 @cache
@@ -146,14 +161,17 @@ def encode_picture(model, processor, picture: Image.Image) -> Encoded:
             f"is smaller than one code, {side} x {side} pixels: give a larger or less narrow one."
         )
     inputs = processor(picture, do_resize=False, do_center_crop=False, return_tensors="pt")
-    codes = model.encode(**inputs.to(DEVICE)).image_codes[0]
-    return Encoded(codes.cpu().numpy(), (picture.height, picture.width))
+    codes = model.encode(**inputs.to(DEVICE)).image_codes[0].cpu().numpy()
+    grids = codes.reshape(-1, codes.shape[-1])
+    return Encoded(grids, (picture.height, picture.width), quantizers(model.config))
 
 
 @torch.inference_mode()
 def decode_picture(model, processor, encoded: Encoded) -> Image.Image:
-    """The image of codes (h, w), cropped to encoded.size."""
+    """The image of codes, cropped to encoded.size."""
     codes = torch.from_numpy(encoded.codes)[None].to(DEVICE)
+    if quantizers(model.config) > 1:
+        codes = codes.unflatten(1, (encoded.levels, -1))
     return processor.post_process(model.decode(image_codes=codes).pixel_values, [encoded.size])[0]
 
 
@@ -208,16 +226,16 @@ def to_mono(samples: np.ndarray, rate: int, sampling_rate: int) -> np.ndarray:
 
 @torch.inference_mode()
 def encode_sound(model, extractor, sound: np.ndarray) -> Encoded:
-    """Codes (1, T) of a clip (L,) at the model's rate; each stands for one hop, the last one may be partial."""
+    """Codes (Q, T) of a clip (L,) at the model's rate; each stands for one hop, the last one may be partial."""
     rate = model.config.sampling_rate
     inputs = extractor(sound, sampling_rate=rate, return_tensors="pt")
     codes = model.encode(**inputs.to(DEVICE)).audio_codes[0]
-    return Encoded(codes.cpu().numpy(), (len(sound),))
+    return Encoded(codes.cpu().numpy(), (len(sound),), quantizers(model.config))
 
 
 @torch.inference_mode()
 def decode_sound(model, encoded: Encoded) -> np.ndarray:
-    """The audio of codes (1, T): (L,) int16 at the model's rate, cut to encoded.size.
+    """The audio of codes (q, T): (L,) int16 at the model's rate, cut to encoded.size.
 
     Raises:
         ValueError: if the model makes something that is not finite.
@@ -233,14 +251,24 @@ def decode_sound(model, encoded: Encoded) -> np.ndarray:
 
 def largest_grid(config) -> tuple[int, int]:
     """Rows and columns of codes of the largest input that is taken."""
+    levels = quantizers(config)
     if config.model_type == "simvq_image":
         side = math.ceil(LONGEST_SIDE / config.downsample_factor)
-        return side, side
-    return 1, math.ceil(LONGEST_SECONDS * config.sampling_rate / config.hop_length)
+        return levels * side, side
+    return levels, math.ceil(LONGEST_SECONDS * config.sampling_rate / config.hop_length)
 
 
 def whole_size(config, codes: np.ndarray) -> tuple[int, ...]:
-    """Size of what codes decode to if nothing is cut off: (height, width) in pixels, or (samples,)."""
-    if config.model_type == "simvq_image":
-        return tuple(side * config.downsample_factor for side in codes.shape)
-    return (codes.size * config.hop_length,)
+    """Size of what codes of all quantizers decode to if nothing is cut off: (height, width), or (samples,).
+
+    Raises:
+        ValueError: if the rows cannot be those of all quantizers.
+    """
+    levels, (rows, columns) = quantizers(config), codes.shape
+    image = config.model_type == "simvq_image"
+    if rows % levels or not (image or rows == levels):
+        wanted = f"a multiple of {levels} rows" if image else f"{levels} rows"
+        raise ValueError(f"Codes of {levels} quantizers are {wanted} of codes, found {rows}.")
+    if image:
+        return tuple(side * config.downsample_factor for side in (rows // levels, columns))
+    return (columns * config.hop_length,)

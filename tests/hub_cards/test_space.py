@@ -8,10 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from modeling_simvq import SimVQImageProcessor
+from modeling_simvq import (
+    SimVQAudioConfig,
+    SimVQAudioFeatureExtractor,
+    SimVQAudioModel,
+    SimVQImageConfig,
+    SimVQImageModel,
+    SimVQImageProcessor,
+)
+from tests.modeling_simvq.tiny import AUDIO, IMAGE
 
 SPACE = Path(__file__).parents[2] / "hub_cards" / "space"
 
@@ -259,6 +268,52 @@ def test_only_parsers_of_common_pictures_see_an_upload(tmp_path):
     Image.new("RGB", (64, 64)).save(path)
     with pytest.raises(ValueError, match="not an image that can be read"):
         tokenizer.read_picture(str(path), SimVQImageProcessor())
+
+
+@pytest.fixture
+def several(tmp_path) -> dict[str, str]:
+    """Tokenizers with three quantizers, random weights."""
+    torch.manual_seed(0)
+    made = {"image": str(tmp_path / "image"), "audio": str(tmp_path / "audio")}
+    SimVQImageModel(SimVQImageConfig(**IMAGE, num_quantizers=3)).save_pretrained(made["image"])
+    SimVQImageProcessor(size_divisor=2).save_pretrained(made["image"])
+    audio = SimVQAudioConfig(**AUDIO, num_quantizers=3)
+    SimVQAudioModel(audio).save_pretrained(made["audio"])
+    SimVQAudioFeatureExtractor(
+        sampling_rate=audio.sampling_rate, hop_length=audio.hop_length
+    ).save_pretrained(made["audio"])
+    return made
+
+
+@pytest.mark.slow
+def test_a_slider_for_several_codes_a_position(app, several, waves, tmp_path):
+    names, (image, audio) = [*several.values()], several.values()
+    about, *_ = app.select(names, image)
+    assert "3 codes for 2 × 2 pixels" in about and "first quantizer" in about
+    picture = tmp_path / "picture.png"
+    waves(12, 8).save(picture)
+    *whole, text, original = app.reconstruct(names, image, str(picture), None, 3)
+    rows = text.splitlines()
+    assert len(rows) == 3 * 4 and "18" in whole[3] and "3 of 3 codes" in whole[3]
+    assert "codes, 3 × 4 × 6" in whole[3]
+    # The first codes of all are those that are decoded, whichever button it is.
+    coarse = app.decode(names, image, text, original, 1)
+    assert "6</b><span>bits at each position, 1 of 3 codes" in coarse[3]
+    assert np.any(np.asarray(coarse[0]) != np.asarray(whole[0]))
+    again = app.reconstruct(names, image, str(picture), None, 1)
+    np.testing.assert_array_equal(np.asarray(again[0]), np.asarray(coarse[0]))
+    model, _ = app.tokenizer.load(image)
+    assert app.tokenizer.whole_size(model.config, original.codes) == (8, 12)
+    with pytest.raises(Exception, match="multiple of 3 rows of codes, found 2"):
+        app.decode(names, image, "\n".join(rows[:2]), None)
+    assert len(app.decode_again(names, image, "", None, 2)) == 5
+
+    sound = tmp_path / "sound.wav"
+    soundfile.write(sound, np.sin(np.arange(2000) / 9) / 2, 24_000)
+    *whole, text, original = app.reconstruct(names, audio, None, str(sound), 3)
+    assert len(text.splitlines()) == 3 and original.codes.shape == (3, 250)
+    coarse = app.decode(names, audio, text, original, 2)
+    assert coarse[1][1].shape == (2000,) and "2 of 3 codes" in coarse[3]
 
 
 def test_checkpoints_named_by_the_environment(app, monkeypatch):

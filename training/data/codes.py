@@ -79,10 +79,12 @@ class TokenLayout:
     Attributes:
         grid_size: (h, w) of images; None for audio.
         class_names: of the classes; empty if there are none.
+        num_quantizers: Q, codes of a position.
     """
 
     grid_size: tuple[int, int] | None
     class_names: list[str]
+    num_quantizers: int = 1
 
 
 def read_layout(source: Source, config: TokenDataConfig, num_classes: int | None) -> TokenLayout:
@@ -99,27 +101,29 @@ def read_layout(source: Source, config: TokenDataConfig, num_classes: int | None
     if row is None:
         raise SettingsError(f"train_split: {config.train_split!r} of {config.dataset} is empty")
     if "audio_codes" in row:
-        return TokenLayout(None, [])
-    grid = np.asarray(row["image_codes"]).shape
-    if len(grid) != 2:
+        shape = np.shape(row["audio_codes"])
+        return TokenLayout(None, [], shape[0] if len(shape) == 2 else 1)
+    shape = np.asarray(row["image_codes"]).shape
+    if len(shape) not in (2, 3):
         raise SettingsError(
-            f"dataset: image_codes of {config.dataset} holds arrays of shape {grid}, not (h, w)"
+            f"dataset: image_codes of {config.dataset} holds arrays of shape {shape}, not (h, w) or (Q, h, w)"
         )
+    grid, levels = shape[-2:], shape[0] if len(shape) == 3 else 1
     if config.label_column is None:
-        return TokenLayout(grid, [])
+        return TokenLayout(grid, [], levels)
     feature = (source.features or {}).get(config.label_column)
     if isinstance(feature, datasets.ClassLabel):
         if num_classes not in (None, feature.num_classes):
             raise SettingsError(
                 f"num_classes is {num_classes}, but {config.label_column!r} has {feature.num_classes}"
             )
-        return TokenLayout(grid, feature.names)
+        return TokenLayout(grid, feature.names, levels)
     if num_classes is None:
         raise SettingsError(
             f"num_classes: column {config.label_column!r} does not tell how many there are; set it, or "
             "label_column=null"
         )
-    return TokenLayout(grid, [str(number) for number in range(num_classes)])
+    return TokenLayout(grid, [str(number) for number in range(num_classes)], levels)
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,7 @@ class ImageTokenDecoder:
     """Rows to {"image_codes": (h, w) int64, "class_labels": () int64}; see training.data.loader.Decoder.
 
     Attributes:
+        num_quantizers: Q; above 1 codes are (Q, h, w).
         null_class: label of "no class": of all samples if label_column is None, of those whose label is null
             or negative, and in training of a share label_dropout of the rest.
     """
@@ -136,12 +141,19 @@ class ImageTokenDecoder:
     null_class: int
     label_column: str | None
     label_dropout: float
+    num_quantizers: int = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of an image's codes."""
+        several = () if self.num_quantizers == 1 else (self.num_quantizers,)
+        return (*several, *self.grid_size)
 
     def read(self, row: dict, name: str, generator: torch.Generator | None) -> dict[str, Tensor]:
         codes = _codes(row["image_codes"], name, self.codebook_size)
-        if codes.shape != tuple(self.grid_size):
+        if codes.shape != self.shape:
             raise UnreadableSample(
-                f"{name}: codes of shape {tuple(codes.shape)}, the first row's is {tuple(self.grid_size)}"
+                f"{name}: codes of shape {tuple(codes.shape)}, the first row's is {self.shape}"
             )
         label = self.null_class
         if self.label_column is not None:
@@ -158,13 +170,13 @@ class ImageTokenDecoder:
         return label if label >= 0 else self.null_class
 
     def blank(self) -> dict[str, Tensor]:
-        codes = torch.zeros(self.grid_size, dtype=torch.int64)
+        codes = torch.zeros(self.shape, dtype=torch.int64)
         return {"image_codes": codes, "class_labels": torch.tensor(self.null_class)}
 
 
 @dataclass(frozen=True)
 class AudioTokenDecoder:
-    """Rows to {"audio_codes": (1, T), "audio_codes_mask": (1, T)} int64; see training.data.loader.Decoder.
+    """Rows to {"audio_codes": (Q, T), "audio_codes_mask": (1, T)} int64; see training.data.loader.Decoder.
 
     In training T = clip_codes codes from a random place, in validation the first ones. Shorter clips are
     padded; the mask is 0 there.
@@ -172,23 +184,27 @@ class AudioTokenDecoder:
 
     clip_codes: int
     codebook_size: int
+    num_quantizers: int = 1
 
     def read(self, row: dict, name: str, generator: torch.Generator | None) -> dict[str, Tensor]:
         codes = _codes(row["audio_codes"], name, self.codebook_size)
-        if codes.ndim != 1 or not len(codes):
-            raise UnreadableSample(f"{name}: codes of shape {tuple(codes.shape)}, not (T,)")
-        spare = max(0, len(codes) - self.clip_codes)
+        levels, shape = self.num_quantizers, tuple(codes.shape)
+        if shape[:-1] != (() if levels == 1 else (levels,)) or not codes.numel():
+            wanted = "(T,)" if levels == 1 else f"({levels}, T)"
+            raise UnreadableSample(f"{name}: codes of shape {shape}, not {wanted}")
+        codes = codes.reshape(levels, -1)
+        spare = max(0, codes.shape[1] - self.clip_codes)
         start = 0
         if generator is not None:
             start = int(torch.randint(spare + 1, (), generator=generator))
-        clip, sample = codes[start : start + self.clip_codes], self.blank()
-        sample["audio_codes"][0, : len(clip)] = clip
-        sample["audio_codes_mask"][0, : len(clip)] = 1
+        clip, sample = codes[:, start : start + self.clip_codes], self.blank()
+        sample["audio_codes"][:, : clip.shape[1]] = clip
+        sample["audio_codes_mask"][0, : clip.shape[1]] = 1
         return sample
 
     def blank(self) -> dict[str, Tensor]:
-        codes = torch.zeros(1, self.clip_codes, dtype=torch.int64)
-        return {"audio_codes": codes, "audio_codes_mask": torch.zeros_like(codes)}
+        codes = torch.zeros(self.num_quantizers, self.clip_codes, dtype=torch.int64)
+        return {"audio_codes": codes, "audio_codes_mask": torch.zeros_like(codes[:1])}
 
 
 def _codes(values, name: str, codebook_size: int) -> Tensor:

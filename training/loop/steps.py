@@ -178,12 +178,17 @@ class Update:
 
 
 class LossStepper(Stepper):
-    """One model, whose output holds its loss; the recipe's `arguments` makes the model's of a batch."""
+    """One model, whose output holds its loss.
+
+    The recipe has two more methods: `arguments` makes the model's of a batch, and `step_figures` gives figures
+    of its output beside the loss, means over the batch as it is.
+    """
 
     def step(self, batch: dict[str, Tensor], step: int) -> StepResult:
         ((name, model),) = self.modules.items()
-        loss = model(**self.recipe.arguments(batch)).loss
-        figures = {f"{name}/total": loss.detach()}
+        output = model(**self.recipe.arguments(batch))
+        loss, further = output.loss, self.recipe.step_figures(output)
+        figures = {f"{name}/total": loss.detach()} | {f"{name}/{k}": v for k, v in further.items()}
         *_, weight = self._weights
         weights = {} if weight is None else dict.fromkeys(figures, weight)
         self._backward(loss)

@@ -19,6 +19,8 @@ from modeling_simvq import (
     SimVQImageGenerationConfig,
     SimVQImageProcessor,
 )
+from modeling_simvq.modeling_simvq_generation import CodeModelOutput
+from modeling_simvq.several_quantizers import levels_of
 from training.data.codes import (
     AudioTokenDecoder,
     ImageTokenDecoder,
@@ -65,7 +67,7 @@ class GeneratorModelSettings(settings_of(SimVQImageGenerationConfig, *MODEL_FIEL
     ) -> SimVQImageGenerationConfig | SimVQAudioGenerationConfig:
         """The model's configuration, validated."""
         values = {name: getattr(self, name) for name in MODEL_FIELDS}
-        values["codebook_size"] = codebook_size
+        values |= {"codebook_size": codebook_size, "num_quantizers": layout.num_quantizers}
         try:
             if layout.grid_size is None:
                 return SimVQAudioGenerationConfig(max_codes=max_codes, **values)
@@ -98,11 +100,8 @@ class GeneratorModelSettings(settings_of(SimVQImageGenerationConfig, *MODEL_FIEL
         if codebook_size is None:
             codebook_size = source.config.codebook_size
         config, theirs = self.config(layout, codebook_size, max_codes), source.config
-        names = (
-            ("codebook_size", "max_codes")
-            if audio
-            else ("codebook_size", "grid_size", "num_classes")
-        )
+        names = ("codebook_size", "num_quantizers")
+        names += ("max_codes",) if audio else ("grid_size", "num_classes")
         wrong = [
             f"{name} is {getattr(config, name)} and the model's is {getattr(theirs, name)}"
             for name in names
@@ -148,7 +147,7 @@ class GeneratorRecipe:
     companions: tuple = ()
     frozen: tuple = ()
     of_images = False
-    forward_methods = ("loss", "logits")  # of PlainCodes and FactorizedCodes
+    forward_methods = ("loss", "logits")  # of the embedding of codes
 
     def __init__(
         self,
@@ -171,6 +170,13 @@ class GeneratorRecipe:
         """Return the arguments that the model is called with."""
         return {name: batch[name] for name in batch if name not in ("valid", "unreadable")}
 
+    def step_figures(self, output: CodeModelOutput) -> dict[str, Tensor]:
+        """Return figures of a step beside its loss: those of each quantizer's codes, if there are several."""
+        losses = output.level_losses
+        if losses is None:
+            return {}
+        return {f"loss_level_{n}": loss.detach() for n, loss in enumerate(losses, start=1)}
+
     def batch_weight(self, batch: dict[str, Tensor]) -> Tensor | None:
         """Share of the places that hold codes: the loss is a mean over these, and short clips have few."""
         mask = batch.get("audio_codes_mask")
@@ -180,20 +186,25 @@ class GeneratorRecipe:
     def validate(
         self, model: nn.Module, loader: DataLoader, accelerator: Accelerator
     ) -> Validation:
-        sums = torch.zeros(2, dtype=torch.float64, device=float64_device(accelerator.device))
+        levels = model.config.num_quantizers
+        # The loss of each quantizer's codes, and how many positions there are.
+        sums = torch.zeros(
+            levels + 1, dtype=torch.float64, device=float64_device(accelerator.device)
+        )
         for batch, counts in each_once(loader, accelerator, "validating"):
-            loss = to_float64(model(**self.arguments(batch)).loss)
+            output = model(**self.arguments(batch))
+            losses = output.loss[None] if levels == 1 else output.level_losses
             counted = batch.get("audio_codes_mask")
             if counted is None:
                 counted = torch.ones_like(batch["image_codes"])
             if counts:
                 number = to_float64(counted.sum())
-                sums += torch.stack([loss * number, number])
-        total, count = accelerator.reduce(sums).tolist()
+                sums += torch.cat([to_float64(losses) * number, number[None]])
+        *totals, count = accelerator.reduce(sums).tolist()
         if not count:
             logger.warning("the validation set has no row that can be read: no figures")
             return Validation({})
-        result = Validation(loss_figures(total / count))
+        result = Validation(loss_figures([total / count for total in totals]))
         # All ranks make the same samples of a model sharded, none of which could do it alone.
         samples_here = accelerator.is_main_process or is_sharding(accelerator)
         if self.tokenizer is not None and self.samples.samples and samples_here:
@@ -230,10 +241,21 @@ def save_generator(
     return folder.with_name("pipeline")
 
 
-def loss_figures(loss: float) -> dict[str, float]:
-    """A mean loss of a code in nats, and the same as bits and as perplexity."""
-    perplexity = math.exp(min(loss, 700.0))  # more is no float
-    return {"loss": loss, "bits_per_code": loss / math.log(2), "code_perplexity": perplexity}
+def loss_figures(losses: list[float]) -> dict[str, float]:
+    """Mean losses of the codes of each quantizer in nats, as figures: of all codes, and of each one's."""
+    loss = sum(losses) / len(losses)
+    figures = {
+        "loss": loss,
+        "bits_per_code": loss / math.log(2),
+        "code_perplexity": _perplexity(loss),
+    }
+    for number, one in enumerate(losses if len(losses) > 1 else [], start=1):
+        figures |= {f"loss_level_{number}": one, f"perplexity_level_{number}": _perplexity(one)}
+    return figures
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700.0))  # more is no float
 
 
 def build_generator_recipe(
@@ -260,6 +282,12 @@ def build_generator_recipe(
             raise SettingsError(
                 f"codebook_size is {model.codebook_size}, but the tokenizer has {codebook_size} codes"
             )
+        quantizers = tokenizer.config.num_quantizers
+        if layout.num_quantizers > quantizers:
+            raise SettingsError(
+                f"tokenizer: the dataset holds codes of {layout.num_quantizers} quantizers, the tokenizer has "
+                f"{quantizers}"
+            )
         if layout.grid_size is not None:
             processor = AutoImageProcessor.from_pretrained(model.tokenizer)
     if codebook_size is None and model.init_from is None:
@@ -268,7 +296,7 @@ def build_generator_recipe(
     config = generator.config
     codebook_size = config.codebook_size
     if layout.grid_size is None:
-        decoder = AudioTokenDecoder(data.clip_codes, codebook_size)
+        decoder = AudioTokenDecoder(data.clip_codes, codebook_size, layout.num_quantizers)
     else:
         decoder = ImageTokenDecoder(
             layout.grid_size,
@@ -276,9 +304,10 @@ def build_generator_recipe(
             config.null_class,
             data.label_column,
             data.label_dropout,
+            layout.num_quantizers,
         )
     if tokenizer is not None and model.init_from is None:
-        generator.arrange_codes(tokenizer.quantizer.codebook())
+        generator.arrange_codes(_codebooks(tokenizer, layout.num_quantizers))
 
     train_loader = build_dataloader(
         train_source, data.train_split, data, decoder, batch_size=batch_size, train=True, seed=seed
@@ -302,6 +331,11 @@ def build_generator_recipe(
         validation_loader,
         samples,
     )
+
+
+def _codebooks(tokenizer: PreTrainedModel, count: int) -> Tensor | list[Tensor]:
+    codebooks = [level.codebook() for level in levels_of(tokenizer.quantizer)[:count]]
+    return codebooks[0] if count == 1 else codebooks
 
 
 def _check_origin(data: TokenDataConfig, tokenizer: PreTrainedModel) -> None:

@@ -18,19 +18,6 @@ from training.runtime.settings import SettingsError
 MANIFEST = "tokenization.json"  # beside the codes: how they were made
 
 
-def check_one_quantizer(model: nn.Module) -> None:
-    """Refuse tokenizers with several codes a position, for which the code models have no order.
-
-    Raises:
-        SettingsError: if there are several.
-    """
-    if model.config.num_quantizers > 1:
-        raise SettingsError(
-            f"model: it gives {model.config.num_quantizers} codes at each position, and datasets of codes and "
-            "code models take one: use a tokenizer with num_quantizers=1, or `simvq encode`"
-        )
-
-
 @dataclass(frozen=True)
 class Variant:
     """Variant of an image that is encoded.
@@ -44,8 +31,13 @@ class Variant:
     flipped: bool = False
 
 
-def encoder_of(model: nn.Module, dtype: str = "float32", compile: bool = False) -> Callable:
-    """Return the model's `encode`, with convolutions of this type, compiled or not.
+def encoder_of(
+    model: nn.Module,
+    dtype: str = "float32",
+    compile: bool = False,
+    num_quantizers: int | None = None,
+) -> Callable:
+    """Return the model's `encode`, with convolutions of this type, compiled or not, of the first quantizers.
 
     The quantizer computes in float32 in any case: codes are those nearest to latents that are rounded.
     """
@@ -53,16 +45,22 @@ def encoder_of(model: nn.Module, dtype: str = "float32", compile: bool = False) 
 
     def run(*inputs: Tensor):
         with torch.autocast(model.device.type, getattr(torch, dtype), enabled=dtype != "float32"):
-            return encode(*inputs)
+            return encode(*inputs, num_quantizers=num_quantizers)
 
     return run
 
 
+def listed(feature: datasets.List, count: int) -> datasets.List:
+    """Return the column of the codes of so many quantizers; of one there is no axis."""
+    return feature if count == 1 else datasets.List(feature, length=count)
+
+
 class ImageTokens:
-    """Images to codes (h, w).
+    """Images to codes (h, w), or (Q, h, w) of several quantizers.
 
     Args:
         model: an image tokenizer in evaluation mode.
+        num_quantizers: how many of the model's, the first ones.
         options: of encoder_of.
         seed: of the random crops: each follows from it, the row and the number of the crop alone.
 
@@ -72,19 +70,22 @@ class ImageTokens:
 
     column, plural = "image_codes", "images"
 
-    def __init__(self, model: nn.Module, data: ImageDataConfig, seed: int, **options):
+    def __init__(
+        self, model: nn.Module, data: ImageDataConfig, seed: int, num_quantizers: int = 1, **options
+    ):
         if model.config.model_type != "simvq_image":
             raise SettingsError(f"model: {model.config.model_type} is no tokenizer of images")
-        check_one_quantizer(model)
         factor = model.config.downsample_factor
         if data.resolution % factor:
             raise SettingsError(f"resolution: {data.resolution} is no multiple of {factor}")
         self.model, self.seed, self.resolution = model, seed, data.resolution
         fast_math.lay_out(model, model.device)
-        self._encode = encoder_of(model, **options)
+        self.num_quantizers = num_quantizers
+        self._encode = encoder_of(model, num_quantizers=num_quantizers, **options)
         self.source_column, side = data.column, data.resolution // factor
         value = datasets.Value(code_type(model.config.codebook_size))
-        self.feature = datasets.List(datasets.List(value, length=side), length=side)
+        grid = datasets.List(datasets.List(value, length=side), length=side)
+        self.feature = listed(grid, num_quantizers)
 
     def decode(self, cell: dict, row: int, variants: list[Variant]) -> list[Tensor]:
         """A cell to (3, R, R) uint8 of each variant; the file is decoded once. Raises UnreadableSample."""
@@ -101,13 +102,16 @@ class ImageTokens:
 
     @torch.inference_mode()
     def encode(self, samples: list[Tensor]) -> list[np.ndarray]:
-        """Codes (h, w) of each image."""
+        """Codes (h, w) of each image, or (Q, h, w)."""
         pixels = to_values(torch.stack(samples).to(self.model.device))
-        return list(self._encode(fast_math.laid_out(pixels)).image_codes.cpu().numpy())
+        codes = self._encode(fast_math.laid_out(pixels)).image_codes
+        if self.num_quantizers == 1 and codes.ndim == 4:  # the first of several
+            codes = codes[:, 0]
+        return list(codes.cpu().numpy())
 
 
 class AudioTokens:
-    """Recordings, whole, to codes (T,).
+    """Recordings, whole, to codes (T,), or (Q, T) of several quantizers. Arguments as of ImageTokens.
 
     Raises:
         SettingsError: if the model is no audio tokenizer.
@@ -115,14 +119,17 @@ class AudioTokens:
 
     column, plural = "audio_codes", "recordings"
 
-    def __init__(self, model: nn.Module, data: AudioDataConfig, seed: int, **options):
+    def __init__(
+        self, model: nn.Module, data: AudioDataConfig, seed: int, num_quantizers: int = 1, **options
+    ):
         if model.config.model_type != "simvq_audio":
             raise SettingsError(f"model: {model.config.model_type} is no tokenizer of audio")
-        check_one_quantizer(model)
         self.model, self.source_column = model, data.column
-        self._encode = encoder_of(model, **options)
+        self.num_quantizers = num_quantizers
+        self._encode = encoder_of(model, num_quantizers=num_quantizers, **options)
         self.rate = model.config.sampling_rate
-        self.feature = datasets.List(datasets.Value(code_type(model.config.codebook_size)))
+        codes = datasets.List(datasets.Value(code_type(model.config.codebook_size)))
+        self.feature = listed(codes, num_quantizers)
 
     def decode(self, cell: dict, row: int, variants: list[Variant]) -> list[Tensor]:
         """A cell to a waveform (1, L) at the model's rate: its one variant. Raises UnreadableSample."""
@@ -130,7 +137,7 @@ class AudioTokens:
 
     @torch.inference_mode()
     def encode(self, samples: list[Tensor]) -> list[np.ndarray]:
-        """Codes (T,) of each recording, padded to the longest: padding changes no code."""
+        """Codes (T,) of each recording, or (Q, T), padded to the longest: padding changes no code."""
         lengths = [sample.shape[1] for sample in samples]
         hop = self.model.config.hop_length
         longest = -(-max(lengths) // hop) * hop
@@ -140,9 +147,10 @@ class AudioTokens:
             waveforms[index, :, :length], mask[index, :length] = sample, 1
         device = self.model.device
         encoded = self._encode(waveforms.to(device), mask.to(device))
-        codes, real = encoded.audio_codes[:, 0].cpu(), encoded.audio_codes_mask.cpu()
-        real = real.reshape(codes.shape).bool()
-        return [row[kept].numpy() for row, kept in zip(codes, real, strict=True)]
+        codes, real = encoded.audio_codes.cpu(), encoded.audio_codes_mask.cpu()
+        real = real.reshape(len(codes), -1).bool()
+        clips = [row[:, kept].numpy() for row, kept in zip(codes, real, strict=True)]
+        return [clip[0] for clip in clips] if self.num_quantizers == 1 else clips
 
 
 def weights_hash(model: torch.nn.Module) -> str:

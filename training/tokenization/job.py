@@ -1,5 +1,6 @@
 """Tokenization of a dataset as its settings say: model, sources, and the writer of the files of codes."""
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 import modeling_simvq  # noqa: F401  (registers the models)
+from modeling_simvq.several_quantizers import check_count
 from training.data.images import ImageDataConfig
 from training.data.model_images import EvaluatedImages, at_trained_resolution
 from training.data.recordings import AudioDataConfig
@@ -39,6 +41,9 @@ class TokenizeSettings:
     seed: int = setting(0, "draws the crops")
     dtype: str = setting(
         "float32", "of convolutions; bfloat16 is faster on GPUs and gives some latents another code"
+    )
+    num_quantizers: int | None = setting(
+        None, "how many of a tokenizer's quantizers, the first ones; all by default"
     )
     compile: bool = setting(False, "compile the encoder first: takes a minute, pays on GPUs")
     push_to_hub: str | None = setting(None, "name of a dataset on the Hub to publish it as")
@@ -94,10 +99,20 @@ class Job:
     def __init__(self, settings: TokenizeSettings, data: DataSettings, device: torch.device):
         self.settings, self.data, self.folder = settings, data, Path(settings.output)
         self.model = AutoModel.from_pretrained(settings.model).eval().to(device)
+        try:
+            count = check_count(settings.num_quantizers, self.model.config.num_quantizers)
+        except ValueError as error:
+            raise SettingsError(f"num_quantizers: {error}") from None
+        settings = self.settings = dataclasses.replace(settings, num_quantizers=count)
         if isinstance(data, ImageDataConfig):
             at_trained_resolution(data, settings.model)
         self.tokens = (AudioTokens if isinstance(data, AudioDataConfig) else ImageTokens)(
-            self.model, data, settings.seed, dtype=settings.dtype, compile=settings.compile
+            self.model,
+            data,
+            settings.seed,
+            count,
+            dtype=settings.dtype,
+            compile=settings.compile,
         )
         if isinstance(self.tokens, AudioTokens) and (settings.flips or settings.crops):
             raise SettingsError(

@@ -15,7 +15,7 @@ from training.tokenization.code_files import list_code_files, read_record
 from training.tokenization.encoders import MANIFEST
 
 # Settings that older manifests do not have, and what they meant.
-NEWER = {"dtype": "float32", "compile": False}
+NEWER = {"dtype": "float32", "compile": False, "num_quantizers": 1}
 
 
 def make_plan(settings, data: DataSettings, weights: str) -> dict:
