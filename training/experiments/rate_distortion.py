@@ -19,7 +19,6 @@ from accelerate import Accelerator
 from torch import nn
 
 from hub_cards.evaluation import METRICS
-from hub_cards.tokenizer_card import is_hub_id
 from training.data.image_sizes import LPIPS, SSIM, check_resolution
 from training.data.images import build_image_dataloader
 from training.data.model_images import EvaluatedImages, at_trained_resolution
@@ -117,9 +116,10 @@ def prefixes(model: nn.Module, asked: list[int]) -> list[int]:
 
 def label_of(name: str) -> str:
     """Return a tokenizer's name on the page: of a folder its own, or its parent's if it is a run's model."""
-    if is_hub_id(name) and not Path(name).exists():
+    path = Path(_parts(name)[0])
+    if not path.exists():
         return name
-    path = Path(name.partition(":")[0] if not Path(name).exists() else name).resolve()
+    path = path.resolve()
     return path.parent.name if path.name == "model" else path.name
 
 

@@ -1,7 +1,5 @@
 """Open a tokenizer, whosever it is: by the model_type or the _class_name in its config.json."""
 
-from pathlib import Path
-
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig
@@ -10,11 +8,13 @@ import modeling_simvq  # noqa: F401  (registers the models)
 from training.peers.audio import RESIDUAL
 from training.peers.face import load
 from training.peers.images import DIFFUSERS, open_diffusers
+from training.peers.multimodal import MULTIMODAL, WITHOUT_DECODER, open_multimodal
+from training.peers.semantic_audio import SEMANTIC, SemanticPeer
 from training.runtime.errors import SettingsError
 
 # What is accepted, in words of an error message.
-IMAGES = "SimVQ; of diffusers VQModel and AutoencoderKL"
-AUDIO = "SimVQ; of transformers DAC, EnCodec and Mimi"
+IMAGES = "SimVQ; of diffusers VQModel, AutoencoderKL; of transformers Emu3, Janus"
+AUDIO = "SimVQ; of transformers DAC, EnCodec, Mimi, X-Codec 2, NeuCodec"
 
 
 def open_image_tokenizer(
@@ -37,6 +37,13 @@ def open_image_tokenizer(
         return AutoModel.from_pretrained(name).eval()
     if kind in DIFFUSERS:
         return open_diffusers(kind, name, subfolder, pixel_range)
+    if kind in MULTIMODAL:
+        return open_multimodal(kind, name)
+    if kind in WITHOUT_DECODER:
+        raise SettingsError(
+            f"model: {name} ({kind}): Chameleon's tokenizer has no decoder in transformers, it cannot "
+            f"reconstruct; there are {IMAGES}"
+        )
     raise SettingsError(_refusal(name, kind, "image", IMAGES))
 
 
@@ -52,9 +59,10 @@ def open_audio_tokenizer(name: str) -> nn.Module:
     kind = kind_of(name)
     if kind == "simvq_audio":
         return AutoModel.from_pretrained(name).eval()
-    if kind in RESIDUAL:
+    if kind in RESIDUAL or kind in SEMANTIC:
         # What the Hub's repository may hold of code is not run.
-        return RESIDUAL[kind](load(AutoModel, name, dtype=torch.float32, trust_remote_code=False))
+        model = load(AutoModel, name, dtype=torch.float32, trust_remote_code=False)
+        return RESIDUAL[kind](model) if kind in RESIDUAL else SemanticPeer(model, SEMANTIC[kind])
     raise SettingsError(_refusal(name, kind, "audio", AUDIO))
 
 
@@ -62,21 +70,14 @@ def kind_of(name: str, subfolder: str | None = None) -> str:
     """Return the model_type or, of diffusers' models, the _class_name of a model.
 
     Raises:
-        SettingsError: if its configuration names neither, or it is a pipeline with several parts.
+        SettingsError: if its configuration names neither, or there is none, as in a pipeline of several parts.
     """
-    options = {"subfolder": subfolder} if subfolder else {}
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(name, **options)
-    except OSError as error:
-        if subfolder is None and (Path(name) / "model_index.json").is_file():
-            raise SettingsError(
-                f"model: {name} is a pipeline: name its tokenizer's folder, such as subfolder=vae"
-            ) from error
-        raise
+    config, _ = PreTrainedConfig.get_config_dict(name, subfolder=subfolder or "")
     kind = config.get("model_type") or config.get("_class_name")
     if not isinstance(kind, str):
         raise SettingsError(
-            f"model: the config.json of {name} names no model_type and no _class_name"
+            f"model: {name} has no config.json that names a model_type or a _class_name; of a pipeline of "
+            "diffusers name the tokenizer's folder, subfolder=vae or vqvae"
         )
     return kind
 

@@ -8,6 +8,7 @@ import torch
 from tests.training.support import tiny_peers
 from training.peers.face import bits_of
 from training.peers.opening import open_audio_tokenizer
+from training.runtime.errors import SettingsError
 
 SAMPLES = torch.randn(1, 1, 2501, generator=torch.Generator().manual_seed(0)) * 0.1
 
@@ -53,3 +54,32 @@ def test_stereo_in_chunks(tmp_path):
     assert output.audio_values.shape == SAMPLES.shape
     chunks = 3  # two of 1,200 samples that overlap by 12, and the rest
     assert float(output.bits) > output.audio_codes.numel() * math.log2(32) + 32 * (chunks - 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("make", "rate"), [(tiny_peers.xcodec2, 16_000), (tiny_peers.neucodec, 24_000)]
+)
+def test_semantic_features_and_a_rate_for_each_side(tmp_path, make, rate):
+    peer = opened(make(), tmp_path)
+    assert peer.config.sampling_rate == rate and peer.config.codebook_size == 65_536
+    samples = torch.randn(1, 1, rate // 4 + 7, generator=torch.Generator().manual_seed(0)) * 0.1
+    output = peer(samples)
+    assert output.audio_values.shape == samples.shape
+    # 50 a second; the extractors' extra sample opens a position of its own.
+    assert output.audio_codes.shape == (1, 1, 13) and output.audio_codes.unique().numel() > 1
+    assert peer.config.target_bandwidths == (pytest.approx(0.8),)
+    decoded = peer.model.decode(audio_codes=output.audio_codes).audio_values.view(1, 1, -1)
+    if rate == 16_000:
+        torch.testing.assert_close(output.audio_values, decoded[..., : samples.shape[-1]])
+
+
+def test_more_quantizers_than_there_are(tmp_path):
+    peer = opened(tiny_peers.dac(), tmp_path)
+    with pytest.raises(SettingsError, match="num_quantizers: DAC has 3, got 4"):
+        peer(SAMPLES, num_quantizers=4)
+
+
+def test_an_image_tokenizer_is_no_audio_tokenizer(tmp_path):
+    with pytest.raises(SettingsError, match="no audio tokenizer.*DAC"):
+        opened(tiny_peers.vq_model(), tmp_path)
