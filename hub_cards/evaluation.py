@@ -50,6 +50,7 @@ METRICS = {
     "reachable_utilisation": ("utilisation that so many tokens could reach", 3, 0),
     "perplexity": ("perplexity", 1, 0),
     "bitrate": ("kbit/s", 3, 0),
+    "bits_per_pixel": ("bits per pixel", 4, 0),
     "loss": ("loss of a code, nats", 3, -1),
     "bits_per_code": ("bits for a code", 3, -1),
     "code_perplexity": ("perplexity of a code", 1, -1),

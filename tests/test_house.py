@@ -13,6 +13,7 @@ FLOORS = [
     {"runtime"},
     {"data", "losses", "codebook"},
     {"metrics", "loop", "tokenization"},
+    {"peers"},
     {"evaluation", "recipes"},
     {"demo", "experiments"},
 ]

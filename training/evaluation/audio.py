@@ -12,9 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoModel
 
-import modeling_simvq  # noqa: F401  (registers the models)
 from hub_cards.evaluation import Evaluation, metric_name
 from hub_cards.tokenizer_card import is_hub_id
 from training.codebook.usage import CodeCounter
@@ -35,6 +33,8 @@ from training.evaluation.report import (
     write_report,
 )
 from training.metrics.speech import KEYS, LOADERS, SpeechPair, as_written
+from training.peers.face import bits_of
+from training.peers.opening import open_audio_tokenizer
 from training.runtime.errors import MissingWeights
 from training.runtime.settings import SettingsError, setting
 
@@ -43,7 +43,9 @@ from training.runtime.settings import SettingsError, setting
 class AudioEvaluationSettings:
     """The evaluation."""
 
-    model: str = setting("", "folder, or name on the Hub")
+    model: str = setting(
+        "", "folder, or name on the Hub; also another library's, see docs/evaluation.md"
+    )
     metrics: list[str] = setting(
         list(LOADERS), f"of {', '.join(LOADERS)}; vuv_f1 takes longest without a GPU"
     )
@@ -88,7 +90,8 @@ def evaluate(
     """Measure the recordings of all ranks.
 
     Args:
-        model: in evaluation mode, on the accelerator's device.
+        model: with the face of SimVQAudioModel (training/peers/face.py), in evaluation mode, on the
+            accelerator's device.
         recordings: those of this rank alone, {"input_values": (1, 1, L), "valid": (1,)}.
         metrics: key of LOADERS to what it loaded.
         num_quantizers: of several, how many, the first ones; all by default.
@@ -100,8 +103,9 @@ def evaluate(
         ValueError: if no recording can be read.
     """
     config = model.config
-    used = num_quantizers or config.num_quantizers
-    counter = CodeCounter(config.codebook_size, accelerator.device, used)
+    used, size = num_quantizers or config.num_quantizers, config.codebook_size
+    counter = CodeCounter(size or 1, accelerator.device, used if size else 1)
+    kilobits, seconds = Mean(), Mean()
     fingerprint, counts = Fingerprint(), torch.zeros(2, dtype=torch.int64)  # read, unreadable
     means = {key: Mean() for name in metrics for key in KEYS.get(name, (name,))}
     hidden = not accelerator.is_local_main_process
@@ -111,7 +115,12 @@ def evaluate(
             continue
         waveform = batch["input_values"]
         output = model(waveform.to(accelerator.device), num_quantizers=num_quantizers)
-        counter.update(output.audio_codes)
+        if output.audio_codes is not None:
+            counter.update(output.audio_codes)
+        spent = bits_of(output, output.audio_codes, size)
+        if spent is not None:
+            kilobits.add(spent.cpu() / 1000)
+            seconds.add(torch.tensor([waveform.shape[-1] / config.sampling_rate]))
         fingerprint.add(sample_hashes(waveform))
         counts[0] += 1
         decoded = as_written(output.audio_values[0, 0].float().cpu().numpy())
@@ -121,7 +130,7 @@ def evaluate(
                 if math.isfinite(value):
                     means[key].add(torch.tensor([value]))
     # Only here do the ranks meet: their recordings differ in number and length.
-    for mean in means.values():
+    for mean in (*means.values(), kilobits, seconds):
         mean.reduce(accelerator)
     fingerprint.reduce(accelerator)
     usage = counter.read(accelerator)
@@ -131,8 +140,12 @@ def evaluate(
     if not accelerator.is_main_process:
         return None
     found = {key: mean.mean for key, mean in means.items() if mean.count}
-    found |= usage.metrics()
-    found["bitrate"] = config.target_bandwidths[used - 1]
+    if size:
+        found |= usage.metrics()
+    if config.target_bandwidths:
+        found["bitrate"] = config.target_bandwidths[used - 1]
+    elif kilobits.count:  # of files, whose size depends on what they hold
+        found["bitrate"] = kilobits.sum / seconds.sum
     failures = {key: count - mean.count for key, mean in means.items() if mean.count < count}
     return Findings(found, intervals(means), count, str(fingerprint), failures, unreadable)
 
@@ -193,9 +206,7 @@ def run(settings: AudioEvaluationSettings, data: AudioDataConfig, accelerator: A
     if data.validation_split is None:
         raise SettingsError("validation_split: name the split to evaluate on")
     folder = report_folder(settings.model, settings.output)
-    model = AutoModel.from_pretrained(settings.model).eval().to(accelerator.device)
-    if model.config.model_type != "simvq_audio":
-        raise SettingsError(f"model: {settings.model} is no audio tokenizer")
+    model = open_audio_tokenizer(settings.model).to(accelerator.device)
     metrics, missing = load_metrics(settings, accelerator.device)
     if accelerator.is_main_process:
         logging.info(f"{accelerator.num_processes} process(es) on {accelerator.device.type}")
@@ -211,6 +222,7 @@ def run(settings: AudioEvaluationSettings, data: AudioDataConfig, accelerator: A
         on_hub = is_hub_id(data.dataset)
         protocol = join_sentences(
             measured_on(on, data, findings.samples, "recording", settings.model),
+            getattr(model.config, "note", ""),
             prefix_note(model.config, settings.num_quantizers),
             f"Whole recordings at {rate:,} Hz, mono. Reconstructions clipped at 0.99 and rounded to 16 bits. "
             "At 16 kHz (soxr HQ), except STOI; all but the MOS predictors on both signals cut to the "

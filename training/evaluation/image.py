@@ -4,9 +4,9 @@ import logging
 import math
 from dataclasses import dataclass
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import AutoModel
 
 from hub_cards.evaluation import Evaluation
 from hub_cards.tokenizer_card import is_hub_id
@@ -14,7 +14,7 @@ from training.codebook.usage import CodeCounter
 from training.data.image_sizes import LPIPS, SSIM, check_resolution
 from training.data.images import ImageDataConfig, build_image_dataloader, to_values
 from training.data.loader import sample_counts
-from training.data.model_images import at_trained_resolution, resolution_note
+from training.data.model_images import at_trained_resolution, resolution_note, set_resolution
 from training.evaluation.evaluated_data import evaluated_on, join_sentences, measured_on
 from training.evaluation.report import (
     Findings,
@@ -31,6 +31,8 @@ from training.loop.validation import measured_batches
 from training.losses.perceptual import load_lpips
 from training.metrics.images import image_figures, to_bytes
 from training.metrics.inception import frechet_distance, load_inception
+from training.peers.face import Peer, PeerConfig, bits_of
+from training.peers.opening import open_image_tokenizer
 from training.runtime.float64 import to_float64
 from training.runtime.settings import SettingsError, at_least, setting
 
@@ -39,7 +41,13 @@ from training.runtime.settings import SettingsError, at_least, setting
 class ImageEvaluationSettings:
     """The evaluation."""
 
-    model: str = setting("", "folder, or name on the Hub")
+    model: str = setting(
+        "", "folder, or name on the Hub; also another library's, see docs/evaluation.md"
+    )
+    subfolder: str | None = setting(None, "of a pipeline of diffusers, the tokenizer's: vae, vqvae")
+    pixel_range: list[float] = setting(
+        [-1.0, 1.0], "pixel values that another library's tokenizer was trained on; aMUSEd's: [0,1]"
+    )
     batch_size: int = setting(64, "images at a time, per process")
     fid: bool = setting(True, "rFID (needs the Inception network's weights)")
     lpips: list[str] = setting(["alex", "vgg"], "networks of LPIPS; [] for none")
@@ -57,6 +65,10 @@ class ImageEvaluationSettings:
         at_least(self, 1, "batch_size")
         if not self.model:
             raise SettingsError("model: name a folder or a Hub repository, model=...")
+        if len(self.pixel_range) != 2 or self.pixel_range[0] >= self.pixel_range[1]:
+            raise SettingsError(
+                f"pixel_range: give the lowest and the highest value, got {self.pixel_range}"
+            )
         for net in self.lpips:
             if net not in ("alex", "vgg"):
                 raise SettingsError(f"lpips: networks are alex and vgg, got {net!r}")
@@ -102,7 +114,8 @@ def evaluate(
     """Measure all images of all ranks, each counted once.
 
     Args:
-        model: in evaluation mode, on the accelerator's device.
+        model: with the face of SimVQImageModel (training/peers/face.py), in evaluation mode, on the
+            accelerator's device.
         loader: prepared; batches of build_image_dataloader.
         inception: 8-bit images to features, for rFID.
         perceptual: name to LPIPS network.
@@ -114,9 +127,10 @@ def evaluate(
     Raises:
         ValueError: if no image can be read, or rFID is asked of fewer than two.
     """
-    used = num_quantizers or model.config.num_quantizers
-    counter = CodeCounter(model.config.codebook_size, accelerator.device, used)
+    used, size = num_quantizers or model.config.num_quantizers, model.config.codebook_size
+    counter = CodeCounter(size or 1, accelerator.device, used if size else 1)
     means: dict[str, Mean] = {}
+    bits, samples = Mean(), 0
     batch_psnr, fingerprint, left_out = BatchPsnr(), Fingerprint(), 0
     fid = frechet_distance(accelerator.device) if inception is not None else None
 
@@ -132,10 +146,16 @@ def evaluate(
             figures["real"], figures["decoded"] = (
                 inception(to_bytes(x)) for x in (pixels, decoded)
             )
-        return figures, output.image_codes
+        codes = output.image_codes
+        spent = bits_of(output, codes, size)
+        if spent is not None:
+            figures["bits_per_pixel"] = spent / pixels[0, 0].numel()
+        if codes is None:
+            codes = torch.zeros(len(pixels), 0, dtype=torch.int64, device=pixels.device)
+        return figures, codes
 
     for figures, codes, unreadable in measured_batches(loader, accelerator, measure, "evaluating"):
-        left_out += unreadable
+        left_out, samples = left_out + unreadable, samples + len(codes)
         if not accelerator.is_main_process:
             continue
         counter.update(codes)
@@ -144,22 +164,41 @@ def evaluate(
             fid.update(to_float64(figures.pop("decoded")), real=False)
         fingerprint.add(figures.pop("hash"))
         batch_psnr.add(figures["psnr"])
+        if "bits_per_pixel" in figures:
+            bits.add(figures.pop("bits_per_pixel"))
         for name, values in figures.items():
             means.setdefault(name, Mean()).add(values)
     usage = counter.read(accelerator)
-    if usage.tokens == 0:
+    if samples == 0:
         raise ValueError("no image of the dataset can be read")
     if not accelerator.is_main_process:
         return None
     count = means["psnr"].count
     metrics = {name: mean.mean for name, mean in means.items()}
     metrics["psnr_batch"] = batch_psnr.read()
-    metrics |= usage.metrics()
+    if size:
+        metrics |= usage.metrics()
+    if bits.count:
+        metrics["bits_per_pixel"] = bits.mean
     if fid is not None:
         if count < 2:
             raise ValueError("rFID needs at least two images: fid=false does without")
         metrics["rfid"] = float(fid.compute())
     return Findings(metrics, intervals(means), count, str(fingerprint), unreadable=left_out)
+
+
+def check_divisible(resolution: int, config: PeerConfig) -> None:
+    """Refuse images that a tokenizer cannot cut into its patches.
+
+    Raises:
+        SettingsError: naming the nearest smaller size that it takes.
+    """
+    factor = config.downsample_factor
+    if resolution % factor:
+        fitting = resolution // factor * factor or factor
+        raise SettingsError(
+            f"resolution: {config.name} takes multiples of {factor} pixels, got {resolution}: set {fitting}"
+        )
 
 
 def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: Accelerator) -> None:
@@ -168,13 +207,16 @@ def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: A
     data.validation_split = on.split
     if data.validation_split is None:
         raise SettingsError("validation_split: name the split to evaluate on")
-    trained = at_trained_resolution(data, settings.model)
+    folder = report_folder(settings.model, settings.output)
+    model = open_image_tokenizer(settings.model, settings.subfolder, tuple(settings.pixel_range))
+    if isinstance(model, Peer):
+        trained = set_resolution(data, model.config.resolution, settings.model)
+        check_divisible(data.resolution, model.config)
+    else:
+        trained = at_trained_resolution(data, settings.model)
     networks = {f"LPIPS (lpips=[{net}])": LPIPS[net] for net in settings.lpips}
     check_resolution(data.resolution, networks | {"SSIM": SSIM})
-    folder = report_folder(settings.model, settings.output)
-    model = AutoModel.from_pretrained(settings.model).eval().to(accelerator.device)
-    if model.config.model_type != "simvq_image":
-        raise SettingsError(f"model: {settings.model} is no image tokenizer")
+    model = model.to(accelerator.device)
     if accelerator.is_main_process:
         logging.info(f"{accelerator.num_processes} process(es) on {accelerator.device.type}")
     loader = build_image_dataloader(
@@ -196,13 +238,15 @@ def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: A
         on_hub = is_hub_id(data.dataset)
         protocol = join_sentences(
             measured_on(on, data, findings.samples, "image", settings.model),
+            getattr(model.config, "note", ""),
             prefix_note(model.config, settings.num_quantizers),
             f"Short side to {data.resolution} pixels (bilinear, antialiased), centre crop.",
             resolution_note(data.resolution, trained),
             "PSNR, SSIM "
             "(7 x 7 uniform window) and rFID on images rounded to 8 bits. PSNR, SSIM and LPIPS are "
             "means over images, PSNR also over batches of 64, as the paper's script has it. rFID: "
-            "torch-fidelity's Inception (2015-12-05, 2048 features) against the same images.",
+            "torch-fidelity's Inception (2015-12-05, 2048 features) against the same images. Bits per pixel: "
+            "codes of an image times log2 K.",
         )
         evaluation = Evaluation(
             dataset=on.name,
