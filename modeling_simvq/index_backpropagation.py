@@ -64,14 +64,14 @@ class IndexBackpropagation(RowQuantizer):
             loss = loss + self.entropy_weight * self._entropy_loss(rows)
         return with_gradient_of(out, q), codes, loss
 
-    @torch.no_grad()
     def _largest_product(self, rows: Tensor) -> Tensor:
         """Return the codes (N,) of the largest inner products.
 
         One more dimension makes all codes equally long: the nearest is then that of the largest product.
         """
-        squares = self.table.detach().square().sum(dim=1, keepdim=True)
-        longer = torch.cat([self.table.detach(), (squares.max() - squares).sqrt()], dim=1)
+        table = self.table.detach()
+        squares = table.square().sum(dim=1, keepdim=True)
+        longer = torch.cat([table, (squares.max() - squares).sqrt()], dim=1)
         return nearest_code(F.pad(rows, (0, 1)), longer)
 
     def _entropy_loss(self, rows: Tensor) -> Tensor:
