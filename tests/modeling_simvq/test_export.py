@@ -47,11 +47,13 @@ CODES = 61  # no other size is
 @pytest.fixture(scope="module")
 def models():
     torch.manual_seed(0)
-    image = SimVQImageConfig(**IMAGE | {"codebook_size": CODES, "num_mid_blocks": 1})
+    sizes = IMAGE | {"codebook_size": CODES, "num_mid_blocks": 1}
+    image, ibq = SimVQImageConfig(**sizes), SimVQImageConfig(**sizes, quantizer="ibq")
     audio = AUDIO | {"codebook_size": CODES}
     streaming = SimVQAudioConfig(streaming=True, attention_window=4, **audio)
     made = {
         "image": SimVQImageModel(image),
+        "ibq": SimVQImageModel(ibq),
         "audio": SimVQAudioModel(SimVQAudioConfig(**audio)),
         "streaming": SimVQAudioModel(streaming),
     }
@@ -85,7 +87,7 @@ def codebook_of(proto) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("kind", ["image", "audio", "streaming"])
+@pytest.mark.parametrize("kind", ["image", "ibq", "audio", "streaming"])
 def test_torch_export_computes_what_the_model_does(models, kind, part, tmp_path):
     check(models[kind], part, open_part(write_part(models[kind], part, "torch", tmp_path)))
 
