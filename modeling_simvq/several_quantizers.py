@@ -74,7 +74,9 @@ class SeveralQuantizers(Float32Module):
         )
         if codes.ndim < 2:
             raise ValueError(f"codes must be (B, q, ...), got shape {tuple(codes.shape)}")
-        count = check_count(codes.shape[1], len(self.levels), "the second size of codes (B, q, ...)")
+        count = check_count(
+            codes.shape[1], len(self.levels), "the second size of codes (B, q, ...)"
+        )
         return self._vectors([self.levels[i].lookup(codes[:, i]) for i in range(count)])
 
     def from_codes(self, audio_codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:

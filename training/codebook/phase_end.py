@@ -1,48 +1,72 @@
 """When a phase without quantization has done its work (after arXiv 2605.06870)."""
 
+from collections.abc import Callable
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-# Steps between two looks at the latents, and looks without a rise after which the phase ends.
-EVERY, PATIENCE = 50, 3
+# Looks at the model over the longest phase; the phase ends after so many without a gain of so much.
+LOOKS, PATIENCE, GAIN = 20, 3, 0.01
 
 
-def reached_directions(covariance: Tensor, bits: float) -> int:
-    """Return how many directions of Gaussian latents so many bits reach, by reverse water-filling.
+class GaussianCode:
+    """The best code of so many bits for Gaussian latents, as a channel: what it leaves of them.
 
-    A direction of variance v gets log2(v / level) / 2 bits where v is above the level, and none below. The
-    paper predicts by it what quantization will leave of an autoencoder's latents.
+    Reverse water-filling: directions whose variance v is above a level get log2(v / level) / 2 bits and the
+    error `level`; those below get none and are lost. It is a bound, which needs no codebook.
 
     Args:
-        covariance: (d, d).
-        bits: that a latent's code has, log2 K.
+        mean, covariance: of the latents, (d,) and (d, d) float64.
+        bits: of a latent's code.
     """
-    variances = torch.linalg.eigvalsh(covariance.double()).clamp(min=0).flip(0)
-    variances = variances[variances > 1e-12 * variances[0].clamp(min=1e-300)]
-    logs = variances.log2()
-    sums = logs.cumsum(dim=0)
-    counts = torch.arange(1, len(logs) + 1, dtype=torch.float64)
-    # With the first n directions above the level, its logarithm is their mean less 2 bits / n.
-    levels = (sums - 2 * bits) / counts
-    return int((logs > levels).cummin(dim=0).values.sum())
+
+    def __init__(self, mean: Tensor, covariance: Tensor, bits: float):
+        self.mean = mean
+        variances, self.directions = torch.linalg.eigh(covariance)
+        self.variances = variances.clamp(min=1e-12 * float(variances[-1].clamp(min=1e-300)))
+        logs = self.variances.log2().flip(0)
+        # With the first n directions above the level, its logarithm is their mean less 2 bits / n.
+        levels = (logs.cumsum(0) - 2 * bits) / torch.arange(1, len(logs) + 1, dtype=logs.dtype)
+        self.reached = int((logs > levels).cummin(dim=0).values.sum())
+        self.level = float(levels[self.reached - 1].exp2())
+
+    @property
+    def kept(self) -> Tensor:
+        """Share of each direction's variance (d,) that the code keeps."""
+        return (1 - self.level / self.variances).clamp(min=0)
+
+    def __call__(self, latents: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return latents (B, d, *spatial) as the code leaves them, with the error of each direction."""
+        kept = self.kept
+        noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+        spread = (kept * self.level).clamp(min=0).sqrt()
+        keep, spread = (
+            (self.directions * scale @ self.directions.T).to(latents) for scale in (kept, spread)
+        )
+        mean = self.mean.to(latents).view(-1, *[1] * (latents.ndim - 2))
+        centred = (latents - mean).movedim(1, -1)
+        coded = centred @ keep + noise.movedim(1, -1).to(latents) @ spread
+        return coded.movedim(-1, 1) + mean
 
 
 class PhaseEnd:
-    """Ends a phase when the directions that the codes' bits can reach do not become more.
+    """Ends a phase when the loss that quantization will leave, by the theory, does not fall any more.
 
-    A short phase leaves latents of few directions, which is where the codebook's rank stays; a long one takes
-    steps from the training with quantization.
+    A short phase leaves latents of few directions, which is where the codebook's rank stays; a long one leaves
+    more of them than the codes' bits can reach.
 
     Args:
         bits: that a latent's codes have.
         width: d.
+        longest: steps that the phase may take.
     """
 
-    def __init__(self, bits: float, width: int, accelerator: Accelerator):
+    def __init__(self, bits: float, width: int, longest: int, accelerator: Accelerator):
         self.bits, self.accelerator = bits, accelerator
+        self.every = max(1, longest // LOOKS)
         self.moments = torch.zeros(width + 1, width + 1, device=accelerator.device)
-        self.best, self.since = 0, 0
+        self.best, self.since = float("inf"), 0
 
     @torch.no_grad()
     def note(self, latents: Tensor) -> None:
@@ -51,9 +75,14 @@ class PhaseEnd:
         rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
         self.moments += rows.T @ rows
 
-    def due(self, step: int) -> bool:
-        """Tell whether the phase ends after so many steps. A collective call at every 50th."""
-        if step % EVERY:
+    @torch.no_grad()
+    def due(self, step: int, loss_of: Callable[[GaussianCode], Tensor]) -> bool:
+        """Tell whether the phase ends after so many steps. A collective call where one looks.
+
+        Args:
+            loss_of: the model's loss () on latents that went through a code.
+        """
+        if step % self.every:
             return False
         moments = self.accelerator.reduce(self.moments.clone(), reduction="sum").cpu().double()
         self.moments.zero_()
@@ -62,9 +91,11 @@ class PhaseEnd:
             return False
         mean = moments[-1, :-1] / count
         covariance = moments[:-1, :-1] / count - torch.outer(mean, mean)
-        reached = reached_directions(covariance, self.bits)
-        self.since = 0 if reached > self.best else self.since + 1
-        self.best = max(self.best, reached)
+        loss = loss_of(GaussianCode(mean, covariance, self.bits))
+        loss = float(self.accelerator.reduce(loss.detach().clone(), reduction="mean"))
+        gained = loss < (1 - GAIN) * self.best
+        self.since = 0 if gained else self.since + 1
+        self.best = min(self.best, loss)
         return self.since >= PATIENCE
 
     def state_dict(self) -> dict:

@@ -32,7 +32,7 @@ def remedies(steps: int, width: int) -> dict[str, dict]:
         "covariance penalty (DimVQ), 1": {"decorrelation_weight": 1.0},
         "Gram penalty (DimVQ), 0.001": {"gram_weight": 1e-3},
         f"autoencoder for {phase} steps": {"autoencoder_steps": phase},
-        "autoencoder until no direction is added": {
+        "autoencoder until it pays no more": {
             "autoencoder_steps": max(1, steps // 2),
             "end_phase_early": True,
         },

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from modeling_simvq.several_quantizers import ResidualQuantizer
 from training.codebook.penalties import CodebookPenalties
-from training.codebook.phase_end import PhaseEnd
+from training.codebook.phase_end import GaussianCode, PhaseEnd
 from training.codebook.replacement import CodeReplacement
 from training.codebook.start import LatentSample, match_codes_to_latents, put_codes_on
 from training.codebook.watch import CodebookWatch
@@ -39,7 +39,10 @@ class Adversaries(Stepper):
         self._phase_end: PhaseEnd | None = None
         if self.settings.end_phase_early:
             config = self.recipe.model.config
-            self._phase_end = PhaseEnd(config.code_bits, config.codebook_dim, self.accelerator)
+            longest = self.settings.autoencoder_steps
+            self._phase_end = PhaseEnd(
+                config.code_bits, config.codebook_dim, longest, self.accelerator
+            )
             self.rank_states["phase_end"] = self._phase_end
         self._replacement: CodeReplacement | None = None
         if every := self.settings.replace_unused_every:
@@ -142,6 +145,7 @@ class Adversaries(Stepper):
             self._sampled.note(latents)
         if self._phase_end is not None and not quantize and not skipped:
             self._phase_end.note(latents)
+            self._last = inputs, latents
         if self._replacement is not None and quantize:
             self._replacement.note(codes, latents)
         return StepResult(figures, int(skipped))
@@ -161,9 +165,20 @@ class Adversaries(Stepper):
         if self._replacement is not None:
             self._replacement.settle(skipped, self._steps)
         in_phase = self._phase_end is not None and self._steps < self._first_quantized
-        if in_phase and self._phase_end.due(self._steps):
+        if in_phase and self._phase_end.due(self._steps, self._loss_through):
             self._first_quantized = self._steps
             logger.info(f"step {self._steps}: quantization begins, as end_phase_early has it")
+
+    def _loss_through(self, code: GaussianCode) -> Tensor:
+        """Return the loss of the last batch, without adversary, when its latents go through a code."""
+        inputs, latents = self._last
+        generator = torch.Generator(latents.device).manual_seed(self._steps)
+        model = unwrapped(self.accelerator, self.model)
+        with self.accelerator.autocast():
+            decoded = model.decode(quantized_latents=code(latents, generator))
+            decoded = self.recipe.reconstruction(decoded)[..., : inputs.shape[-1]]
+            none = decoded.new_zeros(())
+            return self.recipe.loss.generator(inputs, decoded, none, self.discriminator, -1)[0]
 
     def report(self, step: int) -> tuple[dict[str, float], str]:
         begun = max(self._first_quantized, self.settings.warmup_steps)

@@ -35,7 +35,7 @@ class TokenizerLoopSettings(LoopSettings):
 
     end_phase_early: bool = setting(
         False,
-        "end autoencoder_steps sooner, once the latents have all directions that log2 K bits can reach",
+        "end autoencoder_steps sooner, once the loss that log2 K bits would leave does not fall any more",
     )
 
     encoder_steps: int | None = setting(

@@ -11,7 +11,7 @@ from modeling_simvq.quantization_baselines import make_quantizer
 from tests.training.support.tiny_recipe import TINY, build_tiny_recipe
 from training.codebook.drift import DriftLoss, drift_loss, trained_codes
 from training.codebook.gram import GramPenalty
-from training.codebook.phase_end import EVERY, PATIENCE, PhaseEnd, reached_directions
+from training.codebook.phase_end import GaussianCode, PhaseEnd
 from training.loop.trainer import Trainer
 from training.recipes.run import make_accelerator
 from training.recipes.tokenizer import TokenizerLoopSettings
@@ -73,7 +73,7 @@ def test_the_gram_penalty_is_that_of_the_codes_as_directions():
 
 
 @pytest.mark.parametrize("bits", [1, 4, 10, 40])
-def test_directions_that_bits_reach_are_those_of_water_filling(bits):
+def test_the_directions_that_a_code_reaches_are_those_of_water_filling(bits):
     variances = 2.0 ** -torch.arange(12, dtype=torch.float64)
     low, high = 1e-30, 2.0
     for _ in range(300):
@@ -82,26 +82,40 @@ def test_directions_that_bits_reach_are_those_of_water_filling(bits):
         low, high = (level, high) if spent > bits else (low, level)
     rotation = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64)).Q
     covariance = rotation @ variances.diag() @ rotation.T
-    assert reached_directions(covariance, bits) == int((variances > level * (1 + 1e-9)).sum())
+    code = GaussianCode(torch.zeros(12), covariance, bits)
+    assert code.level == pytest.approx(level, rel=1e-6)
+    assert code.reached == int((variances > level * (1 + 1e-9)).sum())
 
 
-def test_latents_that_do_not_vary_reach_nothing():
-    assert reached_directions(torch.zeros(3, 3), 10) in (0, 1)
-
-
-def test_a_phase_ends_when_no_direction_is_added(one_process):
-    accelerator = make_accelerator(TokenizerLoopSettings(tracker="none"))
-    end, ends, step = PhaseEnd(10, 8, accelerator), None, 0
+def test_a_code_leaves_the_error_of_rate_distortion_theory():
     torch.manual_seed(0)
-    while ends is None:
-        step += 1
-        scale = torch.ones(8)
-        scale[min(8, 1 + step // EVERY) :] = (
-            1e-4  # one direction more at every look, until all are there
-        )
-        end.note(torch.randn(4, 8, 16) * scale[:, None])
-        ends = step if end.due(step) else None
-    assert end.best == 8 and ends == (7 + PATIENCE) * EVERY or ends == (8 + PATIENCE) * EVERY
+    mix, mean = torch.randn(6, 6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    latents = (mix @ torch.randn(6, 200_000, dtype=torch.float64)).T + mean
+    covariance = mix @ mix.T
+    code = GaussianCode(mean, covariance, 8)
+    coded = code(latents.T[None].float(), torch.Generator().manual_seed(1))[0].T
+    expected = float(torch.linalg.eigvalsh(covariance).clamp(max=code.level).sum())
+    assert float((coded - latents).square().sum(dim=1).mean()) == pytest.approx(expected, rel=0.02)
+    # A code's vectors are means of what they stand for: the error is not correlated with them.
+    error = latents - coded
+    assert ((coded - mean).T @ error / len(error)).abs().max() < 0.02 * covariance.max()
+
+
+def test_latents_that_do_not_vary_go_through_as_they_are():
+    code = GaussianCode(torch.ones(3), torch.zeros(3, 3, dtype=torch.float64), 10)
+    assert torch.allclose(code(torch.ones(2, 3, 4)), torch.ones(2, 3, 4))
+
+
+def test_a_phase_ends_when_the_loss_through_a_code_does_not_fall(one_process):
+    accelerator = make_accelerator(TokenizerLoopSettings(tracker="none"))
+    end = PhaseEnd(10, 8, 400, accelerator)
+    losses, ends = iter([5.0, 4.0, 3.0, 2.99, 3.2, 2.98, 1.0]), None
+    for step in range(1, 400):
+        end.note(torch.randn(4, 8, 16))
+        if end.due(step, lambda code: torch.tensor(next(losses))):
+            ends = step
+            break
+    assert end.every == 20 and ends == 6 * 20
 
 
 def trainer_of(folder, quantizer: str = "simvq", options=None, **settings) -> Trainer:
@@ -164,14 +178,14 @@ def test_the_encoder_rests_after_its_steps(tmp_path, one_process):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"autoencoder_steps": 6, "end_phase_early": True},
+        {"autoencoder_steps": 6, "end_phase_early": True, "learning_rate": 1e-9},
         {"replace_unused_every": 4, "drift_weight": 0.01, "encoder_steps": 5, "gram_weight": 1e-3},
     ],
     ids=["a phase with an open end", "drift, replacement, freezing"],
 )
 def test_a_run_goes_on_with_them_bit_for_bit(tmp_path, one_process, monkeypatch, settings):
-    monkeypatch.setattr("training.codebook.phase_end.EVERY", 2)
     monkeypatch.setattr("training.codebook.phase_end.PATIENCE", 1)
+    monkeypatch.setattr("training.codebook.phase_end.GAIN", 0.2)
     plain = PLAIN if "drift_weight" in settings else {}
 
     def trainer(folder: str, **more) -> Trainer:
