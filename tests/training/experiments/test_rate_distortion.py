@@ -27,7 +27,6 @@ from training.experiments.rate_distortion import (
     ComparedAudio,
     ComparedImages,
     compare,
-    label_of,
     prefixes,
 )
 from training.peers import audio_files, image_files
@@ -167,12 +166,6 @@ def test_each_tokenizer_stands_above_the_formats_at_its_rate():
 def test_prefixes(most, asked, counts):
     model = Peer(torch.nn.Identity(), PeerConfig("a codec", num_quantizers=most))
     assert prefixes(model, asked) == counts
-
-
-def test_labels(tmp_path):
-    (tmp_path / "mine" / "model").mkdir(parents=True)
-    assert label_of(str(tmp_path / "mine" / "model")) == label_of(str(tmp_path / "mine")) == "mine"
-    assert label_of("me/mine") == "me/mine" and label_of("me/mine:vae") == "me/mine:vae"
 
 
 @pytest.mark.parametrize(
