@@ -271,7 +271,9 @@ def main() -> None:
         "images": {"settings": ComparedImages, "data": EvaluatedImages},
         "audio": {"settings": ComparedAudio, "data": audio.EvaluatedAudio},
     }
-    kind = next((word for word in sys.argv[1:] if word in kinds), None)
+    words = sys.argv[1:]
+    helped = not {"-h", "--help"}.isdisjoint(words)
+    kind = next((word for word in words if word in kinds), "images" if helped else None)
 
     def choose(words: list[str]):
         if kind is None:

@@ -1,7 +1,7 @@
-"""Put the tables of docs/results/*/README.md into docs/results.md, so that no figure is copied by hand.
+"""Put the tables of docs/results/*/README.md into pages of docs, so that no figure is copied by hand.
 
 python -m training.experiments.summary          # after an experiment was run again
-python -m training.experiments.summary --check  # fails if the page does not hold what the experiments found
+python -m training.experiments.summary --check  # fails if a page does not hold what the experiments found
 
 A table stands between the lines <!-- NAME --> and <!-- end of NAME -->, with the sentence about its scale.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from hub_cards.user_error import one_line_errors
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PAGES = ("results.md", "evaluation.md")
 
 
 def filled(page: str, results: Path) -> str:
@@ -46,16 +47,16 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="change nothing, fail if it would")
-    parser.add_argument("--docs", default=str(REPOSITORY / "docs"), help="folder of results.md")
+    parser.add_argument("--docs", default=str(REPOSITORY / "docs"), help="folder of the pages")
     known = parser.parse_args(arguments)
-    path = Path(known.docs) / "results.md"
-    with one_line_errors():
-        before = path.read_text()
-        after = filled(before, path.with_name("results"))
-    if known.check and before != after:
-        sys.exit(f"error: {path} is out of date: python -m training.experiments.summary")
-    path.write_text(after)
-    print(f"{path} holds the tables of the experiments")
+    for path in (Path(known.docs) / page for page in PAGES):
+        with one_line_errors():
+            before = path.read_text()
+            after = filled(before, path.with_name("results"))
+        if known.check and before != after:
+            sys.exit(f"error: {path} is out of date: python -m training.experiments.summary")
+        path.write_text(after)
+        print(f"{path} holds the tables of the experiments")
 
 
 if __name__ == "__main__":
