@@ -42,6 +42,20 @@ ALL_PREFIXES = 8
 RATE = {"images": "bits_per_pixel", "audio": "bitrate"}
 
 
+def _parts(name: str) -> tuple[str, str | None]:
+    """A tokenizer's name, and the folder in a pipeline after a colon."""
+    if Path(name).exists():
+        return name, None
+    repository, _, folder = name.partition(":")
+    return repository, folder or None
+
+
+def label_of(name: str) -> str:
+    """Return what a tokenizer is called on the page: by its name on the Hub, or its folder's."""
+    folder, _ = _parts(name)
+    return model_label(folder) if Path(folder).exists() else name
+
+
 @dataclass
 class Compared:
     """Comparison of tokenizers."""
@@ -60,6 +74,10 @@ class Compared:
             raise SettingsError("tokenizers: name at least one, tokenizers=[FOLDER]")
         if self.num_quantizers and min(self.num_quantizers) < 1:
             raise SettingsError(f"num_quantizers must be at least 1, got {self.num_quantizers}")
+        labels = [label_of(name) for name in self.tokenizers]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise SettingsError(f"tokenizers: two would be called {label}: rename a folder")
 
 
 @dataclass
@@ -202,20 +220,10 @@ def _curve(
     name: str, model: nn.Module, settings: Compared, rate: str, measure: Callable[..., Findings]
 ) -> Iterator[Point]:
     """Measure a tokenizer with each of its prefixes."""
-    folder = _parts(name)[0]
-    label = model_label(folder) if Path(folder).exists() else name
     for used in prefixes(model, settings.num_quantizers):
         most = model.config.num_quantizers
         words = "" if most == 1 else f"the first {used} of {most} quantizers"
-        yield point_of(measure(model, used), rate, label, words, False)
-
-
-def _parts(name: str) -> tuple[str, str | None]:
-    """A tokenizer's name, and the folder in a pipeline after a colon."""
-    if Path(name).exists():
-        return name, None
-    repository, _, folder = name.partition(":")
-    return repository, folder or None
+        yield point_of(measure(model, used), rate, label_of(name), words, False)
 
 
 TEXT = {

@@ -34,7 +34,7 @@ def open_image_tokenizer(
     """
     kind = kind_of(name, subfolder)
     if kind == "simvq_image":
-        return AutoModel.from_pretrained(name).eval()
+        return AutoModel.from_pretrained(name, subfolder=subfolder or "").eval()
     if kind in DIFFUSERS:
         return open_diffusers(kind, name, subfolder, pixel_range)
     if kind in MULTIMODAL:

@@ -172,6 +172,7 @@ def test_prefixes(most, asked, counts):
     ("settings", "changes", "message"),
     [
         (ComparedImages, {"tokenizers": []}, "tokenizers: name at least one"),
+        (ComparedImages, {"tokenizers": ["me/a", "me/a"]}, "two would be called me/a"),
         (ComparedImages, {"formats": ["PNG"]}, "formats: there are JPEG, WebP, AVIF, got 'PNG'"),
         (ComparedImages, {"qualities": [101]}, "qualities lie between 0 and 100, got 101"),
         (ComparedAudio, {"kilobits": [1.0]}, "between 6 and 256 for Opus, got 1.0"),
