@@ -44,6 +44,8 @@ METRICS = {
     "distillmos": ("DistillMOS", 2, 1),
     "dnsmos": ("DNSMOS (overall)", 2, 1),
     "dnsmos_p808": ("DNSMOS (P.808)", 2, 1),
+    "wer": ("word error rate", 3, -1),
+    "speaker_similarity": ("speaker similarity", 3, 1),
     "mel_distance": ("mel distance", 3, -1),
     "si_sdr": ("SI-SDR, dB", 2, 1),
     "utilisation": ("utilisation", 3, 1),

@@ -26,13 +26,16 @@ from training.evaluation.report import (
     Fingerprint,
     Mean,
     intervals,
+    model_label,
     prefix_note,
     report_folder,
     sample_hashes,
     versions,
     write_report,
 )
+from training.metrics.speakers import load_speaker_similarity
 from training.metrics.speech import KEYS, LOADERS, SpeechPair, as_written
+from training.metrics.transcripts import load_wer
 from training.peers.face import bits_of
 from training.peers.opening import open_audio_tokenizer
 from training.runtime.errors import MissingWeights
@@ -40,16 +43,35 @@ from training.runtime.settings import SettingsError, setting
 
 
 @dataclass
-class AudioEvaluationSettings:
+class SpeechMetricSettings:
+    """Metrics of reconstructed recordings."""
+
+    metrics: list[str] = setting(
+        list(LOADERS), f"of {', '.join(LOADERS)}; vuv_f1 takes longest without a GPU"
+    )
+    utmos_weights: str | None = setting(None, "file of UTMOS's weights; downloaded by default")
+    asr_model: str | None = setting(
+        None, "recogniser for the word error rate, such as openai/whisper-large-v3; without, none"
+    )
+    speaker_model: str | None = setting(
+        None, "model of x-vectors for the speaker similarity, such as a WavLMForXVector"
+    )
+
+    def __post_init__(self):
+        for name in self.metrics:
+            if name not in LOADERS:
+                raise SettingsError(f"metrics: there are {', '.join(LOADERS)}, got {name!r}")
+        if self.utmos_weights and not Path(self.utmos_weights).is_file():
+            raise SettingsError(f"utmos_weights: there is no file {self.utmos_weights}")
+
+
+@dataclass
+class AudioEvaluationSettings(SpeechMetricSettings):
     """The evaluation."""
 
     model: str = setting(
         "", "folder, or name on the Hub; also another library's, see docs/evaluation.md"
     )
-    metrics: list[str] = setting(
-        list(LOADERS), f"of {', '.join(LOADERS)}; vuv_f1 takes longest without a GPU"
-    )
-    utmos_weights: str | None = setting(None, "file of UTMOS's weights; downloaded by default")
     num_quantizers: int | None = setting(
         None, "of a model with several, how many, the first ones; give another output then"
     )
@@ -61,13 +83,9 @@ class AudioEvaluationSettings:
     )
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.model:
             raise SettingsError("model: name a folder or a Hub repository, model=...")
-        for name in self.metrics:
-            if name not in LOADERS:
-                raise SettingsError(f"metrics: there are {', '.join(LOADERS)}, got {name!r}")
-        if self.utmos_weights and not Path(self.utmos_weights).is_file():
-            raise SettingsError(f"utmos_weights: there is no file {self.utmos_weights}")
 
 
 @dataclass
@@ -93,7 +111,7 @@ def evaluate(
         model: with the face of SimVQAudioModel (training/peers/face.py), in evaluation mode, on the
             accelerator's device.
         recordings: those of this rank alone, {"input_values": (1, 1, L), "valid": (1,)}.
-        metrics: key of LOADERS to what it loaded.
+        metrics: of load_metrics.
         num_quantizers: of several, how many, the first ones; all by default.
 
     Returns:
@@ -139,14 +157,20 @@ def evaluate(
         raise ValueError("no recording of the dataset can be read")
     if not accelerator.is_main_process:
         return None
-    found = {key: mean.mean for key, mean in means.items() if mean.count}
+    failures = {key: count - mean.count for key, mean in means.items() if mean.count < count}
+    wer = {}
+    if "words" in means:  # of all recordings together, as is usual: long ones count for more
+        errors, words = means.pop("word_errors"), means.pop("words")
+        wer = {"wer": errors.sum / words.sum} if words.sum else {}
+        if failures.pop("word_errors", 0):
+            failures["wer"] = failures.pop("words")
+    found = {key: mean.mean for key, mean in means.items() if mean.count} | wer
     if size:
         found |= usage.metrics()
     if config.target_bandwidths:
         found["bitrate"] = config.target_bandwidths[used - 1]
     elif kilobits.count:  # of files, whose size depends on what they hold
         found["bitrate"] = kilobits.sum / seconds.sum
-    failures = {key: count - mean.count for key, mean in means.items() if mean.count < count}
     return Findings(found, intervals(means), count, str(fingerprint), failures, unreadable)
 
 
@@ -186,7 +210,7 @@ def whole_recordings(
 
 
 def load_metrics(
-    settings: AudioEvaluationSettings, device: torch.device
+    settings: SpeechMetricSettings, device: torch.device
 ) -> tuple[dict[str, Callable[[SpeechPair], dict[str, float]]], dict[str, str]]:
     """Load the metrics asked for, and say of each that cannot be had why: the rest of the table still comes."""
     metrics, missing = {}, {}
@@ -196,7 +220,26 @@ def load_metrics(
             metrics[name] = LOADERS[name](device, **options)
         except MissingWeights as error:
             missing[name] = str(error)
+    if settings.asr_model:
+        metrics["wer"] = load_wer(device, settings.asr_model)
+    if settings.speaker_model:
+        metrics["speaker_similarity"] = load_speaker_similarity(device, settings.speaker_model)
     return metrics, missing
+
+
+def _model_notes(settings: SpeechMetricSettings) -> str:
+    """Say in a protocol what the metrics were measured with whose models the user names."""
+    notes = []
+    if settings.asr_model:
+        notes.append(
+            f"Word error rate: {model_label(settings.asr_model)}, against its transcript of the original, all "
+            "recordings together."
+        )
+    if settings.speaker_model:
+        notes.append(
+            f"Speaker similarity: cosine of the x-vectors of {model_label(settings.speaker_model)}."
+        )
+    return join_sentences(*notes)
 
 
 def run(settings: AudioEvaluationSettings, data: AudioDataConfig, accelerator: Accelerator) -> None:
@@ -229,6 +272,7 @@ def run(settings: AudioEvaluationSettings, data: AudioDataConfig, accelerator: A
             "shorter. PESQ: wide band, of the package pesq. STOI: pystoi, not extended. V/UV F1: CREPE "
             "(full), 50 to 550 Hz, periodicity 0.21, silence -60 dB, a mean over recordings. UTMOS: strong "
             "learner. Bitrate: tokens a second times log2 K.",
+            _model_notes(settings),
         )
         evaluation = Evaluation(
             dataset=on.name,

@@ -156,6 +156,14 @@ def report_folder(model: str, output: str | None, setting: str = "model") -> Pat
     return Path(output or model)
 
 
+def model_label(name: str) -> str:
+    """Return a model's name on the Hub, or of a folder the name alone: of a run's model, the run's."""
+    if not Path(name).exists():
+        return name
+    path = Path(name).resolve()
+    return path.parent.name if path.name == "model" else path.name
+
+
 def markdown(evaluation: Evaluation, noun: str) -> str:
     """Return an evaluation as a Markdown page.
 

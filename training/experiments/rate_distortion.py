@@ -18,13 +18,13 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hub_cards.evaluation import METRICS
+from hub_cards.evaluation import METRICS, OF_CODES
 from training.data.image_sizes import LPIPS, SSIM, check_resolution
 from training.data.images import build_image_dataloader
 from training.data.model_images import EvaluatedImages, at_trained_resolution
 from training.evaluation import audio, image
 from training.evaluation.evaluated_data import evaluated_on
-from training.evaluation.report import Findings
+from training.evaluation.report import Findings, model_label
 from training.experiments.rate_curves import Point, draw, rows_of
 from training.experiments.report import publish
 from training.experiments.runs import REPOSITORY
@@ -42,6 +42,20 @@ ALL_PREFIXES = 8
 RATE = {"images": "bits_per_pixel", "audio": "bitrate"}
 
 
+def _parts(name: str) -> tuple[str, str | None]:
+    """A tokenizer's name, and the folder in a pipeline after a colon."""
+    if Path(name).exists():
+        return name, None
+    repository, _, folder = name.partition(":")
+    return repository, folder or None
+
+
+def label_of(name: str) -> str:
+    """Return what a tokenizer is called on the page: by its name on the Hub, or its folder's."""
+    folder, _ = _parts(name)
+    return model_label(folder) if Path(folder).exists() else name
+
+
 @dataclass
 class Compared:
     """Comparison of tokenizers."""
@@ -51,9 +65,8 @@ class Compared:
         [], "prefixes of tokenizers with several; [] for all, of more than 8 the powers of two"
     )
     data_name: str | None = setting(None, "what to call the data; by default their id or folder")
-    output: str = setting(
-        str(REPOSITORY / "docs/results/rate_distortion"),
-        "folder of results.json, README.md and figure.png",
+    output: str | None = setting(
+        None, "folder of results.json, README.md and figure.png; by default one in docs/results"
     )
 
     def __post_init__(self):
@@ -61,6 +74,10 @@ class Compared:
             raise SettingsError("tokenizers: name at least one, tokenizers=[FOLDER]")
         if self.num_quantizers and min(self.num_quantizers) < 1:
             raise SettingsError(f"num_quantizers must be at least 1, got {self.num_quantizers}")
+        labels = [label_of(name) for name in self.tokenizers]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise SettingsError(f"tokenizers: two would be called {label}: rename a folder")
 
 
 @dataclass
@@ -86,19 +103,17 @@ class ComparedImages(Compared):
 
 
 @dataclass
-class ComparedAudio(Compared):
+class ComparedAudio(Compared, audio.SpeechMetricSettings):
     """Comparison of tokenizers."""
 
+    metrics: list[str] = setting(["pesq", "stoi"], f"of {', '.join(LOADERS)}")
     kilobits: list[float] = setting(
         [6.0, 8.0, 12.0, 16.0, 24.0, 32.0], "of Opus, a second, 6 to 256; [] for no Opus"
     )
-    metrics: list[str] = setting(["pesq", "stoi"], f"of {', '.join(LOADERS)}")
 
     def __post_init__(self):
-        super().__post_init__()
-        for name in self.metrics:
-            if name not in LOADERS:
-                raise SettingsError(f"metrics: there are {', '.join(LOADERS)}, got {name!r}")
+        Compared.__post_init__(self)
+        audio.SpeechMetricSettings.__post_init__(self)
         for rate in self.kilobits:
             if not audio_files.LEAST <= rate <= audio_files.MOST:
                 raise SettingsError(f"kilobits lie between 6 and 256 for Opus, got {rate}")
@@ -112,15 +127,6 @@ def prefixes(model: nn.Module, asked: list[int]) -> list[int]:
     if most <= ALL_PREFIXES:
         return list(range(1, most + 1))
     return sorted({2**n for n in range(most.bit_length())} | {most})
-
-
-def label_of(name: str) -> str:
-    """Return a tokenizer's name on the page: of a folder its own, or its parent's if it is a run's model."""
-    path = Path(_parts(name)[0])
-    if not path.exists():
-        return name
-    path = path.resolve()
-    return path.parent.name if path.name == "model" else path.name
 
 
 def point_of(
@@ -190,7 +196,9 @@ def audio_points(
 ) -> Iterator[Point]:
     """Measure audio tokenizers, each at its own sampling rate, and Opus at that of the first."""
     models = {name: open_audio_tokenizer(name) for name in settings.tokenizers}
-    metrics = {name: LOADERS[name](accelerator.device) for name in settings.metrics}
+    metrics, missing = audio.load_metrics(settings, accelerator.device)
+    for line in missing.values():
+        logging.warning(line)
 
     def measure(model: nn.Module, used: int | None = None) -> Findings:
         rate = model.config.sampling_rate
@@ -216,14 +224,6 @@ def _curve(
         most = model.config.num_quantizers
         words = "" if most == 1 else f"the first {used} of {most} quantizers"
         yield point_of(measure(model, used), rate, label_of(name), words, False)
-
-
-def _parts(name: str) -> tuple[str, str | None]:
-    """A tokenizer's name, and the folder in a pipeline after a colon."""
-    if Path(name).exists():
-        return name, None
-    repository, _, folder = name.partition(":")
-    return repository, folder or None
 
 
 TEXT = {
@@ -258,11 +258,12 @@ def compare(kind: str, settings: Compared, data, accelerator: Accelerator) -> No
         shown += ["rfid"] * settings.fid
         noun, size = "images", f" at {data.resolution} x {data.resolution} pixels"
     else:
-        shown = [key for name in settings.metrics for key in audio.KEYS.get(name, (name,))]
+        not_quality = {*OF_CODES, "reachable_utilisation"}
+        shown = [key for key in METRICS if key in points[0].metrics and key not in not_quality]
         noun, size = "recordings", ""
     rate = RATE[kind]
     publish(
-        Path(settings.output),
+        Path(settings.output or REPOSITORY / "docs/results" / f"rate_distortion_{kind}"),
         {"data": on.name, "rate": rate, "points": [asdict(point) for point in points]},
         "Rate and distortion",
         TEXT[kind],
@@ -278,7 +279,9 @@ def main() -> None:
         "images": {"settings": ComparedImages, "data": EvaluatedImages},
         "audio": {"settings": ComparedAudio, "data": audio.EvaluatedAudio},
     }
-    kind = next((word for word in sys.argv[1:] if word in kinds), None)
+    words = sys.argv[1:]
+    helped = not {"-h", "--help"}.isdisjoint(words)
+    kind = next((word for word in words if word in kinds), "images" if helped else None)
 
     def choose(words: list[str]):
         if kind is None:

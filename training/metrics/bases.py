@@ -152,8 +152,12 @@ class SpeechMetric(TakesTensors, evaluate.Metric):
         feature = datasets.List(datasets.Value("float32"))
         return metric_info(type(self).__doc__, SPEECH, feature)
 
+    def prepare(self, **options) -> Callable[[SpeechPair], dict[str, float]]:
+        """A function that measures a recording."""
+        return LOADERS[self.name](default_device(), **options)
+
     def _compute(self, predictions, references, sampling_rate: int, **options) -> dict[str, float]:
-        measure = LOADERS[self.name](default_device(), **options)
+        measure = self.prepare(**options)
         found = []
         for original, decoded in zip(references, predictions, strict=True):
             waveforms = np.float32(original), as_written(np.float32(decoded))

@@ -224,4 +224,4 @@ LOADERS = {
     "dnsmos": load_dnsmos,
 }
 # What they give, where it is not their own name.
-KEYS = {"dnsmos": ("dnsmos", "dnsmos_p808")}
+KEYS = {"dnsmos": ("dnsmos", "dnsmos_p808"), "wer": ("word_errors", "words")}

@@ -118,24 +118,3 @@ def bits_of(output, codes: Tensor | None, codebook_size: int | None) -> Tensor |
     if stated is not None or codes is None:
         return stated
     return torch.full((len(codes),), codes[0].numel() * math.log2(codebook_size)).to(codes.device)
-
-
-def load(model_class: type, name: str, **options) -> nn.Module:
-    """Load another library's model in float32, from safetensors alone.
-
-    Args:
-        model_class: of transformers or diffusers.
-        name: folder, or name on the Hub.
-        options: for from_pretrained.
-
-    Raises:
-        SettingsError: if weights are missing, which these libraries fill with random ones.
-    """
-    model, info = model_class.from_pretrained(
-        name, use_safetensors=True, output_loading_info=True, **options
-    )
-    if missing := sorted(info["missing_keys"]):
-        raise SettingsError(
-            f"model: {name} lacks {len(missing)} tensors of {model_class.__name__}, such as {missing[0]}"
-        )
-    return model.eval()

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from training.peers.face import ImageReconstruction, Peer, PeerConfig, load
+from training.peers.face import ImageReconstruction, Peer, PeerConfig
+from training.runtime.pretrained import load_pretrained
 
 
 class VQModelPeer(Peer):
@@ -79,7 +80,7 @@ def open_diffusers(
     """
     import diffusers
 
-    model = load(
+    model = load_pretrained(
         getattr(diffusers, class_name), name, subfolder=subfolder, torch_dtype=torch.float32
     )
     return DIFFUSERS[class_name](model, *pixel_range)

@@ -7,7 +7,8 @@ from transformers import AutoConfig
 from transformers.utils import logging
 
 from modeling_simvq.nearest_code import nearest_code
-from training.peers.face import ImageReconstruction, Peer, PeerConfig, load
+from training.peers.face import ImageReconstruction, Peer, PeerConfig
+from training.runtime.pretrained import load_pretrained
 
 # Chameleon's is only the encoder there.
 WITHOUT_DECODER = ("chameleon", "chameleon_vqgan")
@@ -79,7 +80,7 @@ def open_multimodal(kind: str, name: str) -> Peer:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # or it would list all the tensors of the language model
     try:
-        model = load(
+        model = load_pretrained(
             model_class,
             name,
             config=getattr(config, "vq_config", config),

@@ -6,11 +6,11 @@ from transformers import AutoModel, PreTrainedConfig
 
 import modeling_simvq  # noqa: F401  (registers the models)
 from training.peers.audio import RESIDUAL
-from training.peers.face import load
 from training.peers.images import DIFFUSERS, open_diffusers
 from training.peers.multimodal import MULTIMODAL, WITHOUT_DECODER, open_multimodal
 from training.peers.semantic_audio import SEMANTIC, SemanticPeer
 from training.runtime.errors import SettingsError
+from training.runtime.pretrained import load_pretrained
 
 # What is accepted, in words of an error message.
 IMAGES = "SimVQ; of diffusers VQModel, AutoencoderKL; of transformers Emu3, Janus"
@@ -34,7 +34,7 @@ def open_image_tokenizer(
     """
     kind = kind_of(name, subfolder)
     if kind == "simvq_image":
-        return AutoModel.from_pretrained(name).eval()
+        return AutoModel.from_pretrained(name, subfolder=subfolder or "").eval()
     if kind in DIFFUSERS:
         return open_diffusers(kind, name, subfolder, pixel_range)
     if kind in MULTIMODAL:
@@ -61,7 +61,7 @@ def open_audio_tokenizer(name: str) -> nn.Module:
         return AutoModel.from_pretrained(name).eval()
     if kind in RESIDUAL or kind in SEMANTIC:
         # What the Hub's repository may hold of code is not run.
-        model = load(AutoModel, name, dtype=torch.float32, trust_remote_code=False)
+        model = load_pretrained(AutoModel, name, dtype=torch.float32, trust_remote_code=False)
         return RESIDUAL[kind](model) if kind in RESIDUAL else SemanticPeer(model, SEMANTIC[kind])
     raise SettingsError(_refusal(name, kind, "audio", AUDIO))
 

@@ -13,9 +13,11 @@ from PIL import Image
 
 from hub_cards.evaluation import read_evaluations
 from modeling_simvq import SimVQImageConfig, SimVQImageModel, SimVQImageProcessor
+from tests.training.support import tiny_peers
 from tests.training.support.recordings import encoded, noise
 from training import analyze_codebook, tokenize_dataset
 from training.data.model_images import EvaluatedImages, at_trained_resolution
+from training.evaluation import audio as evaluate_audio
 from training.evaluation import image as evaluate_image
 from training.evaluation.audio import EvaluatedAudio
 from training.evaluation.evaluated_data import evaluated_on, measured_on
@@ -81,6 +83,7 @@ def test_an_evaluation_has_the_size_of_the_training(model, tmp_path, accelerator
     said = "Images of 32 x 32 pixels; the model was trained at 48 x 48."
     assert said in caplog.text and said in other["protocol"]
     assert other["evaluated_at"] == 32 and other["trained_at"] == SIDE
+    assert other["metrics"]["bits_per_pixel"] == 1  # 16 codes for 2 x 2 pixels
     assert other["fingerprint"] != report["fingerprint"]
     assert said in (tmp_path / "b" / "evaluation.md").read_text()
 
@@ -198,3 +201,39 @@ def test_made_images_tell_their_size(tmp_path):
     images = save_images(tmp_path / "made", side=56)
     (images / "0.png").write_bytes(b"no image")
     assert first_side(EvaluatedImages(dataset="x"), str(images), "train") == 56
+
+
+@pytest.mark.slow
+def test_tokenizers_of_other_libraries_by_the_same_protocol(tmp_path, accelerator):
+    images = save_images(tmp_path / "held_out")
+    vq = tiny_peers.save(tiny_peers.vq_model(), tmp_path / "vq")
+    report = evaluated(vq, images, accelerator, tmp_path / "a", resolution=32)
+    assert (
+        report["metrics"]["bits_per_pixel"] == 5 / 4 and 0 < report["metrics"]["utilisation"] <= 1
+    )
+    kl = tiny_peers.save(tiny_peers.autoencoder_kl(), tmp_path / "kl")
+    continuous = evaluated(kl, images, accelerator, tmp_path / "b", resolution=32)
+    assert continuous["fingerprint"] == report["fingerprint"]  # the same samples
+    assert "no discrete code" in continuous["protocol"]
+    assert not {"bits_per_pixel", "utilisation", "perplexity"} & set(continuous["metrics"])
+    with pytest.raises(SettingsError, match="takes multiples of 2 pixels, got 33: set 32"):
+        evaluated(kl, images, accelerator, tmp_path / "c", resolution=33)
+    with pytest.raises(SettingsError, match="resolution: .* set it in pixels"):
+        evaluated(kl, images, accelerator, tmp_path / "c")
+
+
+@pytest.mark.slow
+def test_an_audio_tokenizer_of_another_library(tmp_path, accelerator):
+    (tmp_path / "speech").mkdir()
+    (tmp_path / "speech" / "a.flac").write_bytes(encoded(noise(16_000), 16_000, "FLAC"))
+    model = tiny_peers.save(tiny_peers.dac(), tmp_path / "dac")
+    settings = evaluate_audio.AudioEvaluationSettings(
+        model=model, metrics=["stoi"], num_quantizers=2, output=str(tmp_path / "found")
+    )
+    data = EvaluatedAudio(dataset=str(tmp_path / "speech"), num_workers=0)
+    evaluate_audio.run(settings, data, accelerator)
+    report = json.loads((tmp_path / "found" / "evaluation.json").read_text())
+    assert report["metrics"]["bitrate"] == pytest.approx(2 * 16_000 / 8 * 5 / 1000)
+    assert {"utilisation_1", "utilisation_2"} <= set(report["metrics"])
+    assert "With the first 2 of 3 quantizers." in report["protocol"]
+    assert "Whole recordings at 16,000 Hz" in report["protocol"]

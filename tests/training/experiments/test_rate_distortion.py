@@ -27,7 +27,6 @@ from training.experiments.rate_distortion import (
     ComparedAudio,
     ComparedImages,
     compare,
-    label_of,
     prefixes,
 )
 from training.peers import audio_files, image_files
@@ -169,16 +168,11 @@ def test_prefixes(most, asked, counts):
     assert prefixes(model, asked) == counts
 
 
-def test_labels(tmp_path):
-    (tmp_path / "mine" / "model").mkdir(parents=True)
-    assert label_of(str(tmp_path / "mine" / "model")) == label_of(str(tmp_path / "mine")) == "mine"
-    assert label_of("me/mine") == "me/mine" and label_of("me/mine:vae") == "me/mine:vae"
-
-
 @pytest.mark.parametrize(
     ("settings", "changes", "message"),
     [
         (ComparedImages, {"tokenizers": []}, "tokenizers: name at least one"),
+        (ComparedImages, {"tokenizers": ["me/a", "me/a"]}, "two would be called me/a"),
         (ComparedImages, {"formats": ["PNG"]}, "formats: there are JPEG, WebP, AVIF, got 'PNG'"),
         (ComparedImages, {"qualities": [101]}, "qualities lie between 0 and 100, got 101"),
         (ComparedAudio, {"kilobits": [1.0]}, "between 6 and 256 for Opus, got 1.0"),

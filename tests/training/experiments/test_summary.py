@@ -15,6 +15,7 @@ def docs(tmp_path) -> Path:
     text = "# One\n\nText.\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n![](figure.png)\n\nScale: small.\n"
     (tmp_path / "results" / "one" / "README.md").write_text(text)
     (tmp_path / "results.md").write_text("before\n<!-- one -->\nold\n<!-- end of one -->\nafter\n")
+    (tmp_path / "evaluation.md").write_text("no table\n")
     return tmp_path
 
 

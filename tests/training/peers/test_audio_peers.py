@@ -56,6 +56,7 @@ def test_stereo_in_chunks(tmp_path):
     assert float(output.bits) > output.audio_codes.numel() * math.log2(32) + 32 * (chunks - 1)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("make", "rate"), [(tiny_peers.xcodec2, 16_000), (tiny_peers.neucodec, 24_000)]

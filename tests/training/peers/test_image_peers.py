@@ -52,6 +52,7 @@ def test_autoencoder_kl_has_no_codes(tmp_path):
     assert "no discrete code" in peer.config.note
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("make", [tiny_peers.emu3, tiny_peers.whole_emu3])
 def test_emu3_alone_and_out_of_the_whole_model(tmp_path, make):
