@@ -44,6 +44,7 @@ def make_dataset_card(
     *,
     codebook_size: int,
     num_quantizers: int = 1,
+    of_quantizers: int | None = None,
     files: dict[str, list[str]] | None = None,
     digest: str | None = None,
     source: str | None = None,
@@ -61,6 +62,7 @@ def make_dataset_card(
         splits: name to number of rows.
         columns: of which one is image_codes or audio_codes.
         num_quantizers: Q, codes of a position; above 1 they are (Q, h, w) or (Q, T) in each row.
+        of_quantizers: how many the tokenizer has, of which these are the first; Q by default.
         source: Hub id of the dataset that was tokenised.
         license: of the source.
 
@@ -95,6 +97,7 @@ def make_dataset_card(
             source=source,
             codebook_size=codebook_size,
             num_quantizers=num_quantizers,
+            of_quantizers=of_quantizers or num_quantizers,
             column=column,
             columns=", ".join(map(in_code, columns)),
             splits=list(splits.items()),
@@ -110,6 +113,7 @@ def push_tokens(
     *,
     codebook_size: int,
     num_quantizers: int = 1,
+    of_quantizers: int | None = None,
     source: str | None = None,
     license: str | None = None,
     private: bool | None = None,
@@ -119,6 +123,7 @@ def push_tokens(
     Args:
         splits: name to rows with a column image_codes (h, w) or audio_codes (T,), and any others.
         num_quantizers: Q; above 1 the codes are (Q, h, w) or (Q, T).
+        of_quantizers: how many the tokenizer has; Q by default.
 
     Returns:
         Address of the commit.
@@ -133,6 +138,7 @@ def push_tokens(
     options = {
         "codebook_size": codebook_size,
         "num_quantizers": num_quantizers,
+        "of_quantizers": of_quantizers,
         "source": source,
         "license": license,
     }
@@ -151,6 +157,7 @@ def push_code_files(
     *,
     codebook_size: int,
     num_quantizers: int = 1,
+    of_quantizers: int | None = None,
     source: str | None = None,
     license: str | None = None,
     private: bool | None = None,
@@ -159,7 +166,7 @@ def push_code_files(
 
     Args:
         files: split to its Parquet files, whose codes have the type code_type.
-        num_quantizers: Q, as of push_tokens.
+        num_quantizers, of_quantizers: as of push_tokens.
 
     Returns:
         Address of the commit.
@@ -184,6 +191,7 @@ def push_code_files(
     options = {
         "codebook_size": codebook_size,
         "num_quantizers": num_quantizers,
+        "of_quantizers": of_quantizers,
         "source": source,
         "license": license,
     }

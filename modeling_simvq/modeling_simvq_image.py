@@ -300,7 +300,7 @@ class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
 
         Args:
             image_codes: (B, h, w) integers of any type in [0, codebook_size); a tensor, an array or a list. Of
-                several codebooks (B, q, h, w), the codes of the first q; (B, h, w) are those of the first.
+                several codebooks (B, q, h, w), the codes of the first q.
             quantized_latents: (B, d, h, w) floating point. Give either this or image_codes.
 
         Raises:
@@ -313,8 +313,6 @@ class SimVQImageModel(FoldableCodebook, SimVQImagePreTrainedModel):
         if image_codes is not None:
             image_codes = integers("image_codes", image_codes, running_device(self))
             several = self.config.num_quantizers > 1
-            if several and image_codes.ndim == 3:
-                image_codes = image_codes[:, None]
             if image_codes.ndim != 3 + several or image_codes.numel() == 0:
                 wanted = "(B, q, h, w)" if several else "(B, h, w)"
                 raise ValueError(

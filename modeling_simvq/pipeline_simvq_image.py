@@ -234,6 +234,8 @@ class SimVQImagePipeline(DiffusionPipeline):
         if output_type == "latent":
             return codes
         _load_offloaded(self.tokenizer)
+        if codes.ndim == 3 and self.tokenizer.config.num_quantizers > 1:  # those of the first alone
+            codes = codes[:, None]
         pixels = self.tokenizer.decode(
             image_codes=codes.to(running_device(self.tokenizer))
         ).pixel_values

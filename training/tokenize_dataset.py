@@ -117,6 +117,7 @@ def _finish(job: Job, counts: dict[str, int]) -> None:
     options = {
         "codebook_size": job.model.config.codebook_size,
         "num_quantizers": settings.num_quantizers,
+        "of_quantizers": job.model.config.num_quantizers,
         "source": source,
     }
     tokenizer = settings.model if is_hub_id(settings.model) else Path(settings.model).resolve().name

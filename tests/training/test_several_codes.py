@@ -75,7 +75,7 @@ def test_from_a_dataset_to_samples(tokenizer, pictures, tmp_path):
     words = [f"model={tokenizer}", f"dataset={pictures}", "resolution=8", "num_workers=0"]
     done = launch(TRAINING / "tokenize_dataset.py", *words, f"output={codes}")
     assert done.returncode == 0, done.stderr
-    assert "Each row holds the codes of 2" in (codes / "README.md").read_text()
+    assert "Each row holds the codes of 2 of 2 quantizers" in (codes / "README.md").read_text()
     words = [f"tokenizer={tokenizer}", f"dataset={codes}", f"output_dir={output}", "max_steps=2"]
     words += ["hidden_size=32", "intermediate_size=48", "num_hidden_layers=1", "batch_size=4"]
     words += ["num_attention_heads=2", "num_workers=0", "samples=1", "tracker=none"]
@@ -212,9 +212,17 @@ def test_codes_of_other_quantizers_are_named():
 
 def test_the_card_tells_how_many():
     options = {"splits": {"train": 3}, "codebook_size": 64}
-    many = str(
-        make_dataset_card("a/b", "a/c", columns=["audio_codes"], num_quantizers=4, **options)
-    )
-    one = str(make_dataset_card("a/b", "a/c", columns=["audio_codes"], **options))
-    assert "the codes of 4\nquantizers, (4, T)" in many and ".long()[None])" in many
+
+    def card(column: str, *quantizers: int) -> str:
+        names = ("num_quantizers", "of_quantizers")
+        chosen = dict(zip(names, quantizers, strict=False))
+        return str(make_dataset_card("a/b", "a/c", columns=[column], **chosen, **options))
+
+    assert "the codes of 2 of 4 quantizers, the first ones: (2, T)." in card("audio_codes", 2, 4)
+    assert '["audio_codes"].long()[None])' in card("audio_codes", 2, 4)
+    first = card("image_codes", 1, 4)
+    assert "the codes of 1 of 4 quantizers, the first ones.\n" in first
+    assert '["image_codes"].long()[:, None])' in first
+    one = card("audio_codes")
     assert "quantizers" not in one and ".long()[None, None])" in one
+    assert '["image_codes"].long())' in card("image_codes", 4, 4)

@@ -55,6 +55,8 @@ def sample_pictures(
         guidance_scale=settings.guidance_scale if model.config.num_classes else 1.0,
         **settings.choices(),
     )
+    if codes.ndim == 3 and tokenizer.config.num_quantizers > 1:  # those of the first alone
+        codes = codes[:, None]
     pixels = tokenizer.decode(image_codes=codes).pixel_values
     return {"samples": image_sheet(from_pixels(pixels), settings.samples)}
 
