@@ -4,7 +4,8 @@ python -m training.experiments.prefixes dataset=path/to/pictures --seeds 0,1,2
 
 Q = 4 quantizers of K codes give log2(K), 2, 3 and 4 times as many bits a position, from one training with
 quantizer dropout in half of the batches. A single codebook of K^n codes, up to 262,144, gives n times as many
-from a training of its own.
+from a training of its own. All begin with a fifth of their steps without quantization, so that every codebook
+starts where what it is to code is: later ones of several would have to find it otherwise.
 """
 
 import math
@@ -82,6 +83,7 @@ def draw(points: dict[str, dict[float, dict[str, float]]]):
 def main() -> None:
     """Command line."""
     plan = parse_plan("prefixes", __doc__, [16])
+    plan.base.setdefault("autoencoder_steps", plan.base["max_steps"] // 5)
     runs = run_all(plan, variants_of(plan))
     points = points_of(runs)
     text = (
