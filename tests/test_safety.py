@@ -220,7 +220,7 @@ def test_the_space_opens_only_uploads(tmp_path, monkeypatch):
         page = app.build_page(["some/model"])
         (function,) = [f for f in page.fns.values() if f.api_name == "reconstruct"]
         upload = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
-        inputs = ["some/model", upload, None]
+        inputs = ["some/model", upload, None, 1]
         state = gradio.state_holder.SessionState(page)
         page.has_launched = True  # only then gradio looks at paths
         gradio.context.LocalContext.blocks.set(page)

@@ -208,14 +208,15 @@ def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: A
     if data.validation_split is None:
         raise SettingsError("validation_split: name the split to evaluate on")
     folder = report_folder(settings.model, settings.output)
+    networks = {f"LPIPS (lpips=[{net}])": LPIPS[net] for net in settings.lpips} | {"SSIM": SSIM}
+    check_resolution(data.resolution, networks)  # before a model is loaded, which may take long
     model = open_image_tokenizer(settings.model, settings.subfolder, tuple(settings.pixel_range))
     if isinstance(model, Peer):
         trained = set_resolution(data, model.config.resolution, settings.model)
         check_divisible(data.resolution, model.config)
     else:
         trained = at_trained_resolution(data, settings.model)
-    networks = {f"LPIPS (lpips=[{net}])": LPIPS[net] for net in settings.lpips}
-    check_resolution(data.resolution, networks | {"SSIM": SSIM})
+    check_resolution(data.resolution, networks)
     model = model.to(accelerator.device)
     if accelerator.is_main_process:
         logging.info(f"{accelerator.num_processes} process(es) on {accelerator.device.type}")

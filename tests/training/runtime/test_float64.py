@@ -1,6 +1,7 @@
 """All that is computed in float64 in training and evaluation, with values of a device that has none (MPS)."""
 
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -122,7 +123,9 @@ def test_the_validation_of_a_generator(accelerator):
             reduce=lambda x: x,
         )
         batch = {name: on(value) for name, value in batch.items()}
-        found = recipe.validate(lambda **_: SimpleNamespace(loss=loss), [batch], here)
+        model = MagicMock(return_value=SimpleNamespace(loss=loss))
+        model.config.num_quantizers = 1
+        found = recipe.validate(model, [batch], here)
         return found.figures
 
     with device_without_float64() as device:
