@@ -209,7 +209,8 @@ def run(settings: ImageEvaluationSettings, data: ImageDataConfig, accelerator: A
         raise SettingsError("validation_split: name the split to evaluate on")
     folder = report_folder(settings.model, settings.output)
     networks = {f"LPIPS (lpips=[{net}])": LPIPS[net] for net in settings.lpips} | {"SSIM": SSIM}
-    check_resolution(data.resolution, networks)  # before a model is loaded, which may take long
+    if data.resolution is not None:  # before a model is loaded, which may take long
+        check_resolution(data.resolution, networks)
     model = open_image_tokenizer(settings.model, settings.subfolder, tuple(settings.pixel_range))
     if isinstance(model, Peer):
         trained = set_resolution(data, model.config.resolution, settings.model)

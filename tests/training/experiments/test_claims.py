@@ -81,6 +81,7 @@ def test_collapse_compares_the_systems_and_runs_nothing_twice(
     assert times == {path: path.stat().st_mtime_ns for path in work.glob("*/result.json")}
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_run_has_a_process_of_its_own(pictures, tmp_path):
     done = command("rank", pictures, tmp_path / "work", tmp_path / "out", "--sizes", "32")
@@ -114,7 +115,21 @@ def here(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["trained_parts", "initialisation", "warmup", "long_training", "rank", "larger", "remedies"],
+    [
+        "remedies",
+        # The same machinery; each takes as long as the first.
+        *(
+            pytest.param(name, marks=pytest.mark.soak)
+            for name in (
+                "trained_parts",
+                "initialisation",
+                "warmup",
+                "long_training",
+                "rank",
+                "larger",
+            )
+        ),
+    ],
 )
 def test_each_claim_has_a_command(name, pictures, work, tmp_path, monkeypatch):
     if name == "remedies":  # the options have tests of their own
