@@ -3,12 +3,14 @@
 python -m training.experiments.which_k dataset=path/to/pictures --seeds 0,1,2
 
 All tokenizers are trained alike, and so are all code models: each code is two factors of about sqrt(K), so that
-tables and classifiers stay small at every K. Seed after seed, the page is written with what there is.
+tables and classifiers stay small at every K. Run after run, the page is written with what there is; the same
+command goes on where it stopped, and --finished shows what is done.
 """
 
 import argparse
 import math
 from dataclasses import replace
+from itertools import product
 
 import torch
 from torchmetrics.functional import spearman_corrcoef
@@ -51,7 +53,7 @@ def factors_of(size: int) -> list[int]:
     return [first, size // first]
 
 
-def run_seed(plan: Plan, code_models: dict, start: bool) -> tuple[list[dict], list[dict]]:
+def run_part(plan: Plan, code_models: dict, start: bool) -> tuple[list[dict], list[dict]]:
     """Train the tokenizers of one seed, and a code model over each.
 
     Args:
@@ -161,26 +163,35 @@ def main() -> None:
         default=str(REPOSITORY / "training" / "configs" / TASKS[TASK].config),
         help="configuration of the code models",
     )
-    own.add_argument("--finished", action="store_true", help="start nothing: of what is done")
+    own.add_argument("--finished", action="store_true", help="start nothing: show what is done")
     options, words = own.parse_known_args()
     plan = parse_plan("which_k", __doc__, [4**n for n in range(5, 10)], words, more=own)
     code_models = convert_values(TASKS[TASK].groups, read_yaml(options.code_models))
     tokenizers, models = [], []
-    for number, seed in enumerate(plan.seeds, 1):
-        found = run_seed(replace(plan, seeds=[seed]), code_models, not options.finished)
+    for seed, start in product(plan.seeds, range(0, len(plan.sizes), plan.jobs)):
+        part = replace(plan, seeds=[seed], sizes=plan.sizes[start : start + plan.jobs])
+        found = run_part(part, code_models, not options.finished)
         tokenizers, models = tokenizers + found[0], models + found[1]
-        runs = with_tokenizers(models)
-        publish(
-            plan.output,
-            {"runs": tokenizers, "code_models": models},
-            "Which K for generation",
-            TEXT,
-            table(runs, METRICS, "tokenizer") + rank_table(runs),
-            draw(runs, plan.sizes),
-            f"{scale(replace(plan, seeds=plan.seeds[:number]))} Code models: {code_models['max_steps']:,} "
-            f"steps of {code_models['batch_size']} images, {code_models['num_hidden_layers']} layers of width "
-            f"{code_models['hidden_size']}.",
-        )
+        if models:
+            write(plan, code_models, tokenizers, models)
+
+
+def write(plan: Plan, code_models: dict, tokenizers: list[dict], models: list[dict]) -> None:
+    """Publish what there is, small codebooks first."""
+    order = {f"K = {size:,}": size for size in plan.sizes}
+    runs = sorted(with_tokenizers(models), key=lambda run: order[run["variant"]])
+    seeds = sorted({run["seed"] for run in runs})
+    publish(
+        plan.output,
+        {"runs": tokenizers, "code_models": models},
+        "Which K for generation",
+        TEXT,
+        table(runs, METRICS, "tokenizer") + rank_table(runs),
+        draw(runs, sorted(plan.sizes)),
+        f"{scale(replace(plan, seeds=seeds))} Code models: {code_models['max_steps']:,} steps of "
+        f"{code_models['batch_size']} images, {code_models['num_hidden_layers']} layers of width "
+        f"{code_models['hidden_size']}.",
+    )
 
 
 if __name__ == "__main__":
