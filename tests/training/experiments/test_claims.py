@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.support import programs
 from tests.training.support.recordings import RATE, noise
-from training.experiments import code_models, report, runs, which_k
+from training.experiments import code_samples, report, runs, which_k
 from training.metrics.inception import frechet_distance
 
 REPOSITORY = Path(__file__).parents[3]
@@ -160,9 +160,9 @@ class FewFeatures(torch.nn.Module):
 
 @pytest.mark.slow
 def test_which_k_trains_a_code_model_over_each_tokenizer(pictures, work, tmp_path, monkeypatch):
-    monkeypatch.setattr(code_models, "load_inception", FewFeatures)
-    monkeypatch.setattr(code_models, "frechet_distance", partial(frechet_distance, width=12))
-    monkeypatch.setattr(code_models, "SAMPLES", 5)
+    monkeypatch.setattr(code_samples, "load_inception", FewFeatures)
+    monkeypatch.setattr(code_samples, "frechet_distance", partial(frechet_distance, width=12))
+    monkeypatch.setattr(code_samples, "SAMPLES", 5)
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY_CODE_MODELS))
     words = ["--sizes", "16,24", "--code-models", str(tmp_path / "tiny.yaml")]
     out = tmp_path / "out"
@@ -187,6 +187,7 @@ def test_which_k_trains_a_code_model_over_each_tokenizer(pictures, work, tmp_pat
         assert 0.9 < figures["bits"] / 64 / math.log2(size) < 1.1
         assert sum(figures["prefix_entropies"]) == pytest.approx(math.log2(12))
         assert figures["gfid"] > 0 and figures["floor_fid"] > 0
+        assert (work / run["hash"] / "samples.json").is_file()
     page = (out / "README.md").read_text()
     assert "2 steps of 4 images" in page and "rank correlation" not in page  # of so few runs
     assert (out / "figure.png").stat().st_size > 5000
@@ -206,10 +207,10 @@ def test_which_k_says_how_cheap_figures_order_the_runs():
     ]
     found = [{"metrics": metrics, "tokenizer": {"psnr": 20.0}} for metrics in found]
     rows = which_k.rank_table(which_k.with_tokenizers([*found, {"error": "", "tokenizer": {}}]))
-    assert rows[1].startswith("| rank correlation over 3 runs with | bits an image |")
+    assert rows[1].startswith("| rank correlation with | bits an image (3 runs) |")
     cells = [row.split(" | ") for row in rows if "neighbours |" in row]
     assert cells[0][2:] == ["-1.00", "-1.00 |"]
-    assert which_k.rank_table(found[:2]) == []
+    assert which_k.rank_table(which_k.with_tokenizers(found[:2])) == []
     assert which_k.factors_of(8192) == [64, 128] and which_k.factors_of(7) == [1, 7]
 
 
