@@ -9,6 +9,7 @@ command goes on where it stopped, and --finished shows what is done.
 
 import argparse
 import math
+import sys
 from dataclasses import replace
 
 import torch
@@ -135,29 +136,21 @@ def draw(runs: list[dict], sizes: list[int]):
         ]
         cheap.plot(*points, "o", label=f"K = {size:,}", **style)
     by_position.plot([], [], ":", color="0.4", label="training images, known by heart")
-    by_position.set(xscale="log", xlabel="position, in raster order", title="bits a code, held out")
+    by_position.set(xlabel="position, in raster order", title="bits a code, held out")
     by_position.set_ylim(0, None)
-    _ticks(by_position, [2**n for n in range(7)])
     rate.set(xlabel="bits an image, held out", title="PSNR, dB")
     for name, label in (("gfid", "samples"), ("floor_fid", "decoded training images")):
         found = {size: mean(done, name) for size, done in groups.items()}
         found = {size: value for size, value in found.items() if value is not None}
         quality.plot(list(found), list(found.values()), "o-", label=label)
     quality.set(xscale="log", xlabel="K, number of codes", title="FID", ylim=(0, None))
-    _ticks(quality, list(groups))
-    cheap.set(
-        xlabel="of analyze_codebook", title="bits a code: the code model, and the cheap figure"
-    )
+    quality.set_xticks(list(groups), [f"{size:,}" for size in groups])
+    quality.minorticks_off()
+    cheap.set(xlabel="bits a code by analyze_codebook", title="bits a code, held out, of each run")
     for axis in axes.flat:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     return figure
-
-
-def _ticks(axis, values: list[int]) -> None:
-    """Mark these values of a logarithmic axis, and no powers of ten."""
-    axis.set_xticks(values, [f"{value:,}" for value in values])
-    axis.minorticks_off()
 
 
 def main() -> None:
@@ -178,12 +171,18 @@ def main() -> None:
             part = replace(plan, seeds=[seed], sizes=plan.sizes[first : first + plan.jobs])
             found = run_part(part, code_models, start)
             tokenizers, models = tokenizers + found[0], models + found[1]
-            write(plan, code_models, tokenizers, models)
+            if start:
+                write(plan, code_models, tokenizers, models)
         # Samples last, because they take longest.
         for run in models:
             if run["seed"] == seed:
                 add_samples(plan, run, start)
-                write(plan, code_models, tokenizers, models)
+                if start:
+                    write(plan, code_models, tokenizers, models)
+    if not models:
+        sys.exit(f"error: no code model in {plan.work} is finished")
+    if not start:
+        write(plan, code_models, tokenizers, models)
 
 
 def add_samples(plan: Plan, run: dict, start: bool) -> None:
