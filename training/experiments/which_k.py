@@ -146,6 +146,7 @@ def draw(runs: list[dict], sizes: list[int]):
     quality.set(xscale="log", xlabel="K, number of codes", title="FID", ylim=(0, None))
     quality.set_xticks(list(groups), [f"{size:,}" for size in groups])
     quality.minorticks_off()
+    quality.set_visible(any("gfid" in run["metrics"] for run in runs))
     cheap.set(xlabel="bits a code by analyze_codebook", title="bits a code, held out, of each run")
     for axis in axes.flat:
         axis.grid(alpha=0.3)
