@@ -111,7 +111,7 @@ def rank_table(runs: list[dict]) -> list[str]:
 
 
 def _spearman(done: list[dict], first: str, second: str) -> str:
-    if len(done) < 3:
+    if len(done) < 3 or len({run[first] for run in done}) == 1:  # nothing to order by
         return ""
     pair = (torch.tensor([float(run[name]) for run in done]) for name in (first, second))
     return f"{float(spearman_corrcoef(*pair)):+.2f}"

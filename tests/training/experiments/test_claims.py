@@ -210,6 +210,7 @@ def test_which_k_says_how_cheap_figures_order_the_runs():
     assert rows[1].startswith("| rank correlation with | bits an image (3 runs) |")
     cells = [row.split(" | ") for row in rows if "neighbours |" in row]
     assert cells[0][2:] == ["-1.00", "-1.00 |"]
+    assert "| held-out codes that no other image has |  |  |  |" in rows  # all alike
     assert which_k.rank_table(which_k.with_tokenizers(found[:2])) == []
     assert which_k.factors_of(8192) == [64, 128] and which_k.factors_of(7) == [1, 7]
 
