@@ -170,7 +170,11 @@ def run_all(
     with ProcessPoolExecutor(plan.jobs, get_context("spawn"), _prepare, (threads,)) as pool:
         futures = {pool.submit(_run, settings, plan.task): key for key, settings in todo.items()}
         for future in tqdm(
-            as_completed(futures), total=len(futures), desc=plan.output.name, unit="run"
+            as_completed(futures),
+            total=len(futures),
+            desc=plan.output.name,
+            unit="run",
+            disable=not futures,
         ):
             found[futures[future]] = future.result()
     return [

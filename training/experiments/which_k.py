@@ -3,16 +3,19 @@
 python -m training.experiments.which_k dataset=path/to/pictures --seeds 0,1,2
 
 All tokenizers are trained alike, and so are all code models: each code is two factors of about sqrt(K), so that
-tables and classifiers stay small at every K. Seed after seed, the page is written with what there is.
+tables and classifiers stay small at every K. Run after run, the page is written with what there is; the same
+command goes on where it stopped, and --finished shows what is done.
 """
 
 import argparse
 import math
+import sys
 from dataclasses import replace
 
 import torch
 from torchmetrics.functional import spearman_corrcoef
 
+from training.experiments.code_samples import sample_distances
 from training.experiments.report import (
     by_variant,
     final,
@@ -51,7 +54,7 @@ def factors_of(size: int) -> list[int]:
     return [first, size // first]
 
 
-def run_seed(plan: Plan, code_models: dict, start: bool) -> tuple[list[dict], list[dict]]:
+def run_part(plan: Plan, code_models: dict, start: bool) -> tuple[list[dict], list[dict]]:
     """Train the tokenizers of one seed, and a code model over each.
 
     Args:
@@ -94,63 +97,61 @@ def with_tokenizers(models: list[dict]) -> list[dict]:
 
 def rank_table(runs: list[dict]) -> list[str]:
     """Return Markdown rows: whether cheap figures order runs as code models do; none of two runs."""
-    done = [run["metrics"] for run in runs if _done(run)]
-    if len(done) < 3:
-        return []
     results = {"bits": "bits an image", "share_of_capacity": "share of log2 K", "gfid": "gFID"}
-    heading = [f"rank correlation over {len(done)} runs with", *results.values()]
+    done = {name: [run["metrics"] for run in runs if name in run["metrics"]] for name in results}
+    if len(done["bits"]) < 3:
+        return []
+    names = [f"{name} ({len(done[key])} runs)" for key, name in results.items()]
+    heading = ["rank correlation with", *names]
     rows = ["", f"| {' | '.join(heading)} |", "|" + "---|" * len(heading)]
     for cheap, name in CHEAP.items():
-        cells = [f"{_spearman(done, cheap, result):+.2f}" for result in results]
+        cells = [_spearman(done[result], cheap, result) for result in results]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return rows
 
 
-def _spearman(done: list[dict], first: str, second: str) -> float:
+def _spearman(done: list[dict], first: str, second: str) -> str:
+    if len(done) < 3 or len({run[first] for run in done}) == 1:  # nothing to order by
+        return ""
     pair = (torch.tensor([float(run[name]) for run in done]) for name in (first, second))
-    return float(spearman_corrcoef(*pair))
+    return f"{float(spearman_corrcoef(*pair)):+.2f}"
 
 
 def draw(runs: list[dict], sizes: list[int]):
-    """Draw bits by position, bits against PSNR, gFID by K, and the cheap figure against the code models."""
+    """Draw bits by position, bits against PSNR, FID by K, and the cheap figure against the code models."""
     figure, axes = new_figure(2, rows=2)
     (by_position, rate), (quality, cheap) = axes
-    groups = [(size, by_variant(runs).get(f"K = {size:,}", [])) for size in sizes]
-    groups = [(size, done) for size, all_ in groups if (done := [r for r in all_ if _done(r)])]
-    for color, (size, done) in enumerate(groups):
+    done_runs = by_variant([run for run in runs if "bits" in run["metrics"]])
+    groups = {size: done_runs.get(f"K = {size:,}") for size in sizes}
+    groups = {size: done for size, done in groups.items() if done}
+    for color, (size, done) in enumerate(groups.items()):
         style = {"color": f"C{color}"}
         for name, line in (("bits_by_position", "-"), ("prefix_entropies", ":")):
             curves = torch.tensor([run["metrics"][name] for run in done]).mean(dim=0)
             label = f"K = {size:,}" if line == "-" else None
             by_position.plot(range(1, len(curves) + 1), curves, line, label=label, **style)
         rate.plot(mean(done, "bits"), mean(done, "psnr"), "o", label=f"K = {size:,}", **style)
-        points = [[run["metrics"][name] for run in done] for name in ("neighbour_bits", "gfid")]
+        points = [
+            [final(run, name) for run in done] for name in ("neighbour_bits", "bits_per_code")
+        ]
         cheap.plot(*points, "o", label=f"K = {size:,}", **style)
     by_position.plot([], [], ":", color="0.4", label="training images, known by heart")
-    by_position.set(xscale="log", xlabel="position, in raster order", title="bits a code, held out")
+    by_position.set(xlabel="position, in raster order", title="bits a code, held out")
     by_position.set_ylim(0, None)
-    _ticks(by_position, [2**n for n in range(7)])
     rate.set(xlabel="bits an image, held out", title="PSNR, dB")
-    known = [size for size, _ in groups]
     for name, label in (("gfid", "samples"), ("floor_fid", "decoded training images")):
-        quality.plot(known, [mean(done, name) for _, done in groups], "o-", label=label)
+        found = {size: mean(done, name) for size, done in groups.items()}
+        found = {size: value for size, value in found.items() if value is not None}
+        quality.plot(list(found), list(found.values()), "o-", label=label)
     quality.set(xscale="log", xlabel="K, number of codes", title="FID", ylim=(0, None))
-    _ticks(quality, known)
-    cheap.set(xlabel=CHEAP["neighbour_bits"], title="gFID of each run, by the cheap figure")
+    quality.set_xticks(list(groups), [f"{size:,}" for size in groups])
+    quality.minorticks_off()
+    quality.set_visible(any("gfid" in run["metrics"] for run in runs))
+    cheap.set(xlabel="bits a code by analyze_codebook", title="bits a code, held out, of each run")
     for axis in axes.flat:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
     return figure
-
-
-def _ticks(axis, values: list[int]) -> None:
-    """Mark these values of a logarithmic axis, and no powers of ten."""
-    axis.set_xticks(values, [f"{value:,}" for value in values])
-    axis.minorticks_off()
-
-
-def _done(run: dict) -> bool:
-    return "bits" in run["metrics"]
 
 
 def main() -> None:
@@ -161,26 +162,58 @@ def main() -> None:
         default=str(REPOSITORY / "training" / "configs" / TASKS[TASK].config),
         help="configuration of the code models",
     )
-    own.add_argument("--finished", action="store_true", help="start nothing: of what is done")
+    own.add_argument("--finished", action="store_true", help="start nothing: show what is done")
     options, words = own.parse_known_args()
     plan = parse_plan("which_k", __doc__, [4**n for n in range(5, 10)], words, more=own)
     code_models = convert_values(TASKS[TASK].groups, read_yaml(options.code_models))
-    tokenizers, models = [], []
-    for number, seed in enumerate(plan.seeds, 1):
-        found = run_seed(replace(plan, seeds=[seed]), code_models, not options.finished)
-        tokenizers, models = tokenizers + found[0], models + found[1]
-        runs = with_tokenizers(models)
-        publish(
-            plan.output,
-            {"runs": tokenizers, "code_models": models},
-            "Which K for generation",
-            TEXT,
-            table(runs, METRICS, "tokenizer") + rank_table(runs),
-            draw(runs, plan.sizes),
-            f"{scale(replace(plan, seeds=plan.seeds[:number]))} Code models: {code_models['max_steps']:,} "
-            f"steps of {code_models['batch_size']} images, {code_models['num_hidden_layers']} layers of width "
-            f"{code_models['hidden_size']}.",
-        )
+    tokenizers, models, start = [], [], not options.finished
+    for seed in plan.seeds:
+        for first in range(0, len(plan.sizes), plan.jobs):
+            part = replace(plan, seeds=[seed], sizes=plan.sizes[first : first + plan.jobs])
+            found = run_part(part, code_models, start)
+            tokenizers, models = tokenizers + found[0], models + found[1]
+            if start:
+                write(plan, code_models, tokenizers, models)
+        # Samples last, because they take longest.
+        for run in models:
+            if run["seed"] == seed:
+                add_samples(plan, run, start)
+                if start:
+                    write(plan, code_models, tokenizers, models)
+    if not models:
+        sys.exit(f"error: no code model in {plan.work} is finished")
+    if not start:
+        write(plan, code_models, tokenizers, models)
+
+
+def add_samples(plan: Plan, run: dict, start: bool) -> None:
+    """Add what the samples of a code model are like to its metrics.
+
+    Args:
+        start: as of run_all.
+    """
+    folder = plan.work / run["hash"]
+    if "error" not in run and (start or (folder / "samples.json").exists()):
+        tokenizer = str(plan.work / run["settings"]["tokenizer"] / "model")
+        run["metrics"] |= sample_distances(folder, plan.base["dataset"], tokenizer, run["seed"])
+
+
+def write(plan: Plan, code_models: dict, tokenizers: list[dict], models: list[dict]) -> None:
+    """Publish what there is, small codebooks first."""
+    order = {f"K = {size:,}": size for size in plan.sizes}
+    runs = sorted(with_tokenizers(models), key=lambda run: order[run["variant"]])
+    seeds = sorted({run["seed"] for run in runs})
+    publish(
+        plan.output,
+        {"runs": tokenizers, "code_models": models},
+        "Which K for generation",
+        TEXT,
+        table(runs, METRICS, "tokenizer") + rank_table(runs),
+        draw(runs, sorted(plan.sizes)),
+        f"{scale(replace(plan, seeds=seeds))} Code models: {code_models['max_steps']:,} steps of "
+        f"{code_models['batch_size']} images, {code_models['num_hidden_layers']} layers of width "
+        f"{code_models['hidden_size']}.",
+    )
 
 
 if __name__ == "__main__":

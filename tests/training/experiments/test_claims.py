@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.support import programs
 from tests.training.support.recordings import RATE, noise
-from training.experiments import code_models, report, runs
+from training.experiments import code_samples, report, runs, which_k
 from training.metrics.inception import frechet_distance
 
 REPOSITORY = Path(__file__).parents[3]
@@ -179,23 +179,23 @@ class FewFeatures(torch.nn.Module):
 
 @pytest.mark.slow
 def test_which_k_trains_a_code_model_over_each_tokenizer(pictures, work, tmp_path, monkeypatch):
-    monkeypatch.setattr(code_models, "load_inception", FewFeatures)
-    monkeypatch.setattr(code_models, "frechet_distance", partial(frechet_distance, width=12))
-    monkeypatch.setattr(code_models, "SAMPLES", 5)
+    monkeypatch.setattr(code_samples, "load_inception", FewFeatures)
+    monkeypatch.setattr(code_samples, "frechet_distance", partial(frechet_distance, width=12))
+    monkeypatch.setattr(code_samples, "SAMPLES", 5)
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY_CODE_MODELS))
-    words = ["--sizes", "16,24,64", "--code-models", str(tmp_path / "tiny.yaml")]
+    words = ["--sizes", "16,24", "--code-models", str(tmp_path / "tiny.yaml")]
     out = tmp_path / "out"
     here(monkeypatch, "which_k", pictures, work, out, *words)
     found = json.loads((out / "results.json").read_text())
     for name, task in (("runs", "images"), ("code_models", "code_models")):
-        assert [run["variant"] for run in found[name]] == ["K = 16", "K = 24", "K = 64"]
+        assert [run["variant"] for run in found[name]] == ["K = 16", "K = 24"]
         for run in found[name]:
             assert "error" not in run, run
             assert runs.config_hash(run["settings"], task) == run["hash"]
     assert [run["settings"]["tokenizer"] for run in found["code_models"]] == [
         run["hash"] for run in found["runs"]
     ]
-    for size, run in zip((16, 24, 64), found["code_models"], strict=True):
+    for size, run in zip((16, 24), found["code_models"], strict=True):
         figures = run["metrics"]
         assert (
             len(figures["bits_by_position"]) == 64
@@ -206,15 +206,32 @@ def test_which_k_trains_a_code_model_over_each_tokenizer(pictures, work, tmp_pat
         assert 0.9 < figures["bits"] / 64 / math.log2(size) < 1.1
         assert sum(figures["prefix_entropies"]) == pytest.approx(math.log2(12))
         assert figures["gfid"] > 0 and figures["floor_fid"] > 0
+        assert (work / run["hash"] / "samples.json").is_file()
     page = (out / "README.md").read_text()
-    assert "rank correlation over 3 runs" in page and "2 steps of 4 images" in page
+    assert "2 steps of 4 images" in page and "rank correlation" not in page  # of so few runs
     assert (out / "figure.png").stat().st_size > 5000
     # What is not done is left out, on request, and what is done is not done again.
     times = {path: path.stat().st_mtime_ns for path in work.glob("*/result.json")}
-    words[1] = "16,24,64,256"
+    words[1] = "16,24,64"
     here(monkeypatch, "which_k", pictures, work, tmp_path / "again", *words, "--finished")
     assert json.loads((tmp_path / "again" / "results.json").read_text()) == found
     assert times == {path: path.stat().st_mtime_ns for path in work.glob("*/result.json")}
+
+
+def test_which_k_says_how_cheap_figures_order_the_runs():
+    cheap = dict.fromkeys(which_k.CHEAP, 1.0) | {"bits_by_position": [1.0, 2.0]}
+    found = [
+        cheap | {"bits": 3.0, "gfid": gfid, "neighbour_bits": bits, "uniform_bits": 2.0 + bits}
+        for gfid, bits in ((30.0, 1.0), (20.0, 2.0), (10.0, 3.0))
+    ]
+    found = [{"metrics": metrics, "tokenizer": {"psnr": 20.0}} for metrics in found]
+    rows = which_k.rank_table(which_k.with_tokenizers([*found, {"error": "", "tokenizer": {}}]))
+    assert rows[1].startswith("| rank correlation with | bits an image (3 runs) |")
+    cells = [row.split(" | ") for row in rows if "neighbours |" in row]
+    assert cells[0][2:] == ["-1.00", "-1.00 |"]
+    assert "| held-out codes that no other image has |  |  |  |" in rows  # all alike
+    assert which_k.rank_table(which_k.with_tokenizers(found[:2])) == []
+    assert which_k.factors_of(8192) == [64, 128] and which_k.factors_of(7) == [1, 7]
 
 
 @pytest.mark.slow
