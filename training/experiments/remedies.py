@@ -83,7 +83,8 @@ def main() -> None:
         "model without its quantizer, in the first steps of a run; runs are of one length, that phase included."
     )
     rows = table(runs, COLUMNS + QUALITY[known.task], "run")
-    write(plan, runs, "Remedies and successors", text, rows, draw_bars(runs))
+    panels = ("rank_codebook", "rank_latents", "train_utilisation", QUALITY[known.task][0])
+    write(plan, runs, "Remedies and successors", text, rows, draw_bars(runs, panels))
 
 
 if __name__ == "__main__":
