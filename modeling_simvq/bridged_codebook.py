@@ -23,6 +23,9 @@ class BridgedCodebook(RowQuantizer):
         bridge_dim: width of the transformer.
         bridge_layers: its depth.
         bridge_heads: of its attention.
+
+    Raises:
+        ValueError: if an option is out of range or does not divide what it has to.
     """
 
     def __init__(
@@ -38,6 +41,18 @@ class BridgedCodebook(RowQuantizer):
     ):
         super().__init__(codebook_size, codebook_dim)
         self.commitment_cost = commitment_cost
+        sizes = {"tokens": bridge_tokens, "dim": bridge_dim, "heads": bridge_heads}
+        for name, value in (*sizes.items(), ("layers", bridge_layers)):
+            least = 0 if name == "layers" else 1
+            if type(value) is not int or value < least:
+                raise ValueError(
+                    f"quantizer_options: bridge_{name} must be a whole number, at least {least}, got {value!r}"
+                )
+        if bridge_dim % bridge_heads:
+            raise ValueError(
+                f"quantizer_options: bridge_dim must be a multiple of bridge_heads = {bridge_heads}, got "
+                f"{bridge_dim}"
+            )
         tokens = min(bridge_tokens, codebook_size)
         if codebook_size % tokens:
             raise ValueError(

@@ -37,7 +37,7 @@ class SimVQTokenizerConfig(CheckedConfig):
     )
     quantizer: str = described(
         "simvq",
-        "simvq, or a system to compare with: vq, vq_ema, fc, fsq, lfq, lc",
+        "simvq, or a system to compare with: vq, vq_ema, fc, fsq, lfq, lc, ibq, diveq, fvq",
         known_quantizer,
     )
     quantizer_options: dict | None = described(
@@ -81,6 +81,11 @@ class SimVQTokenizerConfig(CheckedConfig):
         """
         if self.share_basis and self.quantizer not in ("simvq", "lc"):
             raise ValueError(f"share_basis: the quantizer {self.quantizer} has no basis to share")
+        if self.num_quantizers > 1 and self.quantizer == "diveq":
+            raise ValueError(
+                f"num_quantizers = {self.num_quantizers}: diveq's codes learn from the decoder's gradient, "
+                "which passes several quantizers by: set it to 1, or take another quantizer"
+            )
 
     def quantizer_parameters(self) -> int:
         """About how many numbers the quantizer holds.

@@ -24,6 +24,9 @@ class IndexBackpropagation(RowQuantizer):
         commitment_cost: beta, which here weighs the codes' side of the loss.
         entropy_weight: of the entropy loss (few codes a latent, all codes over a batch).
         entropy_temperature: of the probabilities in it.
+
+    Raises:
+        ValueError: if an option is out of range.
     """
 
     def __init__(
@@ -36,6 +39,10 @@ class IndexBackpropagation(RowQuantizer):
         entropy_temperature: float = 0.01,
     ):
         super().__init__(codebook_size, codebook_dim)
+        if type(entropy_temperature) not in (int, float) or not entropy_temperature > 0:
+            raise ValueError(
+                f"quantizer_options: entropy_temperature must be above 0, got {entropy_temperature!r}"
+            )
         self.commitment_cost = commitment_cost
         self.entropy_weight, self.entropy_temperature = entropy_weight, entropy_temperature
         self.table = nn.Parameter(torch.empty(codebook_size, codebook_dim, dtype=torch.float32))

@@ -119,6 +119,8 @@ class CodebookQuantizer(RowQuantizer):
         variance: float | None = None,
     ):
         super().__init__(codebook_size, codebook_dim)
+        if variance is not None:
+            _check_diveq(codebook_dim, code_dim, decay, variance)
         self.commitment_cost, self.unit_length = commitment_cost, unit_length
         self.variance = variance
         self.averages = decay is not None
@@ -172,6 +174,17 @@ class CodebookQuantizer(RowQuantizer):
 
     def _vectors(self, codes: Tensor) -> Tensor:
         return self.inner.project_out(F.embedding(codes, self._table()))
+
+
+def _check_diveq(codebook_dim: int, code_dim: int | None, decay: float | None, variance) -> None:
+    """Raise ValueError for options of other quantizers, and a variance that is none."""
+    if code_dim not in (None, codebook_dim) or decay is not None:
+        raise ValueError(
+            f"quantizer_options: diveq has codes as wide as the latents, {codebook_dim}, and no means, got "
+            f"code_dim={code_dim} and decay={decay}: leave both out"
+        )
+    if type(variance) not in (int, float) or not variance >= 0:
+        raise ValueError(f"quantizer_options: variance must be at least 0, got {variance!r}")
 
 
 class FSQuantizer(RowQuantizer):

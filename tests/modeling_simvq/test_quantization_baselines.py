@@ -285,6 +285,22 @@ def test_known_levels_multiply_to_the_size(size, levels):
         ({"quantizer": "vq", "quantizer_options": {"speed": 1}}, "quantizer_options of 'vq'"),
         ({"quantizer": "lfq", "quantizer_options": {"speed": 1}}, "quantizer_options of 'lfq'"),
         ({"quantizer": "fvq", "codebook_size": 1000}, "fvq joins 1000 codes to 512 tokens"),
+        ({"quantizer": "fvq", "quantizer_options": {"bridge_tokens": 0}}, "bridge_tokens must be"),
+        (
+            {"quantizer": "fvq", "quantizer_options": {"bridge_dim": 30}},
+            "multiple of bridge_heads = 4",
+        ),
+        ({"quantizer": "ibq", "quantizer_options": {"entropy_temperature": 0}}, "above 0, got 0"),
+        (
+            {"quantizer": "diveq", "quantizer_options": {"code_dim": 4}},
+            "got code_dim=4 and decay=None",
+        ),
+        (
+            {"quantizer": "diveq", "quantizer_options": {"decay": 0.9}},
+            "code_dim=None and decay=0.9",
+        ),
+        ({"quantizer": "diveq", "quantizer_options": {"variance": -1}}, "at least 0, got -1"),
+        ({"quantizer": "diveq", "num_quantizers": 2}, "num_quantizers = 2: .* set it to 1"),
     ],
 )
 def test_impossible_choices_are_named(changes, words):

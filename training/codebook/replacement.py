@@ -21,7 +21,7 @@ class CodeReplacement:
         every: steps between replacements.
 
     Raises:
-        SettingsError: if the quantizer has no trained table of codes.
+        SettingsError: if the quantizer has no trained table of codes, or this run does not train it.
     """
 
     def __init__(
@@ -32,6 +32,11 @@ class CodeReplacement:
             raise SettingsError(
                 "replace_unused_every: only a trained table of codes can be replaced: it takes the quantizers "
                 "vq, diveq and ibq, and one of them"
+            )
+        if not self.tables[0].requires_grad:
+            raise SettingsError(
+                f"replace_unused_every={every} moves codes that this run does not train: set it to 0, or "
+                "train=all or train=quantizer"
             )
         self.optimizer, self.every, self.accelerator = optimizer, every, accelerator
         self.width = quantizers[0].codebook_dim

@@ -39,7 +39,7 @@ SHARED_STATE = "run_state.pt"
 RANK_STATE = "rank_state_{}.pt"
 RANDOM_STATE = "random_states_{}.pkl"
 # State that a run can go on without: checkpoints of earlier versions lack it, and of what was not streamed.
-NOT_IN_OLD = ("stream",)
+NOT_IN_OLD = ("stream", "unused")
 
 
 class CheckpointError(UserError):

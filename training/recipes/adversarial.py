@@ -37,6 +37,7 @@ class Adversaries(Stepper):
         self.rank_states = {"codes": self.watch.counter}
         self._penalties = CodebookPenalties(quantizer, self.settings, self.total_steps)
         self._phase_end: PhaseEnd | None = None
+        self._last: tuple[Tensor, Tensor] | None = None  # inputs and latents of the last step taken
         if self.settings.end_phase_early:
             config = self.recipe.model.config
             longest = self.settings.autoencoder_steps
@@ -165,7 +166,9 @@ class Adversaries(Stepper):
         if self._replacement is not None:
             self._replacement.settle(skipped, self._steps)
         in_phase = self._phase_end is not None and self._steps < self._first_quantized
-        if in_phase and self._phase_end.due(self._steps, self._loss_through):
+        # A resumed run has none until it has taken a step.
+        looks = in_phase and self._last is not None
+        if looks and self._phase_end.due(self._steps, self._loss_through):
             self._first_quantized = self._steps
             logger.info(f"step {self._steps}: quantization begins, as end_phase_early has it")
 

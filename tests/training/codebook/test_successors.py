@@ -12,6 +12,7 @@ from tests.training.support.tiny_recipe import TINY, build_tiny_recipe
 from training.codebook.drift import DriftLoss, drift_loss, trained_codes
 from training.codebook.gram import GramPenalty
 from training.codebook.phase_end import GaussianCode, PhaseEnd
+from training.codebook.replacement import CodeReplacement
 from training.loop.trainer import Trainer
 from training.recipes.run import make_accelerator
 from training.recipes.tokenizer import TokenizerLoopSettings
@@ -219,6 +220,32 @@ def test_what_the_settings_need(tmp_path, one_process):
     for name in ("drift_weight", "gram_weight"):
         with pytest.raises(SettingsError, match=f"{name}: it takes a quantizer whose codes"):
             trainer_of(tmp_path, "fsq", {"levels": [4, 4, 4]}, max_steps=1, **{name: 0.1})
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_may_begin_to_replace_codes(tmp_path, one_process):
+    """The resume rules allow it, and a checkpoint from before it has no counts."""
+    trainer_of(tmp_path, "simvq", PLAIN, max_steps=2, save_every=1).train()
+    resumed = trainer_of(
+        tmp_path, "simvq", PLAIN, max_steps=3, replace_unused_every=1, resume="latest"
+    )
+    resumed.train()
+    assert resumed.progress.step == 3
+
+
+def test_codes_that_a_run_does_not_train_are_not_replaced():
+    quantizer = plain_vq().requires_grad_(False)
+    with pytest.raises(SettingsError, match="replace_unused_every=4 moves codes .* set it to 0"):
+        CodeReplacement([quantizer, quantizer], None, 4, None)
+
+
+def test_a_phase_may_be_due_before_a_resumed_run_has_taken_a_step(tmp_path, one_process):
+    """Its first step may be skipped: there are moments then, of the checkpoint, and no latents."""
+    stepper = trainer_of(tmp_path, max_steps=99, autoencoder_steps=40, end_phase_early=True).stepper
+    stepper._phase_end.note(torch.randn(2, 16, 8, 8))
+    stepper._steps = stepper._phase_end.every
+    stepper.settle(True)
+    assert stepper._phase_end.best == math.inf and stepper._first_quantized == 40
 
 
 @pytest.mark.parametrize("name", ["vq", "diveq", "ibq", "simvq"])
