@@ -81,9 +81,10 @@ class SimVQTokenizerConfig(CheckedConfig):
         """
         if self.share_basis and self.quantizer not in ("simvq", "lc"):
             raise ValueError(f"share_basis: the quantizer {self.quantizer} has no basis to share")
-        if self.num_quantizers > 1 and self.quantizer == "diveq":
+        # The codes of diveq, and the linear layers around the others.
+        if self.num_quantizers > 1 and self.quantizer in ("diveq", "fc", "fsq", "lfq"):
             raise ValueError(
-                f"num_quantizers = {self.num_quantizers}: diveq's codes learn from the decoder's gradient, "
+                f"num_quantizers = {self.num_quantizers}: {self.quantizer} learns from the decoder's gradient, "
                 "which passes several quantizers by: set it to 1, or take another quantizer"
             )
 

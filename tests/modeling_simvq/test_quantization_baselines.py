@@ -300,7 +300,10 @@ def test_known_levels_multiply_to_the_size(size, levels):
             "code_dim=None and decay=0.9",
         ),
         ({"quantizer": "diveq", "quantizer_options": {"variance": -1}}, "at least 0, got -1"),
-        ({"quantizer": "diveq", "num_quantizers": 2}, "num_quantizers = 2: .* set it to 1"),
+        *(
+            ({"quantizer": name, "num_quantizers": 2}, f"num_quantizers = 2: {name} .* set it to 1")
+            for name in ("diveq", "fc", "fsq", "lfq")
+        ),
     ],
 )
 def test_impossible_choices_are_named(changes, words):
