@@ -11,9 +11,10 @@ def draw_bars(runs: list[dict], panels: tuple[str, ...] = PANELS):
     figure, axes = new_figure(len(panels), height=0.9 + 0.38 * len(groups))
     names = list(groups)[::-1]
     for axis, metric in zip(axes, panels, strict=True):
-        values = [mean(groups[name], metric) or 0.0 for name in names]
-        labels = [COLUMNS[metric][1].format(value) for value in values]
-        axis.bar_label(axis.barh(names, values), labels=labels, padding=3, fontsize=8)
+        values = [mean(groups[name], metric) for name in names]
+        labels = ["" if value is None else COLUMNS[metric][1].format(value) for value in values]
+        bars = axis.barh(names, [value or 0.0 for value in values])
+        axis.bar_label(bars, labels=labels, padding=3, fontsize=8)
         axis.set_title(COLUMNS[metric][0], fontsize=10)
         axis.margins(x=0.22)
         axis.tick_params(labelleft=axis is axes[0], labelsize=8)
