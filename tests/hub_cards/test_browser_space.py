@@ -255,6 +255,7 @@ def test_images_in_a_browser(browser, tmp_path):
         use_images(tab, tmp_path)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_speech_in_a_browser(browser, tmp_path):
     """A visitor's way: a recording, its codes saved and loaded, what cannot be read, and the microphone."""

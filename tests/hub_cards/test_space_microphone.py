@@ -165,6 +165,7 @@ def test_a_visitor_who_denies_the_microphone_is_told(streaming, tmp_path):
         assert page.get_by_role("button", name="Start speaking").is_enabled()
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="there is no ffmpeg")
 def test_two_visitors_speak_at_once(streaming, checkpoints, tmp_path):

@@ -145,6 +145,7 @@ def test_each_claim_has_a_command(name, pictures, work, tmp_path, monkeypatch):
     assert len([row for row in rows if row.startswith("|")]) == len(found)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_prefixes_are_compared_at_equal_bits(pictures, work, tmp_path, monkeypatch):
     steps = ["max_steps=4", "validate_every=2"]
@@ -264,6 +265,7 @@ TINY_SPEECH += [
 TINY_SPEECH += ["tracker=none"]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_the_claim_for_speech(work, tmp_path, monkeypatch):
     pytest.importorskip("vector_quantize_pytorch")
