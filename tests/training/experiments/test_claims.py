@@ -55,6 +55,7 @@ def command(name: str, pictures: Path, work: Path, output: Path, *words: str):
     return programs.run("-m", module, *words, cwd=REPOSITORY)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_collapse_compares_the_systems_and_runs_nothing_twice(
     pictures, work, tmp_path, monkeypatch
