@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from modeling_simvq import SimVQ
 from modeling_simvq.index_backpropagation import IndexBackpropagation
 from modeling_simvq.quantization_baselines import CodebookQuantizer
+from modeling_simvq.straight_through import to_rows
 from training.runtime.settings import SettingsError
 
 # Latents whose weights for all codes exist at a time.
@@ -43,7 +44,7 @@ class DriftLoss:
         progress = min(1.0, step / self.steps)
         temperature = FIRST_TEMPERATURE * (LAST_TEMPERATURE / FIRST_TEMPERATURE) ** progress
         with torch.autocast(latents.device.type, enabled=False):
-            rows = latents.detach().float().movedim(1, -1).flatten(0, -2)
+            rows = to_rows(latents.float())
             table = trained_codes(self.quantizer)
             return drift_loss(table, rows, codes.flatten(), self.weight, temperature)
 

@@ -6,6 +6,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from modeling_simvq.straight_through import to_rows
+from training.runtime.step_window import StepWindow
+
 # Looks at the model over the longest phase; the phase ends after so many without a gain of so much.
 LOOKS, PATIENCE, GAIN = 20, 3, 0.01
 
@@ -67,22 +70,33 @@ class PhaseEnd:
         self.every = max(1, longest // LOOKS)
         self.moments = torch.zeros(width + 1, width + 1, device=accelerator.device)
         self.best, self.since = float("inf"), 0
+        self._window = StepWindow(self._add)
+        self._last: tuple[Tensor, Tensor] | None = None  # of the last batch that counts
+
+    def note(self, inputs: Tensor, latents: Tensor) -> None:
+        """Take note of a batch and its latents (B, d, *spatial); they count when the step is settled."""
+        self._window.note((inputs, latents))
+
+    def settle(self, skipped: bool) -> None:
+        """End a step."""
+        self._window.settle(skipped)
 
     @torch.no_grad()
-    def note(self, latents: Tensor) -> None:
-        """Take from the latents (B, d, *spatial) of a step that was taken."""
-        rows = latents.float().movedim(1, -1).flatten(0, -2)
+    def _add(self, told: tuple[Tensor, Tensor]) -> None:
+        self._last = told
+        rows = to_rows(told[1].float())
         rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
         self.moments += rows.T @ rows
 
     @torch.no_grad()
-    def due(self, step: int, loss_of: Callable[[GaussianCode], Tensor]) -> bool:
+    def due(self, step: int, loss_of: Callable[[Tensor, Tensor], Tensor]) -> bool:
         """Tell whether the phase ends after so many steps. A collective call where one looks.
 
         Args:
-            loss_of: the model's loss () on latents that went through a code.
+            loss_of: the model's loss () on inputs when these latents are decoded.
         """
-        if step % self.every:
+        # A resumed run has no batch until it has taken a step.
+        if step % self.every or self._last is None:
             return False
         moments = self.accelerator.reduce(self.moments.clone(), reduction="sum").cpu().double()
         self.moments.zero_()
@@ -91,7 +105,9 @@ class PhaseEnd:
             return False
         mean = moments[-1, :-1] / count
         covariance = moments[:-1, :-1] / count - torch.outer(mean, mean)
-        loss = loss_of(GaussianCode(mean, covariance, self.bits))
+        inputs, latents = self._last
+        code = GaussianCode(mean, covariance, self.bits)
+        loss = loss_of(inputs, code(latents, torch.Generator(latents.device).manual_seed(step)))
         loss = float(self.accelerator.reduce(loss.detach().clone(), reduction="mean"))
         gained = loss < (1 - GAIN) * self.best
         self.since = 0 if gained else self.since + 1

@@ -4,6 +4,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from modeling_simvq.straight_through import to_rows
 from training.codebook.drift import trained_table
 from training.codebook.usage import CodeCounter
 from training.runtime.settings import SettingsError
@@ -67,8 +68,7 @@ class CodeReplacement:
         counts = self.accelerator.reduce(self.counter.counts.clone(), reduction="sum")
         self.counter.reset()
         unused = (counts == 0).nonzero()[:, 0].cpu()
-        rows = self._latents.float().movedim(1, -1).flatten(0, -2)
-        rows = self.accelerator.gather(rows).cpu()
+        rows = self.accelerator.gather(to_rows(self._latents.float())).cpu()
         # The same choice on all ranks, and in a run that was resumed here.
         generator = torch.Generator().manual_seed(step)
         chosen = rows[torch.randint(len(rows), (len(unused),), generator=generator)]

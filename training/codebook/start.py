@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from modeling_simvq import SimVQ
 from modeling_simvq.several_quantizers import GroupedQuantizer, SeveralQuantizers, levels_of
 from modeling_simvq.shared_basis import SimVQOnBasisOf
+from modeling_simvq.straight_through import to_rows
 from training.runtime.float64 import to_float64
 
 
@@ -66,7 +67,7 @@ class LatentSample:
     @torch.no_grad()
     def add(self, latents: Tensor) -> None:
         """Take from the latents (B, d, *spatial) of a step."""
-        rows = latents.float().movedim(1, -1).flatten(0, -2)
+        rows = to_rows(latents.float())
         count = min(max(1, len(rows) // 4), len(self._rows))
         chosen = rows[torch.randperm(len(rows), device=rows.device)[:count]]
         places = (self._seen + torch.arange(count, device=rows.device)) % len(self._rows)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import DataLoader
 
+from modeling_simvq.straight_through import to_rows
 from training.codebook.usage import CodeCounter, CodeUsage, effective_rank
 from training.data.codes import TokenDataConfig
 from training.data.images import ImageDataConfig
@@ -117,7 +118,7 @@ class LatentRank:
 
     def add(self, latents: torch.Tensor) -> None:
         """Take from latents (B, d, *spatial)."""
-        rows = latents.float().movedim(1, -1).flatten(0, -2)[: self._missing]
+        rows = to_rows(latents.float())[: self._missing]
         self._missing -= len(rows)
         self._parts.append(rows.cpu())
 

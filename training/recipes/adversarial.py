@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from modeling_simvq.several_quantizers import ResidualQuantizer
 from training.codebook.penalties import CodebookPenalties
-from training.codebook.phase_end import GaussianCode, PhaseEnd
+from training.codebook.phase_end import PhaseEnd
 from training.codebook.replacement import CodeReplacement
 from training.codebook.start import LatentSample, match_codes_to_latents, put_codes_on
 from training.codebook.watch import CodebookWatch
@@ -37,7 +37,6 @@ class Adversaries(Stepper):
         self.rank_states = {"codes": self.watch.counter}
         self._penalties = CodebookPenalties(quantizer, self.settings, self.total_steps)
         self._phase_end: PhaseEnd | None = None
-        self._last: tuple[Tensor, Tensor] | None = None  # inputs and latents of the last step taken
         if self.settings.end_phase_early:
             config = self.recipe.model.config
             longest = self.settings.autoencoder_steps
@@ -144,9 +143,8 @@ class Adversaries(Stepper):
         self.watch.note(codes, latents)
         if self._sample is not None and not quantize:
             self._sampled.note(latents)
-        if self._phase_end is not None and not quantize and not skipped:
-            self._phase_end.note(latents)
-            self._last = inputs, latents
+        if self._phase_end is not None and not quantize:
+            self._phase_end.note(inputs, latents)
         if self._replacement is not None and quantize:
             self._replacement.note(codes, latents)
         return StepResult(figures, int(skipped))
@@ -165,20 +163,18 @@ class Adversaries(Stepper):
             self._sampled.settle(skipped)
         if self._replacement is not None:
             self._replacement.settle(skipped, self._steps)
-        in_phase = self._phase_end is not None and self._steps < self._first_quantized
-        # A resumed run has none until it has taken a step.
-        looks = in_phase and self._last is not None
-        if looks and self._phase_end.due(self._steps, self._loss_through):
-            self._first_quantized = self._steps
-            logger.info(f"step {self._steps}: quantization begins, as end_phase_early has it")
+        if self._phase_end is not None:
+            self._phase_end.settle(skipped)
+            in_phase = self._steps < self._first_quantized
+            if in_phase and self._phase_end.due(self._steps, self._loss_of):
+                self._first_quantized = self._steps
+                logger.info(f"step {self._steps}: quantization begins, as end_phase_early has it")
 
-    def _loss_through(self, code: GaussianCode) -> Tensor:
-        """Return the loss of the last batch, without adversary, when its latents go through a code."""
-        inputs, latents = self._last
-        generator = torch.Generator(latents.device).manual_seed(self._steps)
+    def _loss_of(self, inputs: Tensor, latents: Tensor) -> Tensor:
+        """Return the loss of inputs, without adversary, when these latents are decoded."""
         model = unwrapped(self.accelerator, self.model)
         with self.accelerator.autocast():
-            decoded = model.decode(quantized_latents=code(latents, generator))
+            decoded = model.decode(quantized_latents=latents)
             decoded = self.recipe.reconstruction(decoded)[..., : inputs.shape[-1]]
             none = decoded.new_zeros(())
             return self.recipe.loss.generator(inputs, decoded, none, self.discriminator, -1)[0]

@@ -112,8 +112,9 @@ def test_a_phase_ends_when_the_loss_through_a_code_does_not_fall(one_process):
     end = PhaseEnd(10, 8, 400, accelerator)
     losses, ends = iter([5.0, 4.0, 3.0, 2.99, 3.2, 2.98, 1.0]), None
     for step in range(1, 400):
-        end.note(torch.randn(4, 8, 16))
-        if end.due(step, lambda code: torch.tensor(next(losses))):
+        end.note(torch.zeros(4), torch.randn(4, 8, 16))
+        end.settle(skipped=False)
+        if end.due(step, lambda inputs, latents: torch.tensor(next(losses))):
             ends = step
             break
     assert end.every == 20 and ends == 6 * 20
@@ -242,7 +243,10 @@ def test_codes_that_a_run_does_not_train_are_not_replaced():
 def test_a_phase_may_be_due_before_a_resumed_run_has_taken_a_step(tmp_path, one_process):
     """Its first step may be skipped: there are moments then, of the checkpoint, and no latents."""
     stepper = trainer_of(tmp_path, max_steps=99, autoencoder_steps=40, end_phase_early=True).stepper
-    stepper._phase_end.note(torch.randn(2, 16, 8, 8))
+    rows = torch.cat([torch.randn(128, 16), torch.ones(128, 1)], dim=1)
+    saved = {"moments": rows.T @ rows, "best": math.inf, "since": 0}
+    stepper._phase_end.load_state_dict(saved)
+    stepper._phase_end.note(torch.zeros(2), torch.randn(2, 16, 8, 8))
     stepper._steps = stepper._phase_end.every
     stepper.settle(True)
     assert stepper._phase_end.best == math.inf and stepper._first_quantized == 40
