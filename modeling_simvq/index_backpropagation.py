@@ -74,12 +74,17 @@ class IndexBackpropagation(RowQuantizer):
     def _largest_product(self, rows: Tensor) -> Tensor:
         """Return the codes (N,) of the largest inner products.
 
-        One more dimension makes all codes equally long: the nearest is then that of the largest product.
+        More dimensions make all codes equally long: the nearest is then that of the largest product. There are
+        two of them, the second for what rounding to float32 leaves of the first: of a codebook with one very
+        long code all others differ by less than that.
         """
         table = self.table.detach()
-        squares = table.square().sum(dim=1, keepdim=True)
-        longer = torch.cat([table, (squares.max() - squares).sqrt()], dim=1)
-        return nearest_code(F.pad(rows, (0, 1)), longer)
+        norms = torch.linalg.vector_norm(table, dim=1, keepdim=True, dtype=torch.float64)
+        squares = norms.square()
+        missing = squares.max() - squares
+        first = (missing.sqrt() * (1 - torch.finfo(torch.float32).eps)).float()  # never above it
+        second = (missing - first.double().square()).sqrt().float()
+        return nearest_code(F.pad(rows, (0, 2)), torch.cat([table, first, second], dim=1))
 
     def _entropy_loss(self, rows: Tensor) -> Tensor:
         """Return the mean entropy of a latent's codes less that of the mean over the latents, in nats."""

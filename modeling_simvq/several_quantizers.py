@@ -91,7 +91,8 @@ class SeveralQuantizers(Float32Module):
     def forget_codebook(self) -> None:
         """Give back the memory of the kept codebooks."""
         for level in self.levels:
-            level.forget_codebook()
+            if hasattr(level, "forget_codebook"):
+                level.forget_codebook()
 
     def fold_codebook(self) -> None:
         """Put each effective codebook in the place of its basis, as SimVQ.fold_codebook does."""

@@ -230,6 +230,19 @@ def test_index_backpropagation_is_that_of_its_equations():
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("length", [1.0, 100.0, 1e4])
+def test_index_backpropagation_finds_the_largest_product_beside_a_very_long_code(length):
+    """Its search makes all codes equally long: of the others' lengths float32 would keep nothing."""
+    torch.manual_seed(0)
+    quantizer = make_quantizer(image_config("ibq")).eval()
+    with torch.no_grad():
+        quantizer.table[17] *= length
+    rows = torch.randn(4096, 12)
+    products = rows.double() @ quantizer.table.double().T
+    with torch.no_grad():
+        assert quantizer(rows)[1].equal(products.argmax(dim=1))
+
+
 def test_every_code_of_a_bridged_codebook_moves():
     torch.manual_seed(0)
     quantizer = make_quantizer(image_config("fvq", quantizer_options={"bridge_tokens": 32})).train()

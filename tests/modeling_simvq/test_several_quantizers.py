@@ -17,6 +17,7 @@ from modeling_simvq import (
     SimVQImageModel,
 )
 from modeling_simvq.__main__ import main
+from modeling_simvq.quantization_baselines import make_quantizer
 from modeling_simvq.several_quantizers import GroupedQuantizer, ResidualQuantizer
 from tests.modeling_simvq.tiny import AUDIO, IMAGE
 
@@ -272,3 +273,13 @@ def test_a_folder_saved_before_there_were_several(tmp_path):
     with torch.no_grad():
         again = AutoModel.from_pretrained(tmp_path).encode(pixels).image_codes
         assert torch.equal(again, model.encode(pixels).image_codes)
+
+
+def test_what_only_simvq_has_is_not_asked_of_other_levels():
+    pytest.importorskip("vector_quantize_pytorch")
+    config = SimVQImageConfig(codebook_size=32, codebook_dim=8, quantizer="vq", num_quantizers=2)
+    make_quantizer(config).forget_codebook()
+    with pytest.raises(
+        ValueError, match="only quantizer='simvq' has a W to fold, this one is 'vq'"
+    ):
+        SimVQImageModel(config).fold_codebook()

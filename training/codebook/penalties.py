@@ -6,6 +6,7 @@ from modeling_simvq.several_quantizers import levels_of
 from training.codebook.decorrelation import Decorrelation
 from training.codebook.drift import DriftLoss
 from training.codebook.gram import GramPenalty
+from training.runtime.settings import SettingsError
 
 
 class CodebookPenalties:
@@ -16,7 +17,7 @@ class CodebookPenalties:
         total_steps: of the run.
 
     Raises:
-        SettingsError: if one of them does not suit the quantizer.
+        SettingsError: if one of them does not suit the quantizer, or this run does not train it.
     """
 
     def __init__(self, quantizer: nn.Module, settings, total_steps: int):
@@ -28,6 +29,13 @@ class CodebookPenalties:
             self._penalties["gram"] = (weight, GramPenalty(levels))
         if weight := settings.drift_weight:
             self._drift = DriftLoss(quantizer, weight, total_steps)
+        trained = any(parameter.requires_grad for parameter in quantizer.parameters())
+        for name in ("decorrelation_weight", "gram_weight", "drift_weight"):
+            if (weight := getattr(settings, name)) and not trained:
+                raise SettingsError(
+                    f"{name}={weight:g} moves codes that this run does not train: set it to 0, or train=all or "
+                    "train=quantizer"
+                )
 
     def add(
         self, total: Tensor, terms: dict[str, Tensor], latents: Tensor, codes: Tensor, step: int

@@ -62,6 +62,11 @@ class Adversaries(Stepper):
 
     def _check_start(self) -> None:
         beginning, settings = self.recipe.beginning, self.settings
+        if settings.encoder_steps is not None and beginning.train != "all":
+            raise SettingsError(
+                f"encoder_steps={settings.encoder_steps} freezes the encoder for the rest of a run that trains "
+                f"all parts, and this one has train={beginning.train}: leave encoder_steps out"
+            )
         if beginning.init_from is not None and settings.autoencoder_steps:
             if not settings.codes_from_latents or beginning.train != "all":
                 raise SettingsError(

@@ -11,6 +11,7 @@ from modeling_simvq.quantization_baselines import make_quantizer
 from tests.training.support.tiny_recipe import TINY, build_tiny_recipe
 from training.codebook.drift import DriftLoss, drift_loss, trained_codes
 from training.codebook.gram import GramPenalty
+from training.codebook.penalties import CodebookPenalties
 from training.codebook.phase_end import GaussianCode, PhaseEnd
 from training.codebook.replacement import CodeReplacement
 from training.loop.trainer import Trainer
@@ -238,6 +239,16 @@ def test_codes_that_a_run_does_not_train_are_not_replaced():
     quantizer = plain_vq().requires_grad_(False)
     with pytest.raises(SettingsError, match="replace_unused_every=4 moves codes .* set it to 0"):
         CodeReplacement([quantizer, quantizer], None, 4, None)
+
+
+@pytest.mark.parametrize("name", ["decorrelation_weight", "gram_weight", "drift_weight"])
+def test_codes_that_a_run_does_not_train_get_no_losses(name):
+    """They would be without effect, and nobody would know."""
+    settings = TokenizerLoopSettings(**{name: 0.1})
+    quantizer = SimVQ(32, 8)
+    CodebookPenalties(quantizer, settings, 10)
+    with pytest.raises(SettingsError, match=f"{name}=0.1 moves codes .* does not train"):
+        CodebookPenalties(quantizer.requires_grad_(False), settings, 10)
 
 
 def test_a_phase_may_be_due_before_a_resumed_run_has_taken_a_step(tmp_path, one_process):

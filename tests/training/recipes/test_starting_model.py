@@ -274,6 +274,9 @@ def test_settings_that_contradict_the_beginning(source, one_process, tmp_path):
     anew = {"autoencoder_steps": 2, "codes_from_latents": True}
     with pytest.raises(SettingsError, match="codes_from_latents=true with train=all"):
         tiny_trainer(chosen(init_from=str(source), train="decoder"), tmp_path / "run", **anew)
+    with pytest.raises(SettingsError, match="encoder_steps=1 .* has train=encoder"):
+        alone = chosen(init_from=str(source), train="encoder")
+        tiny_trainer(alone, tmp_path / "run", encoder_steps=1)
     settings = chosen(init_from=str(source), train="encoder")
     recipe = build_tiny_recipe(validation=0, adversarial_weight=None)
     recipe.model, recipe.beginning = settings.build(data()), settings
