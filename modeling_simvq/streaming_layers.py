@@ -13,6 +13,8 @@ from .basis_and_projection import has_hooks
 from .lstm import LSTM, next_cell
 
 State = dict[str, Tensor]
+# What layers know besides their input: the lengths or the mask of a batch of clips, or a stream's state.
+Context = Tensor | State | None
 COLUMNS = 8  # of a product; with more, little is left of the gain for single frames
 
 

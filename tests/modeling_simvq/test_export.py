@@ -16,6 +16,7 @@ from transformers import AutoModel
 
 from modeling_simvq import SimVQAudioConfig, SimVQAudioModel, SimVQImageConfig, SimVQImageModel
 from modeling_simvq.__main__ import main
+from modeling_simvq.audio_decoder import InverseSTFT
 from modeling_simvq.exportable import (
     PARTS,
     FixedCodebook,
@@ -35,7 +36,6 @@ from modeling_simvq.exported_files import (
 )
 from modeling_simvq.exported_weights import store_as
 from modeling_simvq.lstm import LSTM
-from modeling_simvq.modeling_simvq_audio import InverseSTFT
 from modeling_simvq.nearest_code import EXPORTED_BLOCK, _exported, nearest_code
 from modeling_simvq.new_folder import new_folder
 from tests.modeling_simvq.tiny import AUDIO, IMAGE
