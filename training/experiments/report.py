@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 import statistics
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -97,7 +98,9 @@ def _cell(group: list[dict], metric: str) -> str:
 
 
 def write(plan: Plan, runs: list[dict], title: str, text: str, rows: list[str], figure) -> None:
-    """Publish an experiment of trainings."""
+    """Publish an experiment of trainings; what is there stays if none of them is done."""
+    if not runs:
+        sys.exit(f"error: no run in {plan.work} is finished")
     publish(plan.output, {"runs": runs}, title, text, rows, figure, scale(plan))
 
 

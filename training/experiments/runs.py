@@ -48,6 +48,7 @@ class Plan:
         work: folder of the runs themselves.
         jobs: runs at a time.
         task: name in TASKS of what is trained.
+        start: whether to do what is not done yet; otherwise it is left out.
     """
 
     base: dict
@@ -57,6 +58,7 @@ class Plan:
     jobs: int
     sizes: list[int]
     task: str = "images"
+    start: bool = True
 
 
 def parse_plan(
@@ -96,6 +98,9 @@ def parse_plan(
         default=1,
         help="runs at a time; they share the cores, or take OMP_NUM_THREADS each",
     )
+    parser.add_argument(
+        "--finished", action="store_true", help="start nothing: show the runs that are done"
+    )
     known, words = parser.parse_known_args(arguments)
     try:
         base = convert_values(groups, read_yaml(known.config) | parse_overrides(words))
@@ -112,6 +117,7 @@ def parse_plan(
         known.jobs,
         [int(size) for size in known.sizes.split(",")],
         task,
+        not known.finished,
     )
 
 
@@ -135,14 +141,11 @@ def _shown(settings: dict) -> dict:
     return kept
 
 
-def run_all(
-    plan: Plan, variants: dict[str, dict], start: bool = True, with_model: bool = False
-) -> list[dict]:
-    """Train and evaluate every variant with every seed.
+def run_all(plan: Plan, variants: dict[str, dict], with_model: bool = False) -> list[dict]:
+    """Train and evaluate every variant with every seed, all of them with one seed before the next.
 
     Args:
         variants: name to what it changes in the base.
-        start: whether to do what is not done yet; otherwise it is left out.
         with_model: whether a run counts as done only if its model is still there.
 
     Returns:
@@ -150,8 +153,8 @@ def run_all(
         history (figures of every validation), seconds. A run that failed has "error" instead of metrics.
     """
     runs = []
-    for name, changes in variants.items():
-        for seed in plan.seeds:
+    for seed in plan.seeds:
+        for name, changes in variants.items():
             settings = plan.base | changes | {"seed": seed}
             key = config_hash(settings, plan.task)
             folder = plan.work / key
@@ -161,7 +164,7 @@ def run_all(
         has_model = (folder / "model").is_dir() or not with_model
         if (folder / "result.json").is_file() and has_model:
             found[key] = json.loads((folder / "result.json").read_text())
-    todo = {key: settings for _, _, key, settings, _ in runs if key not in found and start}
+    todo = {key: settings for _, _, key, settings, _ in runs if key not in found and plan.start}
     # No more than OMP_NUM_THREADS, where it is set: threads that wait for each other waste a shared machine.
     threads = max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // plan.jobs))
     os.environ["TQDM_DISABLE"] = (

@@ -54,18 +54,17 @@ def factors_of(size: int) -> list[int]:
     return [first, size // first]
 
 
-def run_part(plan: Plan, code_models: dict, start: bool) -> tuple[list[dict], list[dict]]:
+def run_part(plan: Plan, code_models: dict) -> tuple[list[dict], list[dict]]:
     """Train the tokenizers of one seed, and a code model over each.
 
     Args:
         code_models: settings that the code models share.
-        start: as of run_all.
 
     Returns:
         Runs of the tokenizers and of the code models, the latter with the figures of their tokenizer too.
     """
     sizes = {f"K = {size:,}": {"codebook_size": size} for size in plan.sizes}
-    tokenizers = run_all(plan, sizes, start, with_model=True)
+    tokenizers = run_all(plan, sizes, with_model=True)
     done = {run["variant"]: run for run in tokenizers if "metrics" in run}
     base = code_models | {"dataset": plan.base["dataset"]}
     variants = {
@@ -75,7 +74,7 @@ def run_part(plan: Plan, code_models: dict, start: bool) -> tuple[list[dict], li
         }
         for name, run in done.items()
     }
-    models = run_all(replace(plan, base=base, task=TASK), variants, start)
+    models = run_all(replace(plan, base=base, task=TASK), variants)
     for run in models:
         run["tokenizer"] = {
             name: final(done[run["variant"]], name) for name in ("train_utilisation", "psnr")
@@ -162,38 +161,33 @@ def main() -> None:
         default=str(REPOSITORY / "training" / "configs" / TASKS[TASK].config),
         help="configuration of the code models",
     )
-    own.add_argument("--finished", action="store_true", help="start nothing: show what is done")
     options, words = own.parse_known_args()
     plan = parse_plan("which_k", __doc__, [4**n for n in range(5, 10)], words, more=own)
     code_models = convert_values(TASKS[TASK].groups, read_yaml(options.code_models))
-    tokenizers, models, start = [], [], not options.finished
+    tokenizers, models = [], []
     for seed in plan.seeds:
         for first in range(0, len(plan.sizes), plan.jobs):
             part = replace(plan, seeds=[seed], sizes=plan.sizes[first : first + plan.jobs])
-            found = run_part(part, code_models, start)
+            found = run_part(part, code_models)
             tokenizers, models = tokenizers + found[0], models + found[1]
-            if start:
+            if plan.start:
                 write(plan, code_models, tokenizers, models)
         # Samples last, because they take longest.
         for run in models:
             if run["seed"] == seed:
-                add_samples(plan, run, start)
-                if start:
+                add_samples(plan, run)
+                if plan.start:
                     write(plan, code_models, tokenizers, models)
     if not models:
         sys.exit(f"error: no code model in {plan.work} is finished")
-    if not start:
+    if not plan.start:
         write(plan, code_models, tokenizers, models)
 
 
-def add_samples(plan: Plan, run: dict, start: bool) -> None:
-    """Add what the samples of a code model are like to its metrics.
-
-    Args:
-        start: as of run_all.
-    """
+def add_samples(plan: Plan, run: dict) -> None:
+    """Add what the samples of a code model are like to its metrics."""
     folder = plan.work / run["hash"]
-    if "error" not in run and (start or (folder / "samples.json").exists()):
+    if "error" not in run and (plan.start or (folder / "samples.json").exists()):
         tokenizer = str(plan.work / run["settings"]["tokenizer"] / "model")
         run["metrics"] |= sample_distances(folder, plan.base["dataset"], tokenizer, run["seed"])
 

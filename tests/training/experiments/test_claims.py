@@ -6,6 +6,7 @@ import math
 import shutil
 import sys
 from concurrent.futures import Executor, Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -243,8 +244,12 @@ def test_a_tokenizer_without_its_model_is_trained_again(pictures, work, tmp_path
     shutil.rmtree(work / run["hash"] / "model")
     plan = runs.parse_plan("rank", "", [20], ["--work", str(work), f"dataset={pictures}", *TINY])
     variants = {"again": {"codebook_size": 20}}
-    assert runs.run_all(plan, variants, start=False)[0]["metrics"] == run["metrics"]
-    assert runs.run_all(plan, variants, start=False, with_model=True) == []
+    finished = replace(plan, start=False)
+    assert runs.run_all(finished, variants)[0]["metrics"] == run["metrics"]
+    assert runs.run_all(finished, variants, with_model=True) == []
+    with pytest.raises(SystemExit, match="no run in .* is finished"):
+        here(monkeypatch, "rank", pictures, work, tmp_path / "other", "--sizes", "24", "--finished")
+    assert not (tmp_path / "other").exists()
     runs.run_all(plan, variants, with_model=True)
     assert (work / run["hash"] / "model").is_dir()
 
