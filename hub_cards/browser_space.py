@@ -84,6 +84,7 @@ def _write_model(kind: str, name: str, made: Path, weights: str) -> dict:
         "name": Path(name).resolve().name if Path(name).is_dir() else name,
         "digest": tokenizer.digest,
         "codebook_size": config.codebook_size,
+        "num_quantizers": config.num_quantizers,
         **{part: _file(folder / f"{part}.onnx", made) for part in PARTS},
     }
     if example := _write_example(kind, folder):

@@ -3,17 +3,22 @@
 const FORMAT = "simvq-codes";
 
 // Text of a file of codes, with the fields of the files that `simvq encode` writes.
-// codes: {values, shape}; sizes: what decoding needs besides.
+// codes: {values, shape}, the shape with a batch of one; sizes: what decoding needs besides.
 export function writeCodes(model, { values, shape }, sizes) {
-  const width = shape.at(-1);
-  const rows = [];
-  for (let at = 0; at < values.length; at += width) rows.push(Array.from(values.slice(at, at + width)));
-  const codes = rows.length > 1 || shape.length < 3 || shape[1] > 1 ? rows : rows[0];
+  const lengths = shape.slice(1).filter((length, axis) => axis || length > 1); // a single quantizer has no axis
+  const codes = nested(values, lengths);
   return JSON.stringify({ format: FORMAT, model: model.name, digest: model.digest, sizes, codes });
 }
 
-// Read such a file: {rows, sizes}. Throws an error that says what is wrong with it.
-export function readCodes(model, text, name) {
+function nested(values, [length, ...rest]) {
+  if (!rest.length) return Array.from(values);
+  const step = values.length / length;
+  return Array.from({ length }, (_, i) => nested(values.subarray(i * step, (i + 1) * step), rest));
+}
+
+// Read such a file: {values, lengths, sizes}, lengths of all axes, that of several quantizers first.
+// axes: of a quantizer's codes. Throws an error that says what is wrong with it.
+export function readCodes(model, text, name, axes) {
   let file;
   try {
     file = JSON.parse(text);
@@ -24,17 +29,34 @@ export function readCodes(model, text, name) {
     throw new Error(`${name} is not a file of codes.`);
   if (file.digest !== model.digest)
     throw new Error(`${name} was made by another tokenizer, ${file.model}; this is ${model.name}.`);
-  const rows = Array.isArray(file.codes[0]) ? file.codes : [file.codes];
-  for (const row of rows) {
-    if (!Array.isArray(row) || row.length !== rows[0].length)
-      throw new Error(`${name}: rows differ in length.`);
-    for (const code of row)
-      if (!Number.isInteger(code) || code < 0 || code >= model.codebook_size)
-        throw new Error(
-          `${name}: ${code} is not a code; codes are integers from 0 to ${model.codebook_size - 1}.`,
-        );
-  }
-  return { rows, sizes: file.sizes ?? {} };
+  const lengths = [];
+  for (let part = file.codes; Array.isArray(part); part = part[0]) lengths.push(part.length);
+  checkLengths(file.codes, lengths, name);
+  const several = model.num_quantizers > 1;
+  if (lengths.length !== axes + several || (several && lengths[0] !== model.num_quantizers))
+    throw new Error(
+      `${name} holds ${lengths.join(" × ")} codes; this tokenizer has ` +
+        `${several ? `${model.num_quantizers} codes` : "one code"} a position.`,
+    );
+  const values = file.codes.flat(Infinity);
+  for (const code of values)
+    if (!Number.isInteger(code) || code < 0 || code >= model.codebook_size)
+      throw new Error(
+        `${name}: ${code} is not a code; codes are integers from 0 to ${model.codebook_size - 1}.`,
+      );
+  return { values: Int32Array.from(values), lengths, sizes: file.sizes ?? {} };
+}
+
+function checkLengths(part, [length, ...rest], name) {
+  if (Array.isArray(part) !== (length !== undefined) || (length !== undefined && part.length !== length))
+    throw new Error(`${name}: rows differ in length.`);
+  if (length !== undefined) for (const inner of part) checkLengths(inner, rest, name);
+}
+
+// How many codes there are for each place, in words.
+export function codesEach(model) {
+  const size = model.codebook_size.toLocaleString("en");
+  return model.num_quantizers > 1 ? `${model.num_quantizers} codes, each of ${size},` : `one of ${size} codes`;
 }
 
 // Bytes that codes need, packed.

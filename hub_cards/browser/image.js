@@ -1,6 +1,6 @@
 // Images: pixels to codes and back.
 
-import { drawCodes, packedBytes, readCodes } from "./codes.js";
+import { codesEach, drawCodes, packedBytes, readCodes } from "./codes.js";
 import { Panel, kilobytes, seconds } from "./panel.js";
 
 const LEAST_CODES = 2; // a side; the graphs take no fewer
@@ -11,7 +11,7 @@ export class ImagePanel extends Panel {
     super("image", engine);
     const side = this.model.downsample_factor;
     this.find(".about").textContent =
-      `${this.model.name}: one of ${this.model.codebook_size.toLocaleString("en")} codes ` +
+      `${this.model.name}: ${codesEach(this.model)} ` +
       `for each ${side} × ${side} pixels.`;
     this.file = null;
     this.find(".long-side").onchange = () => this.file && this.run(() => this.encode(this.file));
@@ -28,31 +28,31 @@ export class ImagePanel extends Panel {
   }
 
   async decode(text, name) {
-    const { rows } = readCodes(this.model, text, name);
-    const [height, width] = [rows.length, rows[0].length];
-    for (const side of [height, width])
+    const { values, lengths } = readCodes(this.model, text, name, 2);
+    for (const side of lengths.slice(-2))
       if (side < LEAST_CODES || side > MOST_CODES)
         throw new Error(
-          `${name} holds ${height} × ${width} codes; from ${LEAST_CODES} to ${MOST_CODES} a side fit.`,
+          `${name} holds ${lengths.join(" × ")} codes; from ${LEAST_CODES} to ${MOST_CODES} a side fit.`,
         );
     await this.load();
     this.say("Decoding");
-    const codes = { values: Int32Array.from(rows.flat()), shape: [1, height, width] };
+    const codes = { values, shape: [1, ...lengths] };
     await this.showDecoded(codes, await this.engine.decode(this.kind, codes.values, codes.shape));
   }
 
   // original: ImageData, if there is one.
   async showDecoded(codes, made, original = null, note = "") {
-    const [rows, columns] = codes.shape.slice(1);
+    const [rows, columns] = codes.shape.slice(-2);
+    const levels = this.model.num_quantizers; // drawn one below the other
     const decoded = toImage(made.values, made.shape);
     const { width, height } = decoded;
     put(this.find(".made"), decoded);
     drawCodes(this.find(".drawn"), codes.values, columns);
-    this.find(".drawn").style.aspectRatio = `${width} / ${height}`;
+    this.find(".drawn").style.aspectRatio = `${width} / ${height * levels}`;
     const bytes = packedBytes(this.model, codes.values.length);
     this.figures([
       ["pixels", `${width} × ${height}`],
-      [`codes, ${columns} × ${rows}`, codes.values.length.toLocaleString("en")],
+      [`codes, ${columns} × ${rows}${levels > 1 ? ` × ${levels}` : ""}`, codes.values.length.toLocaleString("en")],
       ["of codes", kilobytes(bytes)],
       ["bits per pixel", ((8 * bytes) / (width * height)).toFixed(3)],
       ["smaller than raw pixels", `${Math.round((3 * width * height) / bytes)} ×`],

@@ -1,6 +1,6 @@
 // Recordings: samples to codes and back.
 
-import { drawCodes, packedBytes, readCodes } from "./codes.js";
+import { codesEach, drawCodes, packedBytes, readCodes } from "./codes.js";
 import { Panel, kilobytes, seconds } from "./panel.js";
 import { drawSpectrogram, readSound, record, toWav } from "./sound.js";
 
@@ -13,8 +13,8 @@ export class SpeechPanel extends Panel {
     super("speech", engine);
     const { sampling_rate: rate, hop_length: hop } = this.model;
     this.find(".about").textContent =
-      `${this.model.name}: one of ${this.model.codebook_size.toLocaleString("en")} codes ` +
-      `for each ${hop} samples at ${rate.toLocaleString("en")} Hz, ${rate / hop} codes a second.`;
+      `${this.model.name}: ${codesEach(this.model)} for each ${hop} samples ` +
+      `at ${rate.toLocaleString("en")} Hz, ${(this.model.num_quantizers * rate) / hop} codes a second.`;
     this.stop = null;
     this.find(".record").onclick = () => (this.stop ? this.stop() : this.run(() => this.listen()));
   }
@@ -60,17 +60,15 @@ export class SpeechPanel extends Panel {
   }
 
   async decode(text, name) {
-    const { rows, sizes } = readCodes(this.model, text, name);
+    const { values, lengths, sizes } = readCodes(this.model, text, name, 1);
     const { sampling_rate: rate, hop_length: hop } = this.model;
-    const frames = rows[0].length;
+    const frames = lengths.at(-1);
     const most = (MOST_SECONDS * rate) / hop;
-    if (rows.length > 1 || frames < LEAST_FRAMES || frames > most)
-      throw new Error(
-        `${name} holds ${rows.length} × ${frames} codes; one row of ${LEAST_FRAMES} to ${most} fits.`,
-      );
+    if (frames < LEAST_FRAMES || frames > most)
+      throw new Error(`${name} holds ${frames} codes a quantizer; from ${LEAST_FRAMES} to ${most} fit.`);
     await this.load();
     this.say("Decoding");
-    const codes = { values: Int32Array.from(rows[0]), shape: [1, 1, frames] };
+    const codes = { values, shape: [1, this.model.num_quantizers, frames] };
     const samples = Number.isInteger(sizes.samples) && sizes.samples > 0 ? sizes.samples : frames * hop;
     this.showDecoded(codes, await this.engine.decode(this.kind, codes.values, codes.shape), samples);
   }
@@ -82,7 +80,9 @@ export class SpeechPanel extends Panel {
     drawSpectrogram(this.find(".made"), decoded);
     const wav = toWav(decoded, rate);
     this.offer(".hear-made", wav);
-    drawCodes(this.find(".drawn"), codes.values, Math.min(codes.values.length, Math.round(rate / hop)));
+    // A second in a line, or the codes of a quantizer.
+    const line = this.model.num_quantizers > 1 ? codes.shape.at(-1) : Math.round(rate / hop);
+    drawCodes(this.find(".drawn"), codes.values, Math.min(codes.values.length, line));
     const bytes = packedBytes(this.model, codes.values.length);
     const length = decoded.length / rate;
     this.figures([

@@ -1,29 +1,23 @@
 """The static Space: assembled, published, and used in a browser beside the models that it was made from."""
 
-import base64
-import functools
-import io
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-import yaml
 from PIL import Image
 
 from hub_cards import browser_runtime, browser_space
 from hub_cards.card_samples import SPEECH
 from hub_cards.space.codes import colours_of_codes
+from modeling_simvq import SimVQImageConfig, SimVQImageModel, SimVQImageProcessor
 from modeling_simvq.command_model import load_tokenizer
 from modeling_simvq.exported_files import Compared, other_codes
-from tests.hub_cards.artefacts import artefacts
 from tests.hub_cards.space_page import chromium
+from tests.hub_cards.static_page import Tab, served, visited
+from tests.modeling_simvq.tiny import IMAGE
 
 SHIPPED = Path(browser_space.__file__).parent / "checkpoints"
 MODELS = {kind: str(SHIPPED / f"simvq-{kind}-small") for kind in browser_space.KINDS}
@@ -125,104 +119,11 @@ def test_published_as_a_static_space(hub, runtime, quick_export, tmp_path, capsy
     assert graph == f"{MODELS['image']} float16".encode()
 
 
-@contextmanager
-def served(folder: Path, headers: dict[str, str]) -> Iterator[str]:
-    """Serve a folder with further headers; give its address."""
-
-    class Handler(SimpleHTTPRequestHandler):
-        def end_headers(self):
-            for name, value in headers.items():
-                self.send_header(name, value)
-            super().end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-class Tab:
-    """One tab of the page, in a browser."""
-
-    def __init__(self, page, kind: str):
-        self.page, self.root = page, page.locator(f"#{kind}")
-
-    def give(self, where: str, path: Path) -> None:
-        """Put in a file and wait until it is worked on."""
-        self.root.locator(f"input.{where}").set_input_files(path)
-        self.wait()
-
-    def wait(self) -> None:
-        self.page.wait_for_function("!document.querySelector('[aria-busy=true]')", timeout=60_000)
-
-    def told(self) -> str:
-        """Return the error that is shown, if any."""
-        error = self.root.locator(".error")
-        return error.inner_text() if error.is_visible() else ""
-
-    def figures(self) -> dict[str, str]:
-        names, values = (
-            self.root.locator(f".figures {tag}").all_inner_texts() for tag in ("dt", "dd")
-        )
-        return dict(zip(names, values, strict=True))
-
-    def picture(self, name: str) -> np.ndarray:
-        """Return the pixels (H, W, 3) of a canvas."""
-        address = self.root.locator(f"canvas.{name}").evaluate("canvas => canvas.toDataURL()")
-        content = base64.b64decode(address.partition(",")[2])
-        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-
-    def saved(self, name: str, path: Path) -> Path:
-        """Click on a link and save what it gives."""
-        with self.page.expect_download() as download:
-            self.root.locator(f".save-{name}").click()
-        download.value.save_as(path)
-        return path
-
-
 @pytest.fixture
 def browser():
     """Chromium with a microphone that beeps."""
     with chromium("--use-fake-device-for-media-stream") as browser:
         yield browser
-
-
-@contextmanager
-def visited(browser, folder: Path, kind: str, isolated: bool) -> Iterator["Tab"]:
-    """Assemble a Space of one shipped tokenizer and open it, with or without the headers that it asks for."""
-    pytest.importorskip("onnxscript", reason="the extra export is not installed")
-    try:
-        browser_space.assemble(folder / "space", {kind: MODELS[kind]})
-    except browser_runtime.RuntimeMissing as error:
-        pytest.skip(str(error))
-    front = (folder / "space" / "README.md").read_text().split("---\n")[1]
-    headers = yaml.safe_load(front)["custom_headers"] if isolated else {}
-    with served(folder / "space", headers) as address:
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
-        requested, said = [], []
-        page.on("request", lambda request: requested.append(request.url))
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(address)
-        assert page.evaluate("crossOriginIsolated") == isolated
-        cores = page.evaluate("navigator.hardwareConcurrency")
-        yield Tab(page, kind)
-        page.screenshot(path=artefacts() / f"browser_space_{kind}.png", full_page=True)
-        page.set_viewport_size({"width": 390, "height": 844})
-        page.screenshot(path=artefacts() / f"browser_space_{kind}_phone.png", full_page=True)
-        assert not [text for text in said if "503" not in text]
-        # Each thread reads the runtime; without the headers there is one.
-        read = sum(url.endswith("/runtime/ort.js") for url in requested)
-        assert read == (min(4, cores) if isolated else 1)
-        assert not [url for url in requested if not url.startswith((address, "data:", "blob:"))]
 
 
 @pytest.mark.slow
@@ -251,15 +152,48 @@ def test_tabs(browser, runtime, quick_export, tmp_path):
 @pytest.mark.slow
 def test_images_in_a_browser(browser, tmp_path):
     """A visitor's way: a photograph, its codes saved, changed and loaded, and what cannot be read."""
-    with visited(browser, tmp_path, "image", isolated=True) as tab:
+    with visited(browser, tmp_path, "image", MODELS["image"], isolated=True) as tab:
         use_images(tab, tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.slow
+def test_several_codes_a_position_in_a_browser(browser, tmp_path):
+    torch.manual_seed(0)
+    model = SimVQImageModel(SimVQImageConfig(**IMAGE, num_quantizers=3)).eval()
+    folder = tmp_path / "three_quantizers"
+    model.save_pretrained(folder)
+    SimVQImageProcessor().save_pretrained(folder)
+    photo = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    with visited(browser, tmp_path, "image", str(folder), isolated=True) as tab:
+        assert "3 codes, each of" in tab.root.locator(".about").inner_text()
+        tab.give("file", tmp_path / "photo.png")
+        assert not tab.told()
+        shown, drawn = tab.picture("made"), tab.picture("drawn")
+        file = json.loads(tab.saved("codes", tmp_path / "codes.json").read_text())
+        codes = torch.tensor(file["codes"])
+        pixels = torch.tensor(photo).permute(2, 0, 1)[None] / 127.5 - 1
+        count, wrong = other_codes(model, pixels, codes[None])
+        assert codes.shape[0] == 3 and count == codes[0].numel() and wrong == 0  # positions
+        np.testing.assert_array_equal(drawn, colours_of_codes(codes.flatten(0, 1).numpy()))
+        tab.give("codes", tmp_path / "codes.json")
+        np.testing.assert_array_equal(tab.picture("made"), shown)
+        for change, told in (
+            (file["codes"][:2], "codes; this tokenizer has 3 codes a position"),
+            (file["codes"][0], "codes; this tokenizer has 3 codes a position"),
+            ([*file["codes"][:2], file["codes"][2][1:]], "rows differ in length"),
+        ):
+            (tmp_path / "bad.json").write_text(json.dumps(file | {"codes": change}))
+            tab.give("codes", tmp_path / "bad.json")
+            assert told in tab.told()
 
 
 @pytest.mark.soak
 @pytest.mark.slow
 def test_speech_in_a_browser(browser, tmp_path):
     """A visitor's way: a recording, its codes saved and loaded, what cannot be read, and the microphone."""
-    with visited(browser, tmp_path, "speech", isolated=False) as tab:
+    with visited(browser, tmp_path, "speech", MODELS["speech"], isolated=False) as tab:
         use_speech(tab, tmp_path)
 
 
@@ -321,7 +255,8 @@ def use_images(tab: Tab, folder: Path) -> None:
     for change, told in (
         ({"codes": [[8192, 0], [0, 0]]}, "8192 is not a code; codes are integers from 0 to 8191"),
         ({"codes": [[0, 1], [2]]}, "rows differ in length"),
-        ({"codes": [[0, 1]]}, "holds 1 × 2 codes"),
+        ({"codes": [[0, 1]]}, "holds 1 × 2 codes; from 2 to 256"),
+        ({"codes": [0, 1]}, "holds 2 codes; this tokenizer has one code a position"),
         ({"digest": "0"}, "was made by another tokenizer"),
         ({"format": "x"}, "is not a file of codes"),
     ):
