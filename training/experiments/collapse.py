@@ -6,6 +6,7 @@ The features are for VQGAN-LC: python training/external_features.py makes them; 
 """
 
 from modeling_simvq.quantizer_names import PAPER
+from training.experiments.bars import draw_bars
 from training.experiments.report import NAMES, by_variant, mean, new_figure, table, write
 from training.experiments.runs import parse_plan, run_all
 
@@ -22,17 +23,8 @@ def changes(quantizer: str, size: int, features: str | None) -> dict:
     return settings
 
 
-def main() -> None:
-    """Command line."""
-    plan = parse_plan("collapse", __doc__, [1024, 8192, 65536, 262144])
-    features = plan.base.pop("codebook_features", None)
-    systems = [name for name in PAPER if name != "lc" or features]
-    variants = {
-        f"{NAMES[name]}, K = {size:,}": changes(name, size, features)
-        for size in plan.sizes
-        for name in systems
-    }
-    runs = run_all(plan, variants)
+def draw(runs: list[dict], systems: list[str], sizes: list[int]):
+    """Draw codes in use, perplexity and PSNR over the codebook's size."""
     groups = by_variant(runs)
     figure, axes = new_figure(3)
     for axis, (metric, label) in zip(
@@ -45,8 +37,10 @@ def main() -> None:
         strict=True,
     ):
         for name in systems:
-            values = [mean(groups[f"{NAMES[name]}, K = {size:,}"], metric) for size in plan.sizes]
-            points = [(k, v) for k, v in zip(plan.sizes, values, strict=True) if v is not None]
+            values = [
+                mean(groups.get(f"{NAMES[name]}, K = {size:,}", []), metric) for size in sizes
+            ]
+            points = [(k, v) for k, v in zip(sizes, values, strict=True) if v is not None]
             if points:
                 style = {"linewidth": 2.5, "zorder": 3} if name == "simvq" else {"alpha": 0.8}
                 axis.plot(*zip(*points, strict=True), marker="o", label=NAMES[name], **style)
@@ -54,7 +48,23 @@ def main() -> None:
         axis.grid(alpha=0.3)
     axes[0].set_ylim(-0.03, 1.03)
     axes[1].set_yscale("log")
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    return figure
+
+
+def main() -> None:
+    """Command line."""
+    plan = parse_plan("collapse", __doc__, [1024, 8192, 65536, 262144])
+    features = plan.base.pop("codebook_features", None)
+    systems = [name for name in PAPER if name != "lc" or features]
+    variants = {
+        f"{NAMES[name]}, K = {size:,}": changes(name, size, features)
+        for size in plan.sizes
+        for name in systems
+    }
+    runs = run_all(plan, variants)
+    panels = ("train_utilisation", "train_perplexity", "psnr")
+    figure = draw(runs, systems, plan.sizes) if len(plan.sizes) > 1 else draw_bars(runs, panels)
     text = (
         "Codes in use and quality of reconstruction against the size of the codebook: the same model, trainer, "
         "data, steps and seed, only the quantizer differs."
