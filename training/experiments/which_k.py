@@ -90,6 +90,8 @@ def with_tokenizers(models: list[dict]) -> list[dict]:
         if metrics:
             metrics["bits_per_code"] = metrics["bits"] / len(metrics["bits_by_position"])
             metrics["share_of_capacity"] = metrics["bits_per_code"] / metrics["uniform_bits"]
+        if {"gfid", "floor_fid"} <= metrics.keys():
+            metrics["gfid_above_floor"] = metrics["gfid"] - metrics["floor_fid"]
         found.append(run | {"metrics": metrics | run["tokenizer"]})
     return found
 
@@ -97,6 +99,7 @@ def with_tokenizers(models: list[dict]) -> list[dict]:
 def rank_table(runs: list[dict]) -> list[str]:
     """Return Markdown rows: whether cheap figures order runs as code models do; none of two runs."""
     results = {"bits": "bits an image", "share_of_capacity": "share of log2 K", "gfid": "gFID"}
+    results["gfid_above_floor"] = "gFID above that of decoded training images"
     done = {name: [run["metrics"] for run in runs if name in run["metrics"]] for name in results}
     if len(done["bits"]) < 3:
         return []

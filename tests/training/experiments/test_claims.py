@@ -224,15 +224,17 @@ def test_which_k_trains_a_code_model_over_each_tokenizer(pictures, work, tmp_pat
 def test_which_k_says_how_cheap_figures_order_the_runs():
     cheap = dict.fromkeys(which_k.CHEAP, 1.0) | {"bits_by_position": [1.0, 2.0]}
     found = [
-        cheap | {"bits": 3.0, "gfid": gfid, "neighbour_bits": bits, "uniform_bits": 2.0 + bits}
-        for gfid, bits in ((30.0, 1.0), (20.0, 2.0), (10.0, 3.0))
+        cheap
+        | {"bits": 3.0, "gfid": gfid, "floor_fid": 9.0 - 9 * bits}
+        | {"neighbour_bits": bits, "uniform_bits": 2.0 + bits}
+        for gfid, bits in ((30.0, 1.0), (25.0, 2.0), (20.0, 3.0))
     ]
     found = [{"metrics": metrics, "tokenizer": {"psnr": 20.0}} for metrics in found]
     rows = which_k.rank_table(which_k.with_tokenizers([*found, {"error": "", "tokenizer": {}}]))
     assert rows[1].startswith("| rank correlation with | bits an image (3 runs) |")
     cells = [row.split(" | ") for row in rows if "neighbours |" in row]
-    assert cells[0][2:] == ["-1.00", "-1.00 |"]
-    assert "| held-out codes that no other image has |  |  |  |" in rows  # all alike
+    assert cells[0][2:] == ["-1.00", "-1.00", "+1.00 |"]
+    assert "| held-out codes that no other image has |  |  |  |  |" in rows  # all alike
     assert which_k.rank_table(which_k.with_tokenizers(found[:2])) == []
     assert which_k.factors_of(8192) == [64, 128] and which_k.factors_of(7) == [1, 7]
 
