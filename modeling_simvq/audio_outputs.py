@@ -20,14 +20,15 @@ class AudioPast:
         layers: tensors of the layers, by name; their sizes do not grow.
         pending: (B, 1, n) samples of the encoder that do not fill a frame yet.
         frames: that the encoder has had.
-        book: codebook that the stream began with; whether its weights are still the same is not looked at.
+        books: codebooks that the stream began with, one a quantizer; whether their weights are still the same
+            is not looked at.
         lag: samples that the decoder still has to leave out: those before the clip's first.
     """
 
     layers: State = field(default_factory=dict)
     pending: Tensor | None = None
     frames: int = 0
-    book: Book | None = None
+    books: tuple[Book | None, ...] = ()
     lag: int = 0
 
 

@@ -8,8 +8,9 @@ from .audio_outputs import AudioPast, SimVQAudioDecoderOutput, SimVQAudioEncoder
 from .hooked_weights import computing_type
 from .integer_codes import integers
 from .kept_codebook import book_of, trusting
+from .nearest_code import Book
 from .peer_arguments import with_channel
-from .several_quantizers import quantize
+from .several_quantizers import levels_of, quantize
 from .streaming_layers import State, rest_of_waveform, unplain_layer
 
 
@@ -186,18 +187,29 @@ class TakesChunks:
         )
         if full:
             latents = self._latents_in_order(ready, state, past.frames)
-            with trusting(self.quantizer, past.book):
+            with trusting(levels_of(self.quantizer), past.books):
                 quantized, codes, loss = quantize(self.quantizer, latents, count)
         else:
             latents = quantized = samples.new_zeros(len(samples), self.config.codebook_dim, 0)
             codes = torch.empty(len(samples), count, 0, dtype=torch.int64, device=samples.device)
             loss = torch.zeros((), device=samples.device)
         mask = torch.ones_like(codes[:, :1], dtype=torch.bool)
-        # What is kept may be of other weights, unless it was just used.
-        book = past.book or (book_of(self.quantizer) if full else None)
         state = {name: value.detach() for name, value in state.items()}
-        past = AudioPast(state, pending.detach().clone(), past.frames + full, book)
+        books = self._books(past, count) if full else past.books
+        past = AudioPast(state, pending.detach().clone(), past.frames + full, books)
         return SimVQAudioEncoderOutput(codes, mask, quantized, loss, latents, past)
+
+    def _books(self, past: AudioPast, count: int) -> tuple[Book | None, ...]:
+        """Return the stream's books: those it had, and of quantizers just used for the first time theirs.
+
+        What another quantizer keeps may be of other weights.
+        """
+        levels = levels_of(self.quantizer)
+        had = past.books or (None,) * len(levels)
+        return tuple(
+            book or (book_of(level) if place < count else None)
+            for place, (level, book) in enumerate(zip(levels, had, strict=True))
+        )
 
     def _decode_next(self, latents: Tensor, past: AudioPast) -> SimVQAudioDecoderOutput:
         state = dict(past.layers)

@@ -20,14 +20,15 @@ from .nearest_code import Book, make_book
 _SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-# Quantizer and book that this thread trusts for now.
-_trusted: ContextVar["tuple[nn.Module, Book] | None"] = ContextVar("trusted", default=None)
+# Quantizers and books that this thread trusts for now.
+_trusted: ContextVar[tuple[tuple[nn.Module, Book], ...]] = ContextVar("trusted", default=())
 
 
 @contextmanager
-def trusting(quantizer: nn.Module, book: Book | None) -> Iterator[None]:
-    """Let a quantizer search a book that it made before, without comparing its weights: chunks are small."""
-    token = _trusted.set(None if book is None else (quantizer, book))
+def trusting(quantizers: list[nn.Module], books: tuple[Book | None, ...]) -> Iterator[None]:
+    """Let quantizers search books that they made before, without comparing their weights: chunks are small."""
+    pairs = zip(quantizers, books, strict=False)  # there are none at first
+    token = _trusted.set(tuple((one, book) for one, book in pairs if book is not None))
     try:
         yield
     finally:
@@ -55,9 +56,9 @@ class KeepsCodebook(nn.Module):
         Raises:
             ValueError: if the codebook holds NaN or infinity.
         """
-        trusted = _trusted.get()
-        if trusted is not None and trusted[0] is self:
-            return trusted[1]
+        for quantizer, book in _trusted.get():
+            if quantizer is self:
+                return book
         structure, weights = made_of(self.basis, self.projection)
         kept = self._kept
         if kept is not None and kept.made_from(structure, weights, codes):

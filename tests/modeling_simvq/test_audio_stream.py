@@ -291,6 +291,21 @@ def test_a_stream_that_begins_with_less_than_a_frame_has_the_present_weights():
     assert_same(through(model.stream(), samples, [3]), whole(model, samples))
 
 
+def test_a_stream_of_several_quantizers_keeps_the_codebooks_that_it_began_with():
+    """One that it comes to use later too, with the weights of then."""
+    model, samples = make_model(num_quantizers=3), noise(400)
+    assert_same(through(model.stream(), samples, [3, 100]), whole(model, samples))
+    first, rest = samples[..., : 10 * HOP], samples[..., 10 * HOP :]
+    expected = model.encode(samples).audio_codes
+    past = model.encode(first, num_quantizers=2, use_streaming=True).encoder_past_key_values
+    assert [book is None for book in past.books] == [False, False, True]
+    for level in model.quantizer.levels[:2]:
+        torch.nn.init.normal_(level.projection.weight)
+    found = model.encode(rest, encoder_past_key_values=past)
+    assert torch.equal(found.audio_codes[:, :2], expected[:, :2, 10:])
+    assert all(book is not None for book in found.encoder_past_key_values.books)
+
+
 def test_layers_that_are_more_than_their_weights_are_not_left_out():
     model, samples = make_model(), noise(80)
     for layer in (model.decoder.blocks[0].expand, model.encoder.lstm, model.encoder.conv_in.conv):
