@@ -61,16 +61,19 @@ def write_split(folder: Path, split: str, rows: dict, features: dict) -> None:
     table.to_parquet(str(folder / f"data/{split}-00000.parquet"))
 
 
-def write_picture_codes(folder: Path) -> Path:
+def write_picture_codes(folder: Path, num_quantizers: int = 1) -> Path:
     """Three classes, each of codes from a range of its own: 10, 5 and 1 of them."""
     random = np.random.default_rng(0)
+    column, shape = datasets.List(datasets.List(datasets.Value("uint8"))), (3, 4)
+    if num_quantizers > 1:
+        column, shape = datasets.List(column), (num_quantizers, *shape)
     features = {
         "label": datasets.ClassLabel(names=["wide", "narrow", "one"]),
-        "image_codes": datasets.List(datasets.List(datasets.Value("uint8"))),
+        "image_codes": column,
     }
     for split, count in (("train", 96), ("validation", 21)):
         labels = [n % 3 for n in range(count)]
         ranges = [(0, 10), (20, 25), (30, 31)]
-        codes = [random.integers(*ranges[label], (3, 4)).tolist() for label in labels]
+        codes = [random.integers(*ranges[label], shape).tolist() for label in labels]
         write_split(folder, split, {"label": labels, "image_codes": codes}, features)
     return folder
