@@ -1,11 +1,12 @@
 """Time and memory of a training step of SimVQ, its remedies and its successors.
 
   python benchmarks/remedies.py --threads 1                 K = 8,192, the scale of the experiments
-  python benchmarks/remedies.py --sizes 65536 --runs 11
+  python benchmarks/remedies.py --sizes 65536 --runs 11 --output build/step_times
 
 The step is the trainer's own, at the settings of training/configs/experiments_small.yaml, on photographs that
 come with installed packages. SimVQ and one of the others, each in a process of its own, take turns. The peak is
 what a step held above what there was before the first one. Figures are medians of the turns, ratios too.
+results.json, a table and a figure go to docs/results/remedies_cost, or --output.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from turns import take_turns  # noqa: E402
 from training.demo.image import write_training_folder  # noqa: E402
 from training.experiments.memory import MIB, peak_memory, reset_peak  # noqa: E402
 from training.experiments.remedies import remedies  # noqa: E402
+from training.experiments.report import new_figure, publish  # noqa: E402
 from training.experiments.runs import REPOSITORY  # noqa: E402
 from training.experiments.tasks import TASKS  # noqa: E402
 from training.loop.trainer import Trainer  # noqa: E402
@@ -68,10 +70,10 @@ def serve(changes: dict, threads: int | None, pipe: Connection) -> None:
             pipe.send((seconds, torch.get_num_threads(), peak_memory(device) - before))
 
 
-def compare(codebook_size: int, options: argparse.Namespace) -> list[str]:
-    """Return rows of the table: K, milliseconds, ratio to SimVQ, peak in MiB."""
+def compare(codebook_size: int, options: argparse.Namespace) -> list[dict]:
+    """Return, of each remedy, K, milliseconds of a step, their ratio to SimVQ's, and the peak in MiB."""
     width = read_yaml(CONFIG)["codebook_dim"]
-    rows = []
+    found = []
     for name, changes in remedies(STEPS, width).items():
         servers = {
             kind: (serve, ({"codebook_size": codebook_size, **some}, options.threads))
@@ -83,10 +85,27 @@ def compare(codebook_size: int, options: argparse.Namespace) -> list[str]:
         ratio = statistics.median(theirs / simvq for theirs, simvq in pairs)
         _, options.threads, most = answers[name][-1]
         median = 1000 * statistics.median(seconds[name])
-        rows.append(
-            f"| {name} | {codebook_size:,} | {median:,.0f} | {ratio:.2f} | {most / MIB:,.0f} |"
-        )
-    return rows
+        about = {"remedy": name, "codebook_size": codebook_size}
+        found.append(about | {"milliseconds": median, "ratio": ratio, "peak_mib": most / MIB})
+    return found
+
+
+def draw(found: list[dict], several: bool):
+    """Draw time and memory as bars."""
+    figure, axes = new_figure(2, height=0.9 + 0.3 * len(found))
+    names = [
+        f"{one['remedy']}, K = {one['codebook_size']:,}" if several else one["remedy"]
+        for one in found
+    ]
+    panels = {"ratio": ("step time over SimVQ's", "{:.2f}"), "peak_mib": ("peak, MiB", "{:,.0f}")}
+    for axis, (key, (title, form)) in zip(axes, panels.items(), strict=True):
+        bars = axis.barh(names, [one[key] for one in found])
+        axis.bar_label(bars, fmt=form, padding=3, fontsize=8)
+        axis.set_title(title, fontsize=10)
+        axis.margins(x=0.18)
+        axis.invert_yaxis()
+        axis.tick_params(labelleft=axis is axes[0], labelsize=8)
+    return figure
 
 
 def main() -> None:
@@ -97,12 +116,27 @@ def main() -> None:
     parser.add_argument("--sizes", default="8192", help="codebook sizes K")
     parser.add_argument("--runs", type=int, default=7, help="turns that count")
     parser.add_argument("--threads", type=int, help="of torch; its own choice by default")
+    parser.add_argument("--output", default=str(REPOSITORY / "docs/results/remedies_cost"))
     options = parser.parse_args()
-    rows = [row for size in options.sizes.split(",") for row in compare(int(size), options)]
-    print(f"{options.threads} threads, {options.runs} turns, torch {torch.__version__}")
-    print("| | K | step, ms | ratio to SimVQ | peak, MiB |")
-    print("|---" * 5 + "|")
-    print("\n".join(rows))
+    sizes = [int(size) for size in options.sizes.split(",")]
+    found = [one for size in sizes for one in compare(size, options)]
+    rows = ["| | K | step, ms | ratio to SimVQ | peak, MiB |", "|---" * 5 + "|"]
+    rows += [
+        f"| {one['remedy']} | {one['codebook_size']:,} | {one['milliseconds']:,.0f} | {one['ratio']:.2f} "
+        f"| {one['peak_mib']:,.0f} |"
+        for one in found
+    ]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    scale = (
+        f"Scale: steps of experiments_small.yaml, on {device}, {options.threads} threads, medians of "
+        f"{options.runs} turns."
+    )
+    text = (
+        "SimVQ and one of the others take turns, each in a process of its own. The peak is what a step held "
+        "beyond what there was before the first one."
+    )
+    figure = draw(found, len(sizes) > 1)
+    publish(Path(options.output), {"steps": found}, "Cost of a step", text, rows, figure, scale)
 
 
 if __name__ == "__main__":
