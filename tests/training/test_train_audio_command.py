@@ -139,7 +139,7 @@ OF_24K_AND_16K = sorted([*CONFIGS.glob("libritts*.yaml"), *CONFIGS.glob("streami
 
 @pytest.mark.parametrize("file", OF_24K_AND_16K, ids=lambda f: f.stem)
 def test_published_configurations(file):
-    found = re.fullmatch(r"(libritts|streaming)(24|16)k_k(\d+)", file.stem)
+    found = re.fullmatch(r"(libritts|streaming)(24|16)k_k(\d+)(?:_\w+)?", file.stem)
     settings = settings_of(file)
     config = settings["model"].config(settings["data"].sampling_rate)
     assert config.streaming == (found.group(1) == "streaming")

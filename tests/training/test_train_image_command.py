@@ -17,9 +17,11 @@ from transformers import AutoImageProcessor, AutoModel
 import modeling_simvq  # noqa: F401  (registers the Auto classes)
 from tests.support.programs import CPU, PLAIN_LAUNCH, TWO_RANKS, launch, run
 from training.export_checkpoint import export_checkpoint
+from training.runtime.setting_values import read_yaml
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = str(REPOSITORY / "training" / "train_image.py")
+CONFIGS = REPOSITORY / "training" / "configs"
 TINY = """
 resolution: 32
 num_workers: 0
@@ -148,9 +150,7 @@ def test_help_teaches():
         assert word in result.stdout
 
 
-@pytest.mark.parametrize(
-    "file", sorted((REPOSITORY / "training" / "configs").glob("[!g]*image*.yaml"))
-)
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("[!g]*image*.yaml")))
 def test_shipped_configurations_are_valid(file):
     from training.data.images import ImageDataConfig
     from training.recipes.image import ImageLossSettings, ImageModelSettings
@@ -165,8 +165,18 @@ def test_shipped_configurations_are_valid(file):
     resolution = settings["data"].resolution
     assert resolution % config.downsample_factor == 0
     if file.stem.startswith("imagenet"):
-        side, codes = re.fullmatch(r"imagenet(\d+)_k(\d+)", file.stem).groups()
+        side, codes = re.fullmatch(r"imagenet(\d+)_k(\d+)(?:_\w+)?", file.stem).groups()
         assert (resolution, config.codebook_size) == (int(side), int(codes))
         assert resolution // config.downsample_factor == 16
         # The paper's tokenizers have no attention; those they are compared with at 256 pixels have.
         assert config.attention == (resolution == 256)
+
+
+@pytest.mark.parametrize(
+    "file", sorted(CONFIGS.glob("*_autoencoder_first.yaml")), ids=lambda f: f.stem
+)
+def test_a_first_phase_is_all_that_differs_from_the_published_configuration(file):
+    published = file.stem.removesuffix("_autoencoder_first")
+    ours, theirs = read_yaml(file), read_yaml(CONFIGS / f"{published}.yaml")
+    assert ours.pop("autoencoder_steps") > 0 and ours.pop("codes_from_latents")
+    assert ours == theirs | {"output_dir": f"runs/{file.stem}"}

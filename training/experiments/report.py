@@ -27,7 +27,7 @@ NAMES = {
 }
 # Metric: heading and format.
 COLUMNS = {
-    "train_utilisation": ("codes used (training pictures)", "{:.1%}"),
+    "train_utilisation": ("codes used (training data)", "{:.1%}"),
     "train_perplexity": ("perplexity (training)", "{:,.0f}"),
     "mel_distance": ("log-mel distance", "{:.3f}"),
     "stoi": ("STOI", "{:.3f}"),

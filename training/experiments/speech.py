@@ -43,11 +43,7 @@ def main() -> None:
         "differs is how quantization begins. Ablations were run with the first seed alone."
     )
     columns = ["train_utilisation", "train_perplexity", "utilisation", "mel_distance", "stoi"]
-    rows = [
-        line.replace("training pictures", "training recordings")
-        for line in table(runs, columns, "system")
-    ]
-    write(plan, runs, "Speech", text, rows, figure)
+    write(plan, runs, "Speech", text, table(runs, columns, "system"), figure)
 
 
 if __name__ == "__main__":
