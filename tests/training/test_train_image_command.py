@@ -177,6 +177,6 @@ def test_shipped_configurations_are_valid(file):
 )
 def test_a_first_phase_is_all_that_differs_from_the_published_configuration(file):
     published = file.stem.removesuffix("_autoencoder_first")
-    ours, theirs = read_yaml(file), read_yaml(CONFIGS / f"{published}.yaml")
+    ours, theirs = read_yaml(str(file)), read_yaml(str(CONFIGS / f"{published}.yaml"))
     assert ours.pop("autoencoder_steps") > 0 and ours.pop("codes_from_latents")
     assert ours == theirs | {"output_dir": f"runs/{file.stem}"}
