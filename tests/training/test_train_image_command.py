@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+import yaml
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 import modeling_simvq  # noqa: F401  (registers the Auto classes)
 from tests.support.programs import CPU, PLAIN_LAUNCH, TWO_RANKS, launch, run
 from training.export_checkpoint import export_checkpoint
-from training.runtime.setting_values import read_yaml
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = str(REPOSITORY / "training" / "train_image.py")
@@ -177,6 +177,8 @@ def test_shipped_configurations_are_valid(file):
 )
 def test_a_first_phase_is_all_that_differs_from_the_published_configuration(file):
     published = file.stem.removesuffix("_autoencoder_first")
-    ours, theirs = read_yaml(str(file)), read_yaml(str(CONFIGS / f"{published}.yaml"))
+    ours, theirs = (
+        yaml.safe_load(path.read_text()) for path in (file, CONFIGS / f"{published}.yaml")
+    )
     assert ours.pop("autoencoder_steps") > 0 and ours.pop("codes_from_latents")
     assert ours == theirs | {"output_dir": f"runs/{file.stem}"}
