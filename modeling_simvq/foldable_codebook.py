@@ -2,6 +2,8 @@
 
 import copy
 
+from .several_quantizers import levels_of
+
 
 class FoldableCodebook:
     """Mixin of models with a `quantizer` and a `config` that says how to make it."""
@@ -10,11 +12,12 @@ class FoldableCodebook:
         """Make the effective codebook the stored one, for export: W becomes the identity. Codes stay.
 
         Raises:
-            ValueError: if the quantizer is another than simvq.
+            ValueError: if the quantizer has no W: those other than simvq and lc.
         """
-        if self.config.quantizer != "simvq":
+        if not all(hasattr(level, "fold_codebook") for level in levels_of(self.quantizer)):
             raise ValueError(
-                f"fold_codebook: only quantizer='simvq' has a W to fold, this one is {self.config.quantizer!r}"
+                "fold_codebook: only the quantizers simvq and lc have a W to fold, this one is "
+                f"{self.config.quantizer!r}"
             )
         self.quantizer.fold_codebook()
         self.config = copy.deepcopy(self.config)  # other models may have been made with it

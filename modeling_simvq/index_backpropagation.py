@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 
-from .nearest_code import nearest_code
+from .nearest_code import EXPORTED_BLOCK, nearest_code
 from .row_quantizer import RowQuantizer
 from .straight_through import with_gradient_of
 
@@ -79,12 +79,28 @@ class IndexBackpropagation(RowQuantizer):
         long code all others differ by less than that.
         """
         table = self.table.detach()
+        if torch.compiler.is_exporting():
+            return self._largest_exported(rows.float(), table)
+        device = rows.device
+        if device.type == "mps":  # no float64 there
+            rows, table = rows.cpu(), table.cpu()
         norms = torch.linalg.vector_norm(table, dim=1, keepdim=True, dtype=torch.float64)
-        squares = norms.square()
-        missing = squares.max() - squares
+        missing = norms.max().square() - norms.square()
         first = (missing.sqrt() * (1 - torch.finfo(torch.float32).eps)).float()  # never above it
-        second = (missing - first.double().square()).sqrt().float()
-        return nearest_code(F.pad(rows, (0, 2)), torch.cat([table, first, second], dim=1))
+        second = (missing - first.double().square()).clamp(min=0).sqrt().float()
+        return nearest_code(F.pad(rows, (0, 2)), torch.cat([table, first, second], dim=1)).to(
+            device
+        )
+
+    @staticmethod
+    def _largest_exported(rows: Tensor, table: Tensor) -> Tensor:
+        """The same in operations that every format has, EXPORTED_BLOCK codes at a time."""
+        most, codes = (rows @ table[:EXPORTED_BLOCK].T).max(dim=1)
+        for start in range(EXPORTED_BLOCK, len(table), EXPORTED_BLOCK):
+            products, found = (rows @ table[start : start + EXPORTED_BLOCK].T).max(dim=1)
+            codes = torch.where(products > most, found + start, codes)
+            most = torch.maximum(most, products)
+        return codes
 
     def _entropy_loss(self, rows: Tensor) -> Tensor:
         """Return the mean entropy of a latent's codes less that of the mean over the latents, in nats."""

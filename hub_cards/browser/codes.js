@@ -1,6 +1,7 @@
 // Codes in a file, in numbers and as a picture.
 
 const FORMAT = "simvq-codes";
+const MOST_AXES = 4; // that are looked at: codes have up to three
 
 // Text of a file of codes, with the fields of the files that `simvq encode` writes.
 // codes: {values, shape}, the shape with a batch of one; sizes: what decoding needs besides.
@@ -30,15 +31,16 @@ export function readCodes(model, text, name, axes) {
   if (file.digest !== model.digest)
     throw new Error(`${name} was made by another tokenizer, ${file.model}; this is ${model.name}.`);
   const lengths = [];
-  for (let part = file.codes; Array.isArray(part); part = part[0]) lengths.push(part.length);
-  checkLengths(file.codes, lengths, name);
+  for (let part = file.codes; Array.isArray(part) && lengths.length < MOST_AXES; part = part[0])
+    lengths.push(part.length);
   const several = model.num_quantizers > 1;
   if (lengths.length !== axes + several || (several && lengths[0] !== model.num_quantizers))
     throw new Error(
       `${name} holds ${lengths.join(" × ")} codes; this tokenizer has ` +
         `${several ? `${model.num_quantizers} codes` : "one code"} a position.`,
     );
-  const values = file.codes.flat(Infinity);
+  checkLengths(file.codes, lengths, name);
+  const values = file.codes.flat(MOST_AXES);
   for (const code of values)
     if (!Number.isInteger(code) || code < 0 || code >= model.codebook_size)
       throw new Error(

@@ -304,6 +304,8 @@ def test_a_stream_of_several_quantizers_keeps_the_codebooks_that_it_began_with()
     found = model.encode(rest, encoder_past_key_values=past)
     assert torch.equal(found.audio_codes[:, :2], expected[:, :2, 10:])
     assert all(book is not None for book in found.encoder_past_key_values.books)
+    with pytest.raises(ValueError, match="of a model of 3 quantizers, this one has 1"):
+        make_model().encode(rest, encoder_past_key_values=past)
 
 
 def test_layers_that_are_more_than_their_weights_are_not_left_out():

@@ -6,7 +6,13 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from transformers import AutoModel
 
-from modeling_simvq import SimVQAudioConfig, SimVQAudioModel, SimVQImageConfig, SimVQImageModel
+from modeling_simvq import (
+    SimVQAudioConfig,
+    SimVQAudioModel,
+    SimVQImageConfig,
+    SimVQImageModel,
+    index_backpropagation,
+)
 from modeling_simvq.nearest_code import nearest_code
 from modeling_simvq.quantization_baselines import (
     FSQ_LEVELS,
@@ -231,16 +237,21 @@ def test_index_backpropagation_is_that_of_its_equations():
 
 
 @pytest.mark.parametrize("length", [1.0, 100.0, 1e4])
-def test_index_backpropagation_finds_the_largest_product_beside_a_very_long_code(length):
+def test_index_backpropagation_finds_the_largest_product_beside_a_very_long_code(
+    length, monkeypatch
+):
     """Its search makes all codes equally long: of the others' lengths float32 would keep nothing."""
     torch.manual_seed(0)
     quantizer = make_quantizer(image_config("ibq")).eval()
+    monkeypatch.setattr(index_backpropagation, "EXPORTED_BLOCK", 100)
     with torch.no_grad():
         quantizer.table[17] *= length
     rows = torch.randn(4096, 12)
     products = rows.double() @ quantizer.table.double().T
     with torch.no_grad():
         assert quantizer(rows)[1].equal(products.argmax(dim=1))
+        exported = quantizer._largest_exported(rows, quantizer.table)
+        assert exported.equal((rows @ quantizer.table.T).argmax(dim=1))
 
 
 def test_every_code_of_a_bridged_codebook_moves():

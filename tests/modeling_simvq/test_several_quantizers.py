@@ -279,7 +279,10 @@ def test_what_only_simvq_has_is_not_asked_of_other_levels():
     pytest.importorskip("vector_quantize_pytorch")
     config = SimVQImageConfig(codebook_size=32, codebook_dim=8, quantizer="vq", num_quantizers=2)
     make_quantizer(config).forget_codebook()
-    with pytest.raises(
-        ValueError, match="only quantizer='simvq' has a W to fold, this one is 'vq'"
-    ):
+    with pytest.raises(ValueError, match="simvq and lc have a W to fold, this one is 'vq'"):
         SimVQImageModel(config).fold_codebook()
+    config.quantizer = "lc"
+    folded = SimVQImageModel(config).eval()
+    before = folded.quantizer.codebook()
+    folded.fold_codebook()
+    assert torch.allclose(folded.quantizer.codebook(), before, atol=1e-6)

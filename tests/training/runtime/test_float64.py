@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from modeling_simvq import SimVQ
 from modeling_simvq.code_prediction import order_by_similarity
+from modeling_simvq.index_backpropagation import IndexBackpropagation
 from tests.training.support.device_without_float64 import device_without_float64
 from training.codebook.spectra import spectra
 from training.codebook.start import match_codes_to_latents
@@ -78,6 +79,20 @@ def test_codes_that_start_where_the_latents_are(values, accelerator):
 
     with device_without_float64() as device:
         both(weights, device)
+
+
+def test_codes_of_the_largest_product(values):
+    torch.manual_seed(0)
+    quantizer = IndexBackpropagation(32, 8, 0.25)
+    table = quantizer._parameters.pop("table").detach()
+    rows = values.movedim(1, -1).reshape(-1, 8)
+
+    def codes(on):
+        quantizer.table = on(table)
+        return quantizer._largest_product(on(rows)).tolist()
+
+    with device_without_float64() as device:
+        both(codes, device)
 
 
 def test_figures_and_distances(values, accelerator):
