@@ -45,6 +45,8 @@ def draw(runs: list[dict], systems: list[str], sizes: list[int]):
                 style = {"linewidth": 2.5, "zorder": 3} if name == "simvq" else {"alpha": 0.8}
                 axis.plot(*zip(*points, strict=True), marker="o", label=NAMES[name], **style)
         axis.set(xscale="log", xlabel="K, number of codes", title=label)
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].set_ylim(-0.03, 1.03)
     axes[1].set_yscale("log")

@@ -229,6 +229,8 @@ def main(arguments: list[str] | None = None) -> None:
                 style = {"linewidth": 2.5, "zorder": 3} if name == "simvq" else {"alpha": 0.8}
                 axis.plot(*zip(*points, strict=True), marker="o", label=NAMES[name], **style)
             axis.set(xscale="log", xlabel="K, number of codes", title=f"{data}: {title}")
+            axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+            axis.minorticks_off()
             axis.grid(alpha=0.3)
         axes[0, column].set_ylim(-0.03, 1.03)
     axes[0, 0].legend(fontsize=8)
