@@ -1,5 +1,6 @@
 """The static Space: assembled, published, and used in a browser beside the models that it was made from."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -256,6 +257,7 @@ def use_images(tab: Tab, folder: Path) -> None:
         ({"codes": [[8192, 0], [0, 0]]}, "8192 is not a code; codes are integers from 0 to 8191"),
         ({"codes": [[0, 1], [2]]}, "rows differ in length"),
         ({"codes": [[0, 1]]}, "holds 1 × 2 codes; from 2 to 256"),
+        ({"codes": functools.reduce(lambda inner, _: [inner], range(500))}, "holds 1 × 1 × 1 × 1"),
         ({"codes": [0, 1]}, "holds 2 codes; this tokenizer has one code a position"),
         ({"digest": "0"}, "was made by another tokenizer"),
         ({"format": "x"}, "is not a file of codes"),
