@@ -250,7 +250,7 @@ def test_a_tokenizer_without_its_model_is_trained_again(pictures, work, tmp_path
     assert runs.run_all(finished, variants)[0]["metrics"] == run["metrics"]
     assert runs.run_all(finished, variants, with_model=True) == []
     with pytest.raises(SystemExit, match="no run in .* is finished"):
-        here(monkeypatch, "rank", pictures, work, tmp_path / "other", "--sizes", "24", "--finished")
+        here(monkeypatch, "rank", pictures, tmp_path / "empty", tmp_path / "other", "--finished")
     assert not (tmp_path / "other").exists()
     runs.run_all(plan, variants, with_model=True)
     assert (work / run["hash"] / "model").is_dir()
