@@ -178,11 +178,6 @@ class TakesChunks:
         converted = samples is not given and not torch.compiler.is_compiling()
         if converted and not samples.isfinite().all():
             raise ValueError(f"input_values are too large for {samples.dtype}")
-        if past.books and len(past.books) != self.config.num_quantizers:
-            raise ValueError(
-                f"encoder_past_key_values is of a model of {len(past.books)} quantizers, this one has "
-                f"{self.config.num_quantizers}"
-            )
         if past.pending is not None:
             samples = torch.cat([past.pending, samples], dim=-1)
         state, full = dict(past.layers), samples.shape[-1] // self.config.hop_length

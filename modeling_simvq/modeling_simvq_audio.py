@@ -191,7 +191,13 @@ class SimVQAudioModel(
                 "padding_cache must be left out: encoder_past_key_values holds all state"
             )
         input_values = with_channel(input_values)
-        check_past("encoder", encoder_past_key_values, AudioPast, input_values.shape[0])
+        check_past(
+            "encoder",
+            encoder_past_key_values,
+            AudioPast,
+            input_values.shape[0],
+            self.config.num_quantizers,
+        )
         padding_mask = without_channel(one_mask(padding_mask, attention_mask))
         # In training the loop watches the loss instead: a look at the values waits for the device.
         check_waveforms(input_values, not (self.training or torch.compiler.is_compiling()))
@@ -282,7 +288,7 @@ class SimVQAudioModel(
         )
         given = quantized_latents if audio_codes is None else audio_codes
         batch = given.shape[-3] if isinstance(given, Tensor) and given.ndim >= 3 else None
-        check_past("decoder", decoder_past_key_values, AudioPast, batch)
+        check_past("decoder", decoder_past_key_values, AudioPast, batch, self.config.num_quantizers)
         if padding_mask is not None and audio_codes_mask is not None:
             raise ValueError("decode takes either padding_mask or audio_codes_mask, not both")
         masks = audio_codes_mask if padding_mask is None else padding_mask

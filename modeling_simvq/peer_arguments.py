@@ -133,12 +133,13 @@ def of_dac(audio_codes, latents, representation, padding_mask, width: int) -> tu
     return None, representation if latents is None else latents, padding_mask
 
 
-def check_past(side: str, past, kind: type, batch: int | None) -> None:
+def check_past(side: str, past, kind: type, batch: int | None, quantizers: int) -> None:
     """Refuse a past that is none of this model's encoder or decoder, or of other streams.
 
     Args:
         side: "encoder" or "decoder".
         batch: B, of the chunk, if it is known.
+        quantizers: Q of this model.
 
     Raises:
         ValueError: naming the argument.
@@ -153,6 +154,10 @@ def check_past(side: str, past, kind: type, batch: int | None) -> None:
         )
     if any(not layer.startswith(side) for layer in past.layers):
         raise ValueError(f"{name} is the other side's: give it what the {side}'s own output holds")
+    if past.books and len(past.books) != quantizers:
+        raise ValueError(
+            f"{name} is of a model of {len(past.books)} quantizers, this one has {quantizers}"
+        )
     sizes = [
         len(value)
         for layer, value in past.layers.items()

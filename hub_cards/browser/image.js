@@ -11,8 +11,7 @@ export class ImagePanel extends Panel {
     super("image", engine);
     const side = this.model.downsample_factor;
     this.find(".about").textContent =
-      `${this.model.name}: ${codesEach(this.model)} ` +
-      `for each ${side} × ${side} pixels.`;
+      `${this.model.name}: ${codesEach(this.model)} for each ${side} × ${side} pixels.`;
     this.file = null;
     this.find(".long-side").onchange = () => this.file && this.run(() => this.encode(this.file));
   }

@@ -84,6 +84,19 @@ def drift_loss(
     return total / (len(rows) * width)
 
 
+def check_trained(setting: str, value: float, quantizer: nn.Module) -> None:
+    """Refuse a setting that moves codes, in a run that leaves them as they are.
+
+    Raises:
+        SettingsError: naming the setting and its value.
+    """
+    if not any(parameter.requires_grad for parameter in quantizer.parameters()):
+        raise SettingsError(
+            f"{setting}={value:g} moves codes that this run does not train: set it to 0, or train=all or "
+            "train=quantizer"
+        )
+
+
 def trained_codes(quantizer: nn.Module) -> Tensor | None:
     """Return the codes (K, d) of a quantizer with their gradient; None if they are not trained as they are."""
     if isinstance(quantizer, SimVQ) and not isinstance(quantizer.projection, nn.Identity):

@@ -4,9 +4,8 @@ from torch import Tensor, nn
 
 from modeling_simvq.several_quantizers import levels_of
 from training.codebook.decorrelation import Decorrelation
-from training.codebook.drift import DriftLoss
+from training.codebook.drift import DriftLoss, check_trained
 from training.codebook.gram import GramPenalty
-from training.runtime.settings import SettingsError
 
 
 class CodebookPenalties:
@@ -29,13 +28,9 @@ class CodebookPenalties:
             self._penalties["gram"] = (weight, GramPenalty(levels))
         if weight := settings.drift_weight:
             self._drift = DriftLoss(quantizer, weight, total_steps)
-        trained = any(parameter.requires_grad for parameter in quantizer.parameters())
         for name in ("decorrelation_weight", "gram_weight", "drift_weight"):
-            if (weight := getattr(settings, name)) and not trained:
-                raise SettingsError(
-                    f"{name}={weight:g} moves codes that this run does not train: set it to 0, or train=all or "
-                    "train=quantizer"
-                )
+            if weight := getattr(settings, name):
+                check_trained(name, weight, quantizer)
 
     def add(
         self, total: Tensor, terms: dict[str, Tensor], latents: Tensor, codes: Tensor, step: int

@@ -5,7 +5,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from modeling_simvq.straight_through import to_rows
-from training.codebook.drift import trained_table
+from training.codebook.drift import check_trained, trained_table
 from training.codebook.usage import CodeCounter
 from training.runtime.settings import SettingsError
 from training.runtime.step_window import StepWindow
@@ -34,11 +34,7 @@ class CodeReplacement:
                 "replace_unused_every: only a trained table of codes can be replaced: it takes the quantizers "
                 "vq, diveq and ibq, and one of them"
             )
-        if not self.tables[0].requires_grad:
-            raise SettingsError(
-                f"replace_unused_every={every} moves codes that this run does not train: set it to 0, or "
-                "train=all or train=quantizer"
-            )
+        check_trained("replace_unused_every", every, quantizers[0])
         self.optimizer, self.every, self.accelerator = optimizer, every, accelerator
         self.width = quantizers[0].codebook_dim
         self.counter = CodeCounter(quantizers[0].codebook_size, accelerator.device)

@@ -10,6 +10,11 @@ from training.experiments.bars import draw_bars
 from training.experiments.report import NAMES, by_variant, mean, new_figure, table, write
 from training.experiments.runs import parse_plan, run_all
 
+PANELS = {
+    "train_utilisation": "codes used",
+    "train_perplexity": "perplexity",
+    "psnr": "PSNR, dB",
+}
 FSQ_SIZES = {1024: 1000, 8192: 8000, 65536: 64000}
 
 
@@ -27,15 +32,7 @@ def draw(runs: list[dict], systems: list[str], sizes: list[int]):
     """Draw codes in use, perplexity and PSNR over the codebook's size."""
     groups = by_variant(runs)
     figure, axes = new_figure(3)
-    for axis, (metric, label) in zip(
-        axes,
-        [
-            ("train_utilisation", "codes used"),
-            ("train_perplexity", "perplexity"),
-            ("psnr", "PSNR, dB"),
-        ],
-        strict=True,
-    ):
+    for axis, (metric, label) in zip(axes, PANELS.items(), strict=True):
         for name in systems:
             values = [
                 mean(groups.get(f"{NAMES[name]}, K = {size:,}", []), metric) for size in sizes
@@ -65,8 +62,8 @@ def main() -> None:
         for name in systems
     }
     runs = run_all(plan, variants)
-    panels = ("train_utilisation", "train_perplexity", "psnr")
-    figure = draw(runs, systems, plan.sizes) if len(plan.sizes) > 1 else draw_bars(runs, panels)
+    several = len(plan.sizes) > 1
+    figure = draw(runs, systems, plan.sizes) if several else draw_bars(runs, tuple(PANELS))
     text = (
         "Codes in use and quality of reconstruction against the size of the codebook: the same model, trainer, "
         "data, steps and seed, only the quantizer differs."

@@ -241,12 +241,13 @@ def main(arguments: list[str] | None = None) -> None:
     for data in counts:
         for size in sizes:
             for name in systems:
-                cells = [
+                used, perplexity, error = (
                     with_deviation(_values(runs, data, name, size, key), form)
                     for key, form in FORMATS.items()
-                ]
-                cells.insert(1, f"{fmean(_values(runs, data, name, size, 'ceiling')):.0%}")
-                lines.append(f"| {data} | {size:,} | {NAMES[name]} | {' | '.join(cells)} |")
+                )
+                ceiling = fmean(_values(runs, data, name, size, "ceiling"))
+                figures = f"{used} | {ceiling:.0%} | {perplexity} | {error}"
+                lines.append(f"| {data} | {size:,} | {NAMES[name]} | {figures} |")
     explanation = (
         "Quantizers alone, trained on fixed vectors by their own loss and the squared error. FSQ has the "
         "nearest size that its levels make. VQGAN-LC is left out: its features are of pictures. FC, FSQ and "
