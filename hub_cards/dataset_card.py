@@ -132,22 +132,22 @@ def push_tokens(
         ValueError: if no column holds codes, or one lies outside [0, codebook_size).
         HubError: as of commit_files.
     """
-    first = next(iter(splits.values()))
-    sizes = {name: rows.num_rows for name, rows in splits.items()}
-    repo_id = full_name(repo_id)
-    options = {
-        "codebook_size": codebook_size,
-        "num_quantizers": num_quantizers,
-        "of_quantizers": of_quantizers,
-        "source": source,
-        "license": license,
-    }
     with tempfile.TemporaryDirectory(prefix="simvq-tokens-") as made:
-        shards = {
+        files = {
             name: _write_shards(_narrowed(rows, codebook_size), name, Path(made))
             for name, rows in splits.items()
         }
-        return _commit(shards, repo_id, tokenizer, sizes, first.column_names, private, options)
+        return push_code_files(
+            files,
+            repo_id,
+            tokenizer,
+            codebook_size=codebook_size,
+            num_quantizers=num_quantizers,
+            of_quantizers=of_quantizers,
+            source=source,
+            license=license,
+            private=private,
+        )
 
 
 def push_code_files(
@@ -187,40 +187,26 @@ def push_code_files(
                 sizes[split] += batch.num_rows
                 for name in columns:
                     _check_codes(batch.column(name), name, codebook_size)
-    shards = {split: {f"data/{path.name}": path for path in some} for split, some in files.items()}
-    options = {
-        "codebook_size": codebook_size,
-        "num_quantizers": num_quantizers,
-        "of_quantizers": of_quantizers,
-        "source": source,
-        "license": license,
-    }
-    return _commit(shards, repo_id, tokenizer, sizes, names, private, options)
-
-
-def _commit(
-    shards: dict[str, dict[str, Path]],
-    repo_id: str,
-    tokenizer: str,
-    sizes: dict[str, int],
-    columns: list[str],
-    private: bool | None,
-    options: dict,
-) -> str:
-    """Commit a card, which names each file: others there, which may be anyone's, are not among the rows."""
-    names = {name: list(paths) for name, paths in shards.items()}
-    digest = content_digest(p for paths in shards.values() for p in paths.values())
     card = make_dataset_card(
-        repo_id, tokenizer, sizes, columns, files=names, digest=digest, **options
+        repo_id,
+        tokenizer,
+        sizes,
+        names,
+        codebook_size=codebook_size,
+        num_quantizers=num_quantizers,
+        of_quantizers=of_quantizers,
+        # Others there, which may be anyone's, are not among the rows.
+        files={split: [f"data/{path.name}" for path in some] for split, some in files.items()},
+        digest=content_digest(path for _, path in paths),
+        source=source,
+        license=license,
     )
     with tempfile.TemporaryDirectory(prefix="simvq-card-") as made:
-        files = {"README.md": Path(made) / "README.md"}
-        files["README.md"].write_text(str(card))
-        for paths in shards.values():
-            files |= paths
+        page = Path(made) / "README.md"
+        page.write_text(str(card))
         return commit_files(
             repo_id,
-            files,
+            {"README.md": page} | {f"data/{path.name}": path for _, path in paths},
             card=card,
             repo_type="dataset",
             private=private,
@@ -259,12 +245,9 @@ def _narrowed(rows: Dataset, codebook_size: int) -> Dataset:
     return rows.cast(Features(features))
 
 
-def _write_shards(rows: Dataset, split: str, folder: Path) -> dict[str, Path]:
+def _write_shards(rows: Dataset, split: str, folder: Path) -> list[Path]:
     count = max(1, -(-rows.data.nbytes // SHARD_BYTES))
-    files = {}
-    for index in range(count):
-        name = f"data/{split}-{index:05}-of-{count:05}.parquet"
-        (folder / name).parent.mkdir(exist_ok=True)
-        rows.shard(count, index, contiguous=True).to_parquet(folder / name)
-        files[name] = folder / name
+    files = [folder / f"{split}-{index:05}-of-{count:05}.parquet" for index in range(count)]
+    for index, file in enumerate(files):
+        rows.shard(count, index, contiguous=True).to_parquet(file)
     return files

@@ -15,14 +15,11 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from .code_model import SimVQGenerationModel
 from .code_prediction import PlainCodes
 from .code_vocabulary import boundary_tokens, code_token
 from .hooked_weights import is_offloaded
-from .modeling_simvq_generation import (
-    SimVQForAudioGeneration,
-    SimVQForImageGeneration,
-    SimVQGenerationModel,
-)
+from .modeling_simvq_generation import SimVQForAudioGeneration, SimVQForImageGeneration
 from .new_folder import new_folder
 
 NAMES = {SimVQForImageGeneration: "image", SimVQForAudioGeneration: "audio"}

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from .code_model import SimVQGenerationModel
 from .export_generator import plain_llama, tokens_of
 from .missing_packages import needing
-from .modeling_simvq_generation import SimVQGenerationModel
 from .new_folder import new_folder
 
 # transformers' names of a layer's weights, and GGUF's.

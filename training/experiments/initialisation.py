@@ -23,18 +23,23 @@ SCALES = (0.01, 0.1, 10.0, 100.0)
 
 
 def save_scaled(plan: Plan, size: int, scale: float) -> str:
-    """A file of C ~ N(0, scale^2 / d)."""
+    """A file of C ~ N(0, scale^2 / d), written if runs are to be started."""
+    path = plan.work / f"normal_{scale:g}_{size}.safetensors"
+    if not plan.start:
+        return str(path)
     width = plan.base["codebook_dim"]
     generator = torch.Generator().manual_seed(plan.seeds[0])
     basis = torch.randn(size, width, generator=generator) * scale / width**0.5
-    path = plan.work / f"normal_{scale:g}_{size}.safetensors"
     save_file({"features": basis}, path)
     return str(path)
 
 
 @torch.no_grad()
 def save_kmeans(plan: Plan, size: int) -> str:
-    """A file of the K means of latents of an untrained encoder."""
+    """A file of the K means of latents of an untrained encoder, written if runs are to be started."""
+    path = plan.work / f"kmeans_{size}.safetensors"
+    if not plan.start:
+        return str(path)
     groups = build_settings(TASKS[plan.task].groups, plan.base | {"codebook_size": size})
     set_seed(plan.seeds[0])
     model = SimVQImageModel(groups["model"].config()).eval()
@@ -46,7 +51,6 @@ def save_kmeans(plan: Plan, size: int) -> str:
     means = MiniBatchKMeans(
         size, init="random", n_init=1, batch_size=8192, max_iter=3, random_state=plan.seeds[0]
     ).fit(rows.numpy())
-    path = plan.work / f"kmeans_{size}.safetensors"
     save_file({"features": torch.from_numpy(means.cluster_centers_).float().contiguous()}, path)
     return str(path)
 

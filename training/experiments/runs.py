@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from training.experiments.tasks import TASKS
 from training.runtime.folder_lock import clear_folder
+from training.runtime.parent_process import end_with_parent
 from training.runtime.setting_values import read_yaml
 from training.runtime.settings import SettingsError, build_settings, convert_values, parse_overrides
 
@@ -192,6 +193,7 @@ def _prepare(threads: int) -> None:
 
     import transformers
 
+    end_with_parent()
     torch.set_num_threads(threads)
     logging.disable(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()

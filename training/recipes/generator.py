@@ -19,7 +19,7 @@ from modeling_simvq import (
     SimVQImageGenerationConfig,
     SimVQImageProcessor,
 )
-from modeling_simvq.modeling_simvq_generation import CodeModelOutput
+from modeling_simvq.code_model import CodeModelOutput
 from modeling_simvq.several_quantizers import levels_of
 from training.data.codes import (
     AudioTokenDecoder,
