@@ -310,6 +310,7 @@ def test_folders_that_are_there(tmp_path, monkeypatch):
     assert not list(tmp_path.glob(".exporting-*"))
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_stopped_export_leaves_nothing(tiny_folder, tmp_path):
     command = [sys.executable, "-m", "modeling_simvq", "export", str(tiny_folder), "--format"]

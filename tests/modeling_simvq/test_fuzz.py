@@ -269,7 +269,7 @@ def mutated_state(state: dict, source: random.Random) -> dict:
 
 
 @pytest.mark.slow
-@tries(40, 600)
+@tries(20, 600)
 @pytest.mark.parametrize("modality", ["image", "audio"])
 def test_checkpoints(modality, count, checkpoint, audio_checkpoint, tmp_path):
     """The converter: the file's bytes changed, and what is in it."""

@@ -170,6 +170,7 @@ print(json.dumps({"tiled": tiled, "whole": whole}))
 """
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
 def test_tiling_bounds_the_memory():

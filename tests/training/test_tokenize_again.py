@@ -146,7 +146,7 @@ def write_classes(root: Path, *classes: str, split: str = "train") -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("streaming", ["false", "true"])
+@pytest.mark.parametrize("streaming", ["false", pytest.param("true", marks=pytest.mark.soak)])
 def test_classes_behind_the_others_are_named_in_every_file(tokenize, tmp_path, streaming):
     options = ("splits=[train,test]", f"streaming={streaming}")
     write_classes(tmp_path, "ant", split="test")

@@ -57,11 +57,18 @@ def write_table(path: Path, named: list) -> Path:
     return path
 
 
-TABLES = ["list.csv", "list.jsonl", "struct.jsonl", "list.parquet", "images.parquet"]
+TABLES = ["list.csv", "struct.jsonl", "images.parquet"]
+SIMILAR_TABLES = ["list.jsonl", "list.parquet"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *TABLES,
+        *(pytest.param(name, marks=pytest.mark.soak) for name in SIMILAR_TABLES),
+    ],
+)
 def test_relative_paths_count_from_the_folder_of_their_table(name, tmp_path, monkeypatch):
     """Neither from the working directory, nor from the folder of another table; all others stay as they are."""
     write(tmp_path / "here/photos/1.png", png(0))

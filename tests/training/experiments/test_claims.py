@@ -298,6 +298,7 @@ def test_the_claim_for_speech(work, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_run_that_fails_leaves_the_others(pictures, work, tmp_path, monkeypatch):
     pytest.importorskip("vector_quantize_pytorch")
+    monkeypatch.setattr("training.experiments.collapse.PAPER", ["simvq", "fsq"])
     # No levels of FSQ multiply to 32.
     here(monkeypatch, "collapse", pictures, work, tmp_path, "--sizes", "32")
     found = json.loads((tmp_path / "results.json").read_text())["runs"]

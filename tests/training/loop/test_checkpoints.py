@@ -42,8 +42,12 @@ def everything(trainer) -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "phase",
-    [{"autoencoder_steps": 2}, {"autoencoder_steps": 6, "codes_from_latents": True}],
-    ids=["after the phase", "while latents are collected"],
+    [
+        pytest.param({"autoencoder_steps": 2}, id="after the phase", marks=pytest.mark.soak),
+        pytest.param(
+            {"autoencoder_steps": 6, "codes_from_latents": True}, id="while latents are collected"
+        ),
+    ],
 )
 def test_resume_goes_on_bit_for_bit_in_the_middle_of_a_window(
     make_trainer, tmp_path, monkeypatch, phase

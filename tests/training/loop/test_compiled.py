@@ -28,6 +28,7 @@ def end_of(make_trainer, folder, **settings) -> dict[str, torch.Tensor]:
     return load_file(folder / "model" / "model.safetensors"), trainer
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_compiled_run_is_the_same_run(make_trainer, compiled, monkeypatch, tmp_path):
     ours, trainer = end_of(make_trainer, tmp_path / "compiled")

@@ -56,6 +56,7 @@ def test_a_run_that_failed_frees_its_folder(tmp_path):
     assert not (tmp_path / "run" / ".lock").exists()
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_two_ranks_are_refused_by_one_line_each(codes, tmp_path):
     run = tmp_path / "run"

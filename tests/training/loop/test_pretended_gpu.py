@@ -16,11 +16,11 @@ STEP = {
     "audio generator": {
         "training/loop/steps.py:_apply": 1,
         "modeling_simvq/clip_lengths.py:clip_lengths": 1,
-        "modeling_simvq/modeling_simvq_generation.py:_learn": 2,
+        "modeling_simvq/code_model.py:_learn": 2,
     },
     "generator": {
         "training/loop/steps.py:_apply": 1,
-        "modeling_simvq/modeling_simvq_generation.py:_learn": 1,
+        "modeling_simvq/code_model.py:_learn": 1,
     },
 }
 # Waits of a validation of two batches. The generator's samples 16 codes of each image, one after another.

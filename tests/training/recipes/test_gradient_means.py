@@ -65,6 +65,7 @@ def test_a_code_counts_the_same_in_whatever_batch_it_comes(tmp_path, one_process
     assert distances["gradient"] < 1e-6 and distances["loss"] < 1e-6, distances
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_growing_scale_of_fp16_changes_no_gradient(make_trainer):
     """The scale doubles after every step, once, and never between the batches of one."""

@@ -32,6 +32,7 @@ def blocks_touched(how: str) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's settings")
 def test_freed_blocks_are_reused_by_the_next():
     assert blocks_touched("plain") > 9
