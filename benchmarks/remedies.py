@@ -25,9 +25,10 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 from turns import take_turns  # noqa: E402
 
 from training.demo.image import write_training_folder  # noqa: E402
+from training.experiments.bars import draw_panels  # noqa: E402
 from training.experiments.memory import MIB, peak_memory, reset_peak  # noqa: E402
 from training.experiments.remedies import remedies  # noqa: E402
-from training.experiments.report import new_figure, publish  # noqa: E402
+from training.experiments.report import publish  # noqa: E402
 from training.experiments.runs import REPOSITORY  # noqa: E402
 from training.experiments.tasks import TASKS  # noqa: E402
 from training.loop.trainer import Trainer  # noqa: E402
@@ -92,20 +93,14 @@ def compare(codebook_size: int, options: argparse.Namespace) -> list[dict]:
 
 def draw(found: list[dict], several: bool):
     """Draw time and memory as bars."""
-    figure, axes = new_figure(2, height=0.9 + 0.3 * len(found))
     names = [
         f"{one['remedy']}, K = {one['codebook_size']:,}" if several else one["remedy"]
         for one in found
     ]
     panels = {"ratio": ("step time over SimVQ's", "{:.2f}"), "peak_mib": ("peak, MiB", "{:,.0f}")}
-    for axis, (key, (title, form)) in zip(axes, panels.items(), strict=True):
-        bars = axis.barh(names, [one[key] for one in found])
-        axis.bar_label(bars, fmt=form, padding=3, fontsize=8)
-        axis.set_title(title, fontsize=10)
-        axis.margins(x=0.18)
-        axis.invert_yaxis()
-        axis.tick_params(labelleft=axis is axes[0], labelsize=8)
-    return figure
+    return draw_panels(
+        names, [(*title, [one[key] for one in found]) for key, title in panels.items()]
+    )
 
 
 def main() -> None:
