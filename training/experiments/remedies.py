@@ -11,7 +11,6 @@ import argparse
 from training.experiments.bars import draw_bars
 from training.experiments.report import table, write
 from training.experiments.runs import parse_plan, run_all
-from training.experiments.tasks import TASKS
 
 COLUMNS = ["rank_latents", "rank_codebook", "train_utilisation", "train_perplexity"]
 QUALITY = {"images": ["psnr", "ssim", "lpips_alex"], "speech": ["mel_distance", "pesq", "stoi"]}
@@ -66,7 +65,7 @@ def remedies(steps: int, width: int) -> dict[str, dict]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--task", default="images", choices=sorted(TASKS))
+    parser.add_argument("--task", default="images", choices=sorted(QUALITY))
     known, words = parser.parse_known_args()
     name = "remedies" if known.task == "images" else f"remedies_{known.task}"
     plan = parse_plan(name, __doc__, [SIZES[known.task]], words, known.task)
