@@ -139,7 +139,12 @@ class Evaluation:
     def ordered_keys(self) -> list[str]:
         """Keys of the metrics in the order of METRICS, unknown ones at the end."""
         order = list(METRICS)
-        return sorted(self.metrics, key=lambda k: (order.index(k) if k in order else len(order), k))
+
+        def place(key: str) -> tuple[int, int, str]:
+            metric, number = of_quantizer(key)
+            return (order.index(metric) if metric in order else len(order), number, key)
+
+        return sorted(self.metrics, key=place)
 
     def rows(self, intervals: bool = False) -> list[tuple[str, str]]:
         """Metric names and values as text, in the order of METRICS.
@@ -157,14 +162,24 @@ class Evaluation:
         return rows
 
 
+def of_quantizer(key: str) -> tuple[str, int]:
+    """Return the metric that utilisation_2 is of, and the number of its quantizer; 0 if it is of all."""
+    metric, _, number = key.rpartition("_")
+    return (metric, int(number)) if metric in OF_CODES and number.isdecimal() else (key, 0)
+
+
 def metric_name(key: str) -> str:
     """Name of a metric on a card, with an arrow to where better is."""
-    name, _, better = METRICS.get(key, (key, 4, 0))
+    metric, number = of_quantizer(key)
+    name, _, better = METRICS.get(metric, (metric, 4, 0))
+    if number:
+        name += f" of quantizer {number}"
     return name + {1: " ↑", -1: " ↓", 0: ""}[better]
 
 
 def format_value(key: str, value: float) -> str:
     """A metric's value as people read it."""
+    key = of_quantizer(key)[0]
     if key in ("utilisation", "reachable_utilisation"):
         return f"{value:.1%}"
     # No more digits than the value has: 0.12 is not 0.120.

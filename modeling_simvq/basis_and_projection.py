@@ -41,6 +41,13 @@ def check_options(
         )
 
 
+def check_switches(**switches: bool) -> None:
+    """Raise ValueError if a value is no bool: the word false, as from a file, would count as true."""
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, got {value!r}")
+
+
 def fill_basis(basis: Tensor, basis_init: str | Tensor) -> None:
     """Fill C, (K, m), in place: drawn in one of the ways of BASIS_INITS, or copied from a tensor.
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,7 @@ def quantizers_for(
     for name, value in (("num_quantizers", num_quantizers), ("n_quantizers", n_quantizers)):
         if value is None:
             continue
-        whole = isinstance(value, int) and not isinstance(value, bool)
+        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
         if not whole or not 1 <= value <= most:
             has = (
                 f"{most} codebooks"
@@ -34,14 +35,14 @@ def quantizers_for(
             )
             limit = "1" if most == 1 else f"1 to {most}"
             raise ValueError(
-                f"{name} must be {limit} or left out, got {value}: this model has {has}"
+                f"{name} must be {limit} or left out, got {value!r}: this model has {has}"
             )
         if found not in (None, value):
             raise ValueError(f"num_quantizers={found} and n_quantizers={value} differ: give one")
-        found = value
+        found = int(value)
     if bandwidth is None:
         return found
-    known = isinstance(bandwidth, (int, float))
+    known = isinstance(bandwidth, (int, float, np.integer, np.floating))
     rates = config.target_bandwidths
     fits = [
         i + 1 for i, own in enumerate(rates) if known and math.isclose(bandwidth, own, rel_tol=0.01)

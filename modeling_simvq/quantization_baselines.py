@@ -72,11 +72,11 @@ def make_quantizer(config) -> nn.Module:
 def _make_one(config, owner: SimVQ | None = None) -> Quantizer:
     name, options = config.quantizer, dict(config.quantizer_options)
     size, dim, beta = config.codebook_size, config.quantizer_dim, config.commitment_cost
-    if name in ("simvq", "lc"):
-        if owner is not None:
-            return SimVQOnBasisOf(owner, size, dim, beta, **options)
-        return SimVQ(size, dim, beta, **options)
     try:
+        if name in ("simvq", "lc"):
+            if owner is not None:
+                return SimVQOnBasisOf(owner, size, dim, beta, **options)
+            return SimVQ(size, dim, beta, **options)
         if name in ("vq", "fc"):
             options = {"code_dim": 8, "unit_length": True, **options} if name == "fc" else options
             return CodebookQuantizer(size, dim, beta, **options)

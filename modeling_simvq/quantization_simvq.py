@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .basis_and_projection import check_options, fill_basis, make_projection, project
+from .basis_and_projection import (
+    check_options,
+    check_switches,
+    fill_basis,
+    make_projection,
+    project,
+)
 from .float32_module import Float32Linear
 from .hooked_weights import brings_weights, is_offloaded
 from .kept_codebook import KeepsCodebook
@@ -71,6 +77,11 @@ class SimVQ(KeepsCodebook, Quantizer):
     ):
         super().__init__(codebook_size, codebook_dim)
         width = codebook_dim if basis_dim is None else basis_dim
+        check_switches(
+            train_basis=train_basis,
+            train_projection=train_projection,
+            rotation_trick=rotation_trick,
+        )
         check_options(
             codebook_size, codebook_dim, width, basis_init, projection_hidden_dim, train_projection
         )

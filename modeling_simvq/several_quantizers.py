@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .float32_module import Float32Module
 from .integer_codes import integers
-from .straight_through import with_gradient_of
+from .straight_through import rotate, with_gradient_of
 
 
 class SeveralQuantizers(Float32Module):
@@ -55,7 +55,9 @@ class SeveralQuantizers(Float32Module):
             # Parameters without a gradient are an error of DistributedDataParallel.
             for level in self.levels[count:]:
                 loss = loss + sum(0.0 * p.sum() for p in level.parameters() if p.requires_grad)
-        return with_gradient_of(exact, quantized).to(latents.dtype), torch.stack(codes, dim=1), loss
+        turned = getattr(self.levels[0], "rotation_trick", False)
+        out = (rotate if turned else with_gradient_of)(exact, quantized)
+        return out.to(latents.dtype), torch.stack(codes, dim=1), loss
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Return the vectors of codes.

@@ -347,7 +347,7 @@ def run(settings: AnalysisSettings, data: DataSettings, accelerator: Accelerator
             tokens = loader and encode_all(model, loader, accelerator, number)
             if accelerator.is_main_process:
                 which = name if quantizers == 1 else f"{name}, quantizer {number + 1}"
-                history = read_history(folder) if number == 0 else []
+                history = read_history(folder) if number == 0 else []  # means over the quantizers
                 findings.append(analyse(model, which, tokens, history, number))
     if accelerator.is_main_process:
         folder = Path(settings.output or Path(models[0]) / "codebook_analysis")

@@ -57,3 +57,15 @@ def test_the_card_shows_them_with_intervals_and_the_warning():
     front = yaml.safe_load(text.split("---")[1])
     (result,) = front["model-index"][0]["results"]
     assert [metric["type"] for metric in result["metrics"]] == ["psnr"]
+
+
+def test_figures_of_each_quantizer_stand_beside_those_of_all_under_a_name_of_their_own():
+    metrics = {"utilisation_10": 0.5, "utilisation_2": 1.0, "perplexity_1": 7, "my_2": 1.0}
+    rows = Evaluation(dataset={}, metrics=metrics | {"utilisation": 0.75}).rows()
+    assert rows == [
+        ("utilisation ↑", "75.0%"),
+        ("utilisation of quantizer 2 ↑", "100.0%"),
+        ("utilisation of quantizer 10 ↑", "50.0%"),
+        ("perplexity of quantizer 1", "7.0"),
+        ("my_2", "1.0"),
+    ]

@@ -242,7 +242,7 @@ def test_options_of_the_quantizer_and_its_folded_form_are_saved(options, pixels,
 
 
 def test_misnamed_options_of_the_quantizer_are_refused():
-    with pytest.raises(TypeError, match="rotation"):
+    with pytest.raises(ValueError, match="rotation"):
         SimVQImageModel(SimVQImageConfig(quantizer_options={"rotation": True}))
     with pytest.raises(ValueError, match="quantizer_options"):
         SimVQImageConfig(quantizer_options="rotation_trick")

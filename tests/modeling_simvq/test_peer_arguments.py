@@ -223,6 +223,7 @@ def test_the_bandwidth_that_there_is_and_other_names_of_masks():
     expected = model.encode(values[:, None], mask)
     for options in (
         {"attention_mask": mask, "bandwidth": bits},
+        {"attention_mask": mask, "bandwidth": np.float32(bits), "num_quantizers": np.int64(1)},
         {"padding_mask": mask[:, None]},
     ):
         found = model.encode(values, **options)

@@ -19,6 +19,7 @@ from modeling_simvq import (
 from modeling_simvq.__main__ import main
 from modeling_simvq.quantization_baselines import make_quantizer
 from modeling_simvq.several_quantizers import GroupedQuantizer, ResidualQuantizer
+from modeling_simvq.straight_through import rotate
 from tests.modeling_simvq.tiny import AUDIO, IMAGE
 
 Q = 3
@@ -89,6 +90,23 @@ def test_gradients(arrangement):
     several(latents)[2].backward()
     for level in several.levels:
         assert level.projection.weight.grad.abs().sum() > 0 and level.basis.grad is None
+
+
+@ARRANGEMENTS
+def test_the_rotation_trick_turns_the_gradient_of_the_whole(arrangement):
+    several = quantizer(arrangement)
+    latents = torch.randn(2, 12, 9, requires_grad=True)
+    weights = torch.randn(2, 12, 9)
+    plain = several(latents)[0]
+    for level in several.levels:
+        level.rotation_trick = True
+    turned = several(latents)[0]
+    assert torch.equal(plain, turned)
+    found, expected = (
+        torch.autograd.grad((values * weights).sum(), latents)[0]
+        for values in (turned, rotate(latents, plain.detach()))
+    )
+    assert torch.equal(found, expected) and not torch.allclose(found, weights)
 
 
 @ARRANGEMENTS

@@ -125,11 +125,18 @@ def put_codes_on(quantizers: list[nn.Module], rows: Tensor) -> None:
         return
     white = torch.linalg.solve_triangular(factor, (rows - mean).T, upper=False).T
     for quantizer in quantizers:
-        owns = isinstance(quantizer, SimVQ) and not isinstance(quantizer, SimVQOnBasisOf)
-        if owns and quantizer.basis.shape == rows.shape:
+        if takes_latents_as_codes(quantizer) and len(quantizer.basis) == len(rows):
             quantizer.basis.copy_(white / math.sqrt(width))
             quantizer.projection.weight.copy_(factor * math.sqrt(width))
             quantizer.projection.bias.copy_(mean)
+
+
+def takes_latents_as_codes(quantizer: nn.Module) -> bool:
+    """Tell whether C, W and b of a quantizer, the first of several, can be set so that codes are latents."""
+    first = levels_of(quantizer)[0]
+    if not isinstance(first, SimVQ) or isinstance(first, SimVQOnBasisOf):
+        return False
+    return _has_matrix(first) and first.basis.shape[1] == first.codebook_dim
 
 
 @torch.no_grad()

@@ -76,7 +76,8 @@ def draw(points: dict[str, dict[float, dict[str, float]]]):
         axis.set_title(COLUMNS[metric][0], fontsize=10)
         axis.set_xlabel("bits a position", fontsize=9)
         axis.tick_params(labelsize=8)
-    axes[0].legend(fontsize=7)
+    if points:
+        axes[0].legend(fontsize=7)
     return figure
 
 

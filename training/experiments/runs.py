@@ -91,8 +91,12 @@ def parse_plan(
     )
     parser.add_argument("--output", default=str(REPOSITORY / "docs/results" / name))
     parser.add_argument("--work", default="runs/experiments", help="folder of the runs")
-    parser.add_argument("--seeds", default="0", help="0,1,2 runs everything three times")
-    parser.add_argument("--sizes", default=",".join(map(str, sizes)), help="codebook sizes K")
+    parser.add_argument(
+        "--seeds", type=_numbers, default="0", help="0,1,2 runs everything three times"
+    )
+    parser.add_argument(
+        "--sizes", type=_sizes, default=",".join(map(str, sizes)), help="codebook sizes K"
+    )
     parser.add_argument(
         "--jobs",
         type=int,
@@ -112,14 +116,30 @@ def parse_plan(
         parser.error(str(error))
     return Plan(
         base,
-        [int(seed) for seed in known.seeds.split(",")],
+        known.seeds,
         Path(known.output),
         Path(known.work),
         known.jobs,
-        [int(size) for size in known.sizes.split(",")],
+        known.sizes,
         task,
         not known.finished,
     )
+
+
+def _numbers(words: str) -> list[int]:
+    try:
+        return [int(word) for word in words.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"whole numbers with commas between, got {words!r}"
+        ) from None
+
+
+def _sizes(words: str) -> list[int]:
+    sizes = _numbers(words)
+    if min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"at least 1 code, got {min(sizes)}")
+    return sizes
 
 
 def config_hash(settings: dict, task: str = "images") -> str:

@@ -8,6 +8,7 @@ from accelerate.logging import get_logger
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers import PreTrainedConfig
 
 from training.codebook.usage import CodeCounter
 
@@ -94,18 +95,19 @@ def _warn_of(unreadable: int) -> None:
 def run_validation(
     loader: DataLoader,
     accelerator: Accelerator,
-    codebook_size: int,
+    config: PreTrainedConfig,
     measure: Callable[[dict[str, Tensor]], Measured],
 ) -> dict[str, float]:
     """Return means of per-sample figures, utilisation and perplexity, over all ranks.
 
     Args:
         loader, measure: as of measured_batches, figures (B,).
+        config: of the tokenizer, which says how many codes there are, and how many a position has.
 
     Returns:
         Figures, equal on all ranks; empty if no sample was valid.
     """
-    counter = CodeCounter(codebook_size, accelerator.device)
+    counter = CodeCounter(config.codebook_size, accelerator.device, config.num_quantizers)
     figures: dict[str, list[Tensor]] = {}
     left_out = 0
     for per_sample, codes, unreadable in measured_batches(

@@ -8,7 +8,12 @@ from modeling_simvq.several_quantizers import ResidualQuantizer
 from training.codebook.penalties import CodebookPenalties
 from training.codebook.phase_end import PhaseEnd
 from training.codebook.replacement import CodeReplacement
-from training.codebook.start import LatentSample, match_codes_to_latents, put_codes_on
+from training.codebook.start import (
+    LatentSample,
+    match_codes_to_latents,
+    put_codes_on,
+    takes_latents_as_codes,
+)
 from training.codebook.watch import CodebookWatch
 from training.loop.steps import Stepper, StepResult
 from training.runtime.settings import SettingsError
@@ -51,9 +56,10 @@ class Adversaries(Stepper):
             self._replacement = CodeReplacement(both, optimizer, every, self.accelerator)
             self.rank_states["unused"] = self._replacement.counter
         self._first_quantized = self.settings.autoencoder_steps
+        self._ended_early = False
         self._codes_matched = False
         self._sample: LatentSample | None = None
-        if self.settings.codes_from_latents:
+        if self.settings.codes_from_latents and self._can_draw_codes(quantizer):
             config, processes = self.recipe.model.config, self.accelerator.num_processes
             count = -(-config.codebook_size // processes)
             self._sample = LatentSample(count, config.codebook_dim, self.accelerator.device)
@@ -85,19 +91,32 @@ class Adversaries(Stepper):
                 f"train={beginning.train} leaves as it is: set a number, such as 0.1"
             )
 
+    def _can_draw_codes(self, quantizer: nn.Module) -> bool:
+        can = takes_latents_as_codes(quantizer)
+        if not can:
+            logger.warning(
+                "codes_from_latents: only simvq with one linear layer and a C as wide as the latents can have "
+                "these as its codes: this quantizer starts with their mean and covariance if it can, as with "
+                "codes_from_latents=false"
+            )
+        return can
+
     def state_dict(self) -> dict:
         adviser = self.watch.adviser.state_dict()
         return super().state_dict() | {
             "codes_matched": self._codes_matched,
             "adviser": adviser,
-            "first_quantized": self._first_quantized,
+            # Otherwise a resume may set another length.
+            "first_quantized": self._first_quantized if self._ended_early else None,
         }
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self._codes_matched = state["codes_matched"]
         if self._phase_end is not None:
-            self._first_quantized = state.get("first_quantized", self._first_quantized)
+            ended = state.get("first_quantized")
+            self._ended_early = ended is not None
+            self._first_quantized = ended if self._ended_early else self._first_quantized
         self.watch.adviser.load_state_dict(state.get("adviser", {}))  # older checkpoints have none
 
     def step(self, batch: dict[str, Tensor], step: int) -> StepResult:
@@ -172,7 +191,7 @@ class Adversaries(Stepper):
             self._phase_end.settle(skipped)
             in_phase = self._steps < self._first_quantized
             if in_phase and self._phase_end.due(self._steps, self._loss_of):
-                self._first_quantized = self._steps
+                self._first_quantized, self._ended_early = self._steps, True
                 logger.info(f"step {self._steps}: quantization begins, as end_phase_early has it")
 
     def _loss_of(self, inputs: Tensor, latents: Tensor) -> Tensor:
@@ -199,7 +218,8 @@ class Adversaries(Stepper):
         else:
             codebook_size = self.recipe.model.config.codebook_size
             put_codes_on(quantizers, self._sample.draw(codebook_size, self.accelerator))
-            if isinstance(quantizers[0], ResidualQuantizer):
+            shared = self.recipe.model.config.share_basis  # then only the first has a C to set
+            if isinstance(quantizers[0], ResidualQuantizer) or shared:
                 latents = model(inputs, quantize=False).latents
                 match_codes_to_latents(quantizers, latents, self.accelerator, first=1)
         self._codes_matched = True

@@ -174,7 +174,7 @@ class AudioRecipe(TokenizerRecipe):
             figures = {"mel_distance": mel, "si_sdr": si_sdr(decoded, waveforms)[:, 0]}
             return figures, output.audio_codes
 
-        figures = run_validation(loader, accelerator, model.config.codebook_size, figures_of)
+        figures = run_validation(loader, accelerator, model.config, figures_of)
         return Validation(figures, pictures, sounds, rate)
 
     def save_tokenizer(self, model: nn.Module, folder: Path) -> Path:

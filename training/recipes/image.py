@@ -181,7 +181,7 @@ class ImageRecipe(TokenizerRecipe):
                 pictures["reconstructions"] = sheet
             return figures, output.image_codes
 
-        figures = run_validation(loader, accelerator, model.config.codebook_size, figures_of)
+        figures = run_validation(loader, accelerator, model.config, figures_of)
         return Validation(figures, pictures)
 
     def save_tokenizer(self, model: nn.Module, folder: Path) -> Path:

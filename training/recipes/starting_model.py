@@ -19,7 +19,7 @@ logger = get_logger(__name__)
 
 PARTS = ("all", "encoder", "quantizer", "decoder")
 # Settings that a run may change without another shape of the weights; codebook_size may grow.
-FREE = ("codebook_size", "commitment_cost", "dropout", "attention_dropout")
+FREE = ("codebook_size", "commitment_cost", "dropout", "attention_dropout", "quantizer_dropout")
 
 
 @dataclass(frozen=True)
@@ -204,8 +204,8 @@ def _grown(source: PreTrainedModel, size: int) -> Tensor:
         )
     if source.config.quantizer != "simvq" or not isinstance(quantizer, SimVQ):
         raise SettingsError(
-            f"codebook_size: {source.config.quantizer} has a table of {had} codes that cannot grow: leave "
-            "codebook_size out"
+            "codebook_size: only the C of one simvq can grow, and this model has "
+            f"{source.config.num_quantizers} x {source.config.quantizer} of {had} codes: leave codebook_size out"
         )
     rows = quantizer.basis.detach().double()
     mean, width = rows.mean(dim=0), rows.shape[1]

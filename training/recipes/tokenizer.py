@@ -65,6 +65,11 @@ class TokenizerLoopSettings(LoopSettings):
         at_least(self, 0, "drift_weight", "replace_unused_every")
         if self.encoder_steps is not None:
             at_least(self, 1, "encoder_steps")
+            if self.encoder_steps < self.autoencoder_steps:
+                raise SettingsError(
+                    f"encoder_steps={self.encoder_steps} freezes the encoder before quantization begins, after "
+                    f"autoencoder_steps={self.autoencoder_steps}: set more"
+                )
         if self.end_phase_early and not self.autoencoder_steps:
             raise SettingsError(
                 "end_phase_early: there is no phase to end: set autoencoder_steps, the longest that it may take"

@@ -132,7 +132,10 @@ def parse_overrides(words: list[str]) -> dict:
         name, equals, value = word.removeprefix("--").partition("=")
         if not equals:
             if not word.startswith("--"):
-                raise SettingsError(f"cannot read {word!r}: overrides are key=value or --key value")
+                raise SettingsError(
+                    f"cannot read {word!r}: overrides are key=value or --key value, and values "
+                    "with spaces in quotes"
+                )
             following = words[index + 1] if index + 1 < len(words) else "--"
             # `--push-to-hub` alone switches on; a value that starts with -- or holds = needs `key=value`.
             if following.startswith("--") or re.match(r"\w+=", following):

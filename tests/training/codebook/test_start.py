@@ -3,11 +3,13 @@
 import pytest
 import torch
 
-from modeling_simvq import SimVQ
+from modeling_simvq import SimVQ, SimVQImageConfig
+from modeling_simvq.quantization_baselines import make_quantizer
 from training.codebook.start import (
     LatentSample,
     match_codes_to_latents,
     put_codes_on,
+    takes_latents_as_codes,
     whiten_codes,
 )
 from training.recipes.tokenizer import TokenizerLoopSettings
@@ -120,6 +122,25 @@ def test_a_sample_goes_on_where_it_was_saved():
 def test_codes_from_latents_needs_a_first_phase():
     with pytest.raises(SettingsError, match="set autoencoder_steps"):
         TokenizerLoopSettings(codes_from_latents=True)
+
+
+def test_a_basis_that_groups_share_is_set_by_the_first_and_the_others_can_still_be_matched():
+    quantizer = make_quantizer(
+        SimVQImageConfig(
+            codebook_size=64,
+            codebook_dim=6,
+            num_quantizers=2,
+            quantizer_arrangement="grouped",
+            share_basis=True,
+        )
+    )
+    assert takes_latents_as_codes(quantizer)
+    torch.manual_seed(0)
+    rows = torch.randn(64, 6) * 3 + 5
+    put_codes_on([quantizer], rows)
+    torch.testing.assert_close(quantizer.levels[0].codebook(), rows[:, :3], rtol=1e-4, atol=1e-4)
+    match_codes_to_latents([quantizer], rows.T[None], OneProcess(), first=1)
+    assert float((quantizer.levels[1].codebook().mean(0) - rows[:, 3:].mean(0)).abs().max()) < 0.5
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader
 
 from modeling_simvq import SimVQ, SimVQImageConfig, SimVQImageModel
 from modeling_simvq.quantization_baselines import make_quantizer
@@ -15,6 +16,7 @@ from training.codebook.penalties import CodebookPenalties
 from training.codebook.phase_end import GaussianCode, PhaseEnd
 from training.codebook.replacement import CodeReplacement
 from training.loop.trainer import Trainer
+from training.loop.validation import run_validation
 from training.recipes.run import make_accelerator
 from training.recipes.tokenizer import TokenizerLoopSettings
 from training.runtime.settings import SettingsError
@@ -121,9 +123,12 @@ def test_a_phase_ends_when_the_loss_through_a_code_does_not_fall(one_process):
     assert end.every == 20 and ends == 6 * 20
 
 
-def trainer_of(folder, quantizer: str = "simvq", options=None, **settings) -> Trainer:
+def trainer_of(
+    folder, quantizer: str = "simvq", options=None, num_quantizers: int = 1, **settings
+) -> Trainer:
     recipe = build_tiny_recipe(16, 2, validation=0, discriminator_start=99)
     config = TINY.to_dict() | {"quantizer": quantizer, "quantizer_options": options or {}}
+    config["num_quantizers"] = num_quantizers
     torch.manual_seed(0)
     recipe.model = SimVQImageModel(SimVQImageConfig.from_dict(config))
     loop = TokenizerLoopSettings(output_dir=str(folder), tracker="none", **settings)
@@ -282,3 +287,57 @@ def test_codes_that_are_not_trained_as_they_are(name):
         codebook_size=64, codebook_dim=16, quantizer=name, quantizer_options=options
     )
     assert trained_codes(make_quantizer(config)) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [{"projection_hidden_dim": 16}, {"basis_dim": 24}, PLAIN], ids=lambda o: [*o][0]
+)
+def test_codes_that_cannot_be_latents_start_with_their_moments(
+    options, tmp_path, one_process, caplog
+):
+    """It was a crash at the end of the phase, or codes anywhere."""
+    settings = {"max_steps": 4, "autoencoder_steps": 2}
+    drawn = trainer_of(tmp_path / "a", "simvq", options, codes_from_latents=True, **settings)
+    assert "codes_from_latents: only simvq with one linear layer" in caplog.text
+    drawn.train()
+    matched = trainer_of(tmp_path / "b", "simvq", options, **settings)
+    matched.train()
+    pairs = zip(drawn.recipe.model.parameters(), matched.recipe.model.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("early", [False, True])
+def test_a_phase_that_has_not_ended_may_be_made_longer(early, tmp_path, one_process):
+    settings = {"end_phase_early": early, "save_every": 2, "warmup_steps": 0}
+    trainer_of(tmp_path, autoencoder_steps=5, max_steps=2, **settings).train()
+    more = {"autoencoder_steps": 8, "max_steps": 9, "resume": "latest"}
+    longer = trainer_of(tmp_path, **more, **settings)
+    longer.train()
+    assert longer.stepper._first_quantized == 8
+
+
+def test_an_encoder_that_rests_before_it_sees_a_code(tmp_path):
+    with pytest.raises(SettingsError, match="encoder_steps=3 freezes .* autoencoder_steps=5"):
+        TokenizerLoopSettings(encoder_steps=3, autoencoder_steps=5)
+
+
+def test_a_validation_counts_each_quantizer_for_itself(tmp_path, one_process):
+    """One of them may be dead while all together use every code."""
+    trainer = trainer_of(tmp_path, max_steps=1, num_quantizers=2)
+    levels = trainer.ema.module.quantizer.levels
+    with torch.no_grad():
+        levels[1].projection.weight.zero_()
+    pixels = torch.rand(6, 3, 16, 16) * 2 - 1
+    rows = {"pixel_values": pixels, "valid": torch.ones(6) > 0, "unreadable": torch.zeros(6).long()}
+    batches = [{name: values[i : i + 3] for name, values in rows.items()} for i in (0, 3)]
+    figures = run_validation(
+        trainer.accelerator.prepare(DataLoader(batches, batch_size=None)),
+        trainer.accelerator,
+        trainer.ema.module.config,
+        lambda batch: ({}, trainer.ema.module.encode(batch["pixel_values"]).image_codes),
+    )
+    first = len(trainer.ema.module.encode(pixels).image_codes[:, 0].unique()) / 64
+    assert figures["utilisation_2"] == 1 / 64 and figures["utilisation_1"] == first
+    assert figures["utilisation"] == pytest.approx((first + 1 / 64) / 2)

@@ -308,7 +308,14 @@ def test_a_run_that_fails_leaves_the_others(pictures, work, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("word", "message"), [("sped=3", "unknown setting 'sped'"), ("dataset=null", "dataset")]
+    ("word", "message"),
+    [
+        ("sped=3", "unknown setting 'sped'"),
+        ("dataset=null", "dataset"),
+        ("--sizes=64,many", "whole numbers with commas between, got '64,many'"),
+        ("--sizes=0", "at least 1 code, got 0"),
+        ("--seeds=x", "whole numbers"),
+    ],
 )
 def test_mistakes_end_in_one_line(word, message, pictures, work, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:

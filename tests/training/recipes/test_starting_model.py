@@ -86,6 +86,13 @@ def test_what_shapes_no_weight_may_differ(source, caplog):
     assert equal_states(model, SimVQImageModel.from_pretrained(source))
 
 
+def test_dropout_of_quantizers_is_no_size(tmp_path):
+    model = chosen(num_quantizers=2, codebook_size=32).build(data())
+    model.save_pretrained(tmp_path)
+    again = chosen(init_from=str(tmp_path), quantizer_dropout=0.5).build(data())
+    assert again.quantizer.dropout == 0.5 and again.config.num_quantizers == 2
+
+
 def test_other_sizes_are_refused_by_name(source):
     settings = chosen(init_from=str(source), base_channels=32, codebook_dim=4, num_res_blocks=2)
     with pytest.raises(SettingsError) as refused:
@@ -116,7 +123,7 @@ def test_a_codebook_that_cannot_grow_or_would_shrink_is_refused(source, tmp_path
         chosen(init_from=str(source), codebook_size=32).build(data())
     fsq = SIZES | {"quantizer": "fsq", "quantizer_options": {"levels": [4, 4, 4]}}
     SimVQImageModel(SimVQImageConfig(**fsq)).save_pretrained(tmp_path / "fsq")
-    with pytest.raises(SettingsError, match="fsq has a table of 64 codes that cannot grow"):
+    with pytest.raises(SettingsError, match="only the C of one simvq .* 1 x fsq of 64 codes"):
         chosen(init_from=str(tmp_path / "fsq"), codebook_size=128).build(data())
 
 
