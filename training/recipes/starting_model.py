@@ -205,7 +205,7 @@ def _grown(source: PreTrainedModel, size: int) -> Tensor:
     if source.config.quantizer != "simvq" or not isinstance(quantizer, SimVQ):
         raise SettingsError(
             "codebook_size: only the C of one simvq can grow, and this model has "
-            f"{source.config.num_quantizers} x {source.config.quantizer} of {had} codes: leave codebook_size out"
+            f"{source.config.num_quantizers} x {source.config.quantizer} of {had} codes: leave it out"
         )
     rows = quantizer.basis.detach().double()
     mean, width = rows.mean(dim=0), rows.shape[1]
