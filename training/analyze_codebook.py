@@ -276,6 +276,16 @@ def read_history(model: str) -> list[dict[str, float]]:
     return [steps[step] for step in sorted(steps)]
 
 
+def figures_of(number: int, figures: dict[str, float]) -> dict[str, float]:
+    """Return what a validation says of one of several quantizers: of the first also the ranks."""
+    means = ("utilisation", "reachable_utilisation", "perplexity")
+    kept = {k: v for k, v in figures.items() if k not in means} if number == 0 else {}
+    if (own := f"utilisation_{number + 1}") in figures:
+        kept |= {"utilisation": figures[own]}
+        kept |= {"reachable_utilisation": figures["reachable_utilisation"]}
+    return {"step": figures["step"]} | kept
+
+
 def find_model(given: str) -> str:
     """The model's folder, also of a run of the trainer, or its name on the Hub.
 
@@ -347,7 +357,9 @@ def run(settings: AnalysisSettings, data: DataSettings, accelerator: Accelerator
             tokens = loader and encode_all(model, loader, accelerator, number)
             if accelerator.is_main_process:
                 which = name if quantizers == 1 else f"{name}, quantizer {number + 1}"
-                history = read_history(folder) if number == 0 else []  # means over the quantizers
+                history = read_history(folder)
+                if quantizers > 1:
+                    history = [figures_of(number, figures) for figures in history]
                 findings.append(analyse(model, which, tokens, history, number))
     if accelerator.is_main_process:
         folder = Path(settings.output or Path(models[0]) / "codebook_analysis")

@@ -23,6 +23,7 @@ from training.analyze_codebook import (
     TokenSample,
     analyse,
     code_distances,
+    figures_of,
     find_model,
     nearest_other_distances,
     read_history,
@@ -132,6 +133,18 @@ def test_the_sample_of_tokens_is_bounded_and_drawn_from_all():
     assert len(sample.codes) == 100 == len(sample.codes.unique())
     assert torch.equal(sample.latents[:, 0], sample.codes.float())
     assert 300 < sample.codes.float().mean() < 700
+
+
+def test_the_history_of_one_of_several_quantizers_is_its_own():
+    figures = {"step": 3, "utilisation": 0.6, "reachable_utilisation": 0.9, "perplexity": 8.0}
+    figures |= {"utilisation_1": 1.0, "utilisation_2": 0.2, "rank_w": 5.0}
+    shared = {"step": 3, "reachable_utilisation": 0.9}
+    first, second = (figures_of(number, figures) for number in (0, 1))
+    assert second == shared | {"utilisation": 0.2}
+    assert {"utilisation": 1.0, "rank_w": 5.0, **shared}.items() <= first.items()
+    assert "perplexity" not in first
+    # Runs of before each quantizer was counted for itself.
+    assert figures_of(1, {"step": 3, "utilisation": 0.6}) == {"step": 3}
 
 
 def test_a_history_survives_a_cut_line_and_a_resume(tmp_path):
