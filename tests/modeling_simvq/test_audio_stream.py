@@ -239,6 +239,7 @@ def test_saved_and_loaded(model, tmp_path):
     assert_same(through(loaded.stream(), samples, [50]), whole(model, samples))
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_step_exports_and_compiles_with_fixed_shapes(model):
     """A frame of samples to latents, and a code's vector to samples; the state is a dict of tensors."""

@@ -89,7 +89,10 @@ def age(*folders: Path, seconds: float = 7200) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "streaming"), [("folder", "false"), ("parquet", "true")])
+@pytest.mark.parametrize(
+    ("kind", "streaming"),
+    [("folder", "false"), pytest.param("parquet", "true", marks=pytest.mark.soak)],
+)
 def test_a_source_that_has_grown_gives_all_its_rows(tokenize, tmp_path, kind, streaming):
     options = ("flips=true", f"streaming={streaming}")
     source = WRITERS[kind](tmp_path / "source", list(range(20)))
@@ -178,7 +181,7 @@ def test_classes_behind_the_others_are_named_in_every_file(tokenize, tmp_path, s
         (None, r"column 'label' was ClassLabel.*and is Value\('int64'\)"),
     ],
 )
-@pytest.mark.parametrize("streaming", ["false", "true"])
+@pytest.mark.parametrize("streaming", ["false", pytest.param("true", marks=pytest.mark.soak)])
 def test_labels_that_mean_something_else_are_refused(
     tokenize, tmp_path, change, message, streaming
 ):

@@ -239,6 +239,7 @@ def test_which_k_says_how_cheap_figures_order_the_runs():
     assert which_k.factors_of(8192) == [64, 128] and which_k.factors_of(7) == [1, 7]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_tokenizer_without_its_model_is_trained_again(pictures, work, tmp_path, monkeypatch):
     here(monkeypatch, "rank", pictures, work, tmp_path, "--sizes", "20")

@@ -76,6 +76,7 @@ def run(words: list[str], cwd: Path, processes: int = 1, **environment: str) -> 
     return done.stdout + done.stderr
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_images_to_samples(photos, tmp_path, hub, monkeypatch):
     tokenizer_words, tokenize_words, generator_words = documented_commands()
