@@ -73,7 +73,7 @@ def serve(changes: dict, threads: int | None, pipe: Connection) -> None:
 
 def compare(codebook_size: int, options: argparse.Namespace) -> list[dict]:
     """Return, of each remedy, K, milliseconds of a step, their ratio to SimVQ's, and the peak in MiB."""
-    width = read_yaml(CONFIG)["codebook_dim"]
+    width = int(read_yaml(CONFIG)["codebook_dim"])  # a number once it is converted
     found = []
     for name, changes in remedies(STEPS, width).items():
         servers = {
