@@ -123,7 +123,7 @@ def main() -> None:
     ]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     scale = (
-        f"Scale: steps of experiments_small.yaml, on {device}, {options.threads} threads, medians of "
+        f"Scale: steps of experiments_small.yaml, on {device}, {options.threads} thread(s), medians of "
         f"{options.runs} turns."
     )
     text = (
