@@ -124,7 +124,7 @@ def test_gradient_checkpointing_and_clipping_run(make_trainer):
     assert trainer.recipe.model.encoder.levels[0].blocks[0].gradient_checkpointing
 
 
-def test_a_stream_needs_max_steps(tiny_recipe):
+def test_a_stream_needs_max_steps(tiny_recipe, one_process):
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):
             yield from ()
