@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--task", default="images", choices=sorted(QUALITY))
     known, words = parser.parse_known_args()
     name = "remedies" if known.task == "images" else f"remedies_{known.task}"
-    plan = parse_plan(name, __doc__, [SIZES[known.task]], words, known.task)
+    plan = parse_plan(name, __doc__, [SIZES[known.task]], words, known.task, more=parser)
     # As published, whatever the configuration does about it.
     plan.base.update(whiten_latents=False, codes_from_latents=False, autoencoder_steps=0)
     width = plan.base.get("codebook_dim", 32)
