@@ -132,6 +132,7 @@ def push_tokens(
         ValueError: if no column holds codes, or one lies outside [0, codebook_size).
         HubError: as of commit_files.
     """
+    repo_id = full_name(repo_id)  # before the files are written, which takes its time
     with tempfile.TemporaryDirectory(prefix="simvq-tokens-") as made:
         files = {
             name: _write_shards(_narrowed(rows, codebook_size), name, Path(made))

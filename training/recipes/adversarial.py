@@ -55,8 +55,7 @@ class Adversaries(Stepper):
             optimizer = self.optimizers["generator"]
             self._replacement = CodeReplacement(both, optimizer, every, self.accelerator)
             self.rank_states["unused"] = self._replacement.counter
-        self._first_quantized = self.settings.autoencoder_steps
-        self._ended_early = False
+        self._ended_at: int | None = None  # the step with which end_phase_early ended the phase
         self._codes_matched = False
         self._sample: LatentSample | None = None
         if self.settings.codes_from_latents and self._can_draw_codes(quantizer):
@@ -91,6 +90,10 @@ class Adversaries(Stepper):
                 f"train={beginning.train} leaves as it is: set a number, such as 0.1"
             )
 
+    @property
+    def _first_quantized(self) -> int:
+        return self.settings.autoencoder_steps if self._ended_at is None else self._ended_at
+
     def _can_draw_codes(self, quantizer: nn.Module) -> bool:
         can = takes_latents_as_codes(quantizer)
         if not can:
@@ -106,17 +109,15 @@ class Adversaries(Stepper):
         return super().state_dict() | {
             "codes_matched": self._codes_matched,
             "adviser": adviser,
-            # Otherwise a resume may set another length.
-            "first_quantized": self._first_quantized if self._ended_early else None,
+            # None while a resume may set another length.
+            "first_quantized": self._ended_at,
         }
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self._codes_matched = state["codes_matched"]
         if self._phase_end is not None:
-            ended = state.get("first_quantized")
-            self._ended_early = ended is not None
-            self._first_quantized = ended if self._ended_early else self._first_quantized
+            self._ended_at = state.get("first_quantized")
         self.watch.adviser.load_state_dict(state.get("adviser", {}))  # older checkpoints have none
 
     def step(self, batch: dict[str, Tensor], step: int) -> StepResult:
@@ -191,7 +192,7 @@ class Adversaries(Stepper):
             self._phase_end.settle(skipped)
             in_phase = self._steps < self._first_quantized
             if in_phase and self._phase_end.due(self._steps, self._loss_of):
-                self._first_quantized, self._ended_early = self._steps, True
+                self._ended_at = self._steps
                 logger.info(f"step {self._steps}: quantization begins, as end_phase_early has it")
 
     def _loss_of(self, inputs: Tensor, latents: Tensor) -> Tensor:
